@@ -1,0 +1,100 @@
+"""Combinations of settings that cannot work, refused before anything is started."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from percmae.config.schema import Config
+from percmae.errors import ConfigError
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError, naming the keys and a way out, for the first impossible combination."""
+    for rule in _RULES:
+        rule(config)
+
+
+def _patches(config: Config) -> None:
+    size, patch = config.data.image_size, config.model.patch_size
+    if size % patch:
+        raise ConfigError(
+            f"data.image_size={size} is not a multiple of model.patch_size={patch}; "
+            f"use {size // patch * patch or patch} or {(size // patch + 1) * patch}"
+        )
+    patches = (size // patch) ** 2
+    if int(patches * (1 - config.model.mask_ratio)) < 1:
+        raise ConfigError(
+            f"model.mask_ratio={config.model.mask_ratio} leaves none of {patches} patches visible; "
+            "lower it or make patches smaller"
+        )
+
+
+def _transformers(config: Config) -> None:
+    for name, sizes in (("encoder", config.model.encoder), ("decoder", config.model.decoder)):
+        if sizes.width % sizes.heads:
+            raise ConfigError(
+                f"model.{name}.width={sizes.width} is not a multiple of "
+                f"model.{name}.heads={sizes.heads}"
+            )
+        if sizes.width % 4:
+            raise ConfigError(
+                f"model.{name}.width={sizes.width} is not a multiple of 4, which the 2-D sin-cos "
+                "positions need"
+            )
+
+
+def _pixels(config: Config) -> None:
+    if config.stage == "pretrain" and config.model.norm_pix_loss and config.variant != "mae":
+        raise ConfigError(
+            f"model.norm_pix_loss=true cannot be used with variant {config.variant}: it compares "
+            "whole images, so predictions must be pixels; set model.norm_pix_loss=false"
+        )
+    if config.variant == "ssim":
+        smallest = config.data.image_size // 2 ** (config.loss.ssim_levels - 1)
+        if smallest < 2:
+            raise ConfigError(
+                f"loss.ssim_levels={config.loss.ssim_levels} shrinks {config.data.image_size} px "
+                "images below 2 px, too small for a 3×3 window; use fewer levels"
+            )
+
+
+def _ranges(config: Config) -> None:
+    augment = config.data.augment
+    for key, (low, high), least, most in (
+        ("data.augment.crop_scale", augment.crop_scale, 0.0, 1.0),
+        ("data.augment.crop_aspect", augment.crop_aspect, 0.0, float("inf")),
+        ("optim.betas", config.optim.betas, -1e-9, 1.0),
+    ):
+        ordered = low <= high or key == "optim.betas"
+        if not (least < low and high <= most and low < most + 1e-9 and ordered):
+            raise ConfigError(f"config key {key}={[low, high]}: expected two numbers, low to high")
+    if min(augment.std) <= 0:
+        raise ConfigError(f"data.augment.std={augment.std}: every value must be above 0")
+
+
+def _batches(config: Config) -> None:
+    total, batch = config.optim.total_batch, config.data.batch_size
+    if total is not None and total % batch:
+        raise ConfigError(f"optim.total_batch={total} is not a multiple of data.batch_size={batch}")
+    if total is not None and config.optim.accumulate != 1:
+        raise ConfigError(
+            f"optim.accumulate={config.optim.accumulate} and optim.total_batch={total} both set "
+            "the accumulation; set optim.total_batch=null to use optim.accumulate"
+        )
+
+
+def _classifier(config: Config) -> None:
+    if config.stage == "probe" and (config.classifier.mixup or config.classifier.cutmix):
+        raise ConfigError(
+            "classifier.mixup and classifier.cutmix are for fine-tuning; a probe takes neither"
+        )
+
+
+_RULES: tuple[Callable[[Config], None], ...] = (
+    _patches,
+    _transformers,
+    _pixels,
+    _ranges,
+    _batches,
+    _classifier,
+)

@@ -1,0 +1,307 @@
+"""From presets, files and ``key=value`` to one checked Config, knowing where each value came from.
+
+Layers, the later one winning: schema defaults, recipe, size, the run that is built upon, variant,
+user file, overrides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from percmae.config.check import check
+from percmae.config.schema import Config, Stage, Variant
+from percmae.errors import ConfigError
+
+VARIANTS: tuple[str, ...] = get_args(Variant)
+STAGES: tuple[str, ...] = get_args(Stage)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: ``1e-4`` is a number (YAML 1.1 would read a string)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+@dataclasses.dataclass
+class Layers:
+    """An effective configuration and the layer each value was set by.
+
+    ``origin`` maps a dotted key to ``default``, ``recipe mae``, ``variant ssim``, a file's path or
+    ``command line``.
+    """
+
+    config: Config
+    origin: dict[str, str]
+
+
+def preset_names(kind: str) -> list[str]:
+    """Names of the presets of a kind (recipes, variants, sizes) that ship with percmae."""
+    return sorted(p.name[:-5] for p in _presets(kind).iterdir() if p.name.endswith(".yaml"))
+
+
+def load_config(
+    variant: str = "mae",
+    recipe: str = "mae",
+    stage: str = "pretrain",
+    file: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    tag: str | None = None,
+    size: str | None = None,
+    base: Mapping[str, Any] | None = None,
+) -> Config:
+    """The configuration of one run.
+
+    variant, recipe, size: names of presets; base: values of the run that is built upon; file:
+    YAML in the shape of ``percmae config show``; overrides: ``key=value`` strings with dotted keys
+    (the value is read as YAML). Raises ConfigError naming the key (and the nearest valid one) for
+    an unknown key, a wrong type, a value out of range or a combination that cannot work.
+    """
+    return load_layers(variant, recipe, stage, file, overrides, tag, size, base).config
+
+
+def load_layers(
+    variant: str = "mae",
+    recipe: str = "mae",
+    stage: str = "pretrain",
+    file: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    tag: str | None = None,
+    size: str | None = None,
+    base: Mapping[str, Any] | None = None,
+) -> Layers:
+    """Like :func:`load_config`, with the origin of each value."""
+    _known("variant", variant, VARIANTS)
+    _known("recipe", recipe, preset_names("recipes"))
+    _known("stage", stage, STAGES)
+    merged: dict[str, Any] = {"stage": stage, "variant": variant, "recipe": recipe}
+    origin = dict.fromkeys(merged, "command line")
+    sections = _read_preset("recipes", recipe)
+    for section in ("all", stage):
+        _merge(merged, origin, sections.get(section) or {}, f"recipe {recipe}")
+    if size is not None:
+        _known("size", size, preset_names("sizes"))
+        _merge(merged, origin, _read_preset("sizes", size), f"size {size}")
+        tuned = (sections.get("sizes") or {}).get(size) or {}
+        _merge(merged, origin, tuned.get(stage) or {}, f"recipe {recipe}, size {size}")
+    if base is not None:
+        _merge(merged, origin, base, "the run built upon")
+    # A variant is about pretraining (its loss, its networks), not about the classifier.
+    if stage == "pretrain":
+        _merge(merged, origin, _read_preset("variants", variant), f"variant {variant}")
+    if file is not None:
+        _merge(merged, origin, _read_file(Path(file)), str(file))
+    for override in overrides:
+        _merge(merged, origin, _parse_override(override), "command line")
+    if tag is not None:
+        _merge(merged, origin, {"tag": tag}, "command line")
+    config = config_from_dict(merged)
+    return Layers(config, {key: origin.get(key, "default") for key, _ in _leaves(to_dict(config))})
+
+
+def config_from_dict(values: Mapping[str, Any]) -> Config:
+    """A checked Config from plain nested values (YAML or JSON types).
+
+    Raises ConfigError with one line for the first fault found.
+    """
+    _check_keys(values, Config, "")
+    try:
+        # Strict JSON rules: 3 is a float where one is wanted, but "3" or true is not an int.
+        config = _adapter().validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+    except TypeError as error:
+        raise ConfigError(f"config: {error}; use numbers, strings, lists and mappings") from None
+    check(config)
+    return config
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The configuration as nested plain values."""
+    return dataclasses.asdict(config)
+
+
+def to_yaml(config: Config) -> str:
+    """The configuration as YAML that ``load_config(file=…)`` reads back."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def digest(config: Config) -> str:
+    """``sha256:…`` of everything that changes what the run computes.
+
+    Stable over processes, key order and operational settings (workers, log rhythm, tag …).
+    """
+    values = {k: v for k, v in _leaves(to_dict(config)) if k not in _operational()}
+    del values["recipe"]  # a name; what it stands for is in the other keys
+    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def docs() -> Iterator[tuple[str, str, str]]:
+    """``(dotted key, type, docstring)`` of every field, in the schema's order."""
+    for key, field in _fields(Config):
+        annotation = field.annotation
+        kind = getattr(annotation, "__name__", None) if not get_args(annotation) else None
+        yield key, kind or str(annotation).replace("typing.", ""), field.description or ""
+
+
+def leaves(config: Config) -> dict[str, Any]:
+    """Dotted key to value, in the schema's order; lists are values."""
+    return dict(_leaves(to_dict(config)))
+
+
+@cache
+def _adapter() -> TypeAdapter[Config]:
+    return TypeAdapter(Config)
+
+
+@cache
+def _operational() -> frozenset[str]:
+    return frozenset(
+        key
+        for key, field in _fields(Config)
+        if isinstance(field.json_schema_extra, dict)
+        and field.json_schema_extra.get("digest") is False
+    )
+
+
+def _sections(cls: type) -> dict[str, FieldInfo]:
+    return cls.__pydantic_fields__  # type: ignore[attr-defined]
+
+
+def _fields(cls: type, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in _sections(cls).items():
+        kind = field.annotation
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            yield from _fields(kind, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _presets(kind: str) -> Any:
+    return resources.files("percmae") / "configs" / kind
+
+
+def _read_preset(kind: str, name: str) -> dict[str, Any]:
+    text = (_presets(kind) / f"{name}.yaml").read_text()
+    return yaml.load(text, Loader=_Loader) or {}
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.load(path.read_text(), Loader=_Loader)
+    except OSError as error:
+        raise ConfigError(f"config file {path}: {error.strerror}; check the path") from None
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"config file {path} is not YAML: {reason}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"config file {path}: expected a mapping of keys to values at the top")
+    # These three are chosen by arguments; a saved config.yaml carries them for the reader.
+    return {k: v for k, v in values.items() if k not in ("stage", "variant", "recipe")}
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        raise ConfigError(f"override {override!r}: expected key=value, such as optim.epochs=3")
+    if key in ("variant", "recipe", "stage"):
+        raise ConfigError(f"override {override!r}: choose it with --{key} instead")
+    try:
+        value = yaml.load(text, Loader=_Loader) if text.strip() else None
+    except yaml.YAMLError:
+        value = text
+    nested: Any = value
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    return dict(nested)
+
+
+def _merge(
+    into: dict[str, Any],
+    origin: dict[str, str],
+    layer: Mapping[str, Any],
+    name: str,
+    prefix: str = "",
+) -> None:
+    for key, value in layer.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, Mapping) and isinstance(into.get(key, {}), dict):
+            _merge(into.setdefault(key, {}), origin, value, name, f"{dotted}.")
+        else:
+            into[key] = value
+            origin[dotted] = name
+
+
+def _known(what: str, name: str, names: Iterable[str]) -> None:
+    if name not in names:
+        raise ConfigError(
+            f"unknown {what} {name!r}{_nearest(name, names)}; one of: " + ", ".join(names)
+        )
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _check_keys(values: Mapping[str, Any], cls: type, prefix: str) -> None:
+    """Unknown keys first, over the whole tree: with a name to offer, unlike pydantic's message."""
+    fields = _sections(cls)
+    for key, value in values.items():
+        dotted = f"{prefix}{key}"
+        if key not in fields:
+            raise ConfigError(f"unknown config key {dotted!r}{_nearest_key(dotted)}")
+        kind = fields[key].annotation
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            if not isinstance(value, Mapping):
+                raise ConfigError(
+                    f"config key {dotted!r} is a section; set one of its keys, such as "
+                    f"{dotted}.{next(iter(_sections(kind)))}"
+                )
+            _check_keys(value, kind, f"{dotted}.")
+
+
+def _nearest_key(dotted: str) -> str:
+    keys = [key for key, _ in _fields(Config)]
+    same_leaf = [k for k in keys if k.rsplit(".", 1)[-1] == dotted.rsplit(".", 1)[-1]]
+    if same_leaf:
+        return f"; did you mean {same_leaf[0]!r}?"
+    return _nearest(dotted, keys) or "; `percmae config show` lists all keys"
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"] if not str(part).startswith("constrained"))
+    given = json.dumps(first["input"], default=str)
+    return f"config key {key}={given}: {_plain(first['msg'])}"
+
+
+def _plain(message: str) -> str:
+    return message[0].lower() + message[1:].replace("valid dictionary", "mapping")

@@ -1,0 +1,318 @@
+"""What can be configured: one dataclass a section, a docstring under each field.
+
+The docstrings are the documentation: ``percmae config show --docs`` prints them. Fields marked
+``OPERATIONAL`` change how a run is carried out but not what it computes; they stay out of the
+config's digest, so changing one does not make a finished run stale.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic.config import JsonDict
+from pydantic.dataclasses import dataclass
+
+from percmae.config.variants import Adversarial, Discriminator, Perceptual, StyleGAN2ADA
+
+SETTINGS = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+OPERATIONAL: JsonDict = {"digest": False}
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Variant = Literal["mae", "ssim", "perceptual", "ls_gan", "msg_gan", "stylegan2_ada"]
+Stage = Literal["pretrain", "finetune", "probe"]
+
+
+@dataclass(config=SETTINGS)
+class Augment:
+    """How an image becomes a network input (torchvision and timm transforms)."""
+
+    crop_scale: list[float] = Field(default_factory=lambda: [0.2, 1.0], min_length=2, max_length=2)
+    """Area range of RandomResizedCrop as a share of the image; [1, 1] with crop_aspect [1, 1]
+    turns random cropping into a plain resize."""
+    crop_aspect: list[float] = Field(
+        default_factory=lambda: [0.75, 4 / 3], min_length=2, max_length=2
+    )
+    """Aspect ratio range (width / height) of RandomResizedCrop."""
+    interpolation: Literal["bilinear", "bicubic", "lanczos"] = "bicubic"
+    """Filter used whenever an image is resized."""
+    flip: Fraction = 0.5
+    """Probability of a horizontal flip."""
+    color_jitter: NonNegativeFloat = 0.0
+    """Strength of brightness, contrast and saturation jitter (fine-tuning; unused with
+    rand_augment, as in timm)."""
+    rand_augment: str | None = None
+    """timm's RandAugment policy (fine-tuning), e.g. rand-m9-mstd0.5-inc1; null for none."""
+    erasing: Fraction = 0.0
+    """Probability of random erasing (fine-tuning)."""
+    eval_crop: Annotated[float, Field(gt=0.0, le=1.0)] = 0.875
+    """Evaluation: resize the shorter side to image_size / eval_crop, then crop the centre."""
+    mean: list[float] = Field(
+        default_factory=lambda: [0.485, 0.456, 0.406], min_length=3, max_length=3
+    )
+    """Mean of each channel in [0, 1], subtracted from the input (ImageNet's by default)."""
+    std: list[float] = Field(
+        default_factory=lambda: [0.229, 0.224, 0.225], min_length=3, max_length=3
+    )
+    """Standard deviation of each channel in [0, 1]; the input is divided by it."""
+
+
+@dataclass(config=SETTINGS)
+class Data:
+    """Images and how they are read."""
+
+    image_size: Annotated[int, Field(ge=8)] = 224
+    """Side of the square network input in pixels."""
+    batch_size: PositiveInt = 64
+    """Images a process (a GPU) takes in one forward pass."""
+    workers: Annotated[NonNegativeInt, Field(json_schema_extra=OPERATIONAL)] = 8
+    """Loader processes for each training process; 0 decodes in the training process itself."""
+    pin_memory: Annotated[bool, Field(json_schema_extra=OPERATIONAL)] = True
+    """Copy batches into page-locked memory (GPU runs only; ignored on CPU)."""
+    augment: Augment = Field(default_factory=Augment)
+    """Transforms and their parameters."""
+
+
+@dataclass(config=SETTINGS)
+class Encoder:
+    """The Vision Transformer that is kept after pretraining (METHOD: ViT-B by default)."""
+
+    width: PositiveInt = 768
+    """Embedding dimension; a multiple of heads and of 4."""
+    depth: PositiveInt = 12
+    """Transformer blocks."""
+    heads: PositiveInt = 12
+    """Attention heads."""
+    mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
+    """Hidden width of a block's MLP over its width."""
+
+
+@dataclass(config=SETTINGS)
+class Decoder:
+    """The light transformer that reconstructs pixels; thrown away after pretraining."""
+
+    width: PositiveInt = 512
+    """Embedding dimension; a multiple of heads and of 4."""
+    depth: PositiveInt = 8
+    """Transformer blocks."""
+    heads: PositiveInt = 16
+    """Attention heads."""
+    mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
+    """Hidden width of a block's MLP over its width."""
+
+
+@dataclass(config=SETTINGS)
+class Model:
+    """Masked autoencoder sizes."""
+
+    patch_size: PositiveInt = 16
+    """Side of a patch in pixels; must divide data.image_size."""
+    encoder: Encoder = Field(default_factory=Encoder)
+    """Encoder sizes."""
+    decoder: Decoder = Field(default_factory=Decoder)
+    """Decoder sizes (pretraining)."""
+    mask_ratio: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.75
+    """Share of patches removed from each image."""
+    norm_pix_loss: bool = False
+    """Normalise each target patch by its own mean and variance (variant mae only)."""
+    init_from: str | None = None
+    """Start from these weights: a run, a run's checkpoint file, or an official MAE state dict
+    (path or s3:// URI). Every key must find its place."""
+
+
+@dataclass(config=SETTINGS)
+class Loss:
+    """Weights of the loss terms (METHOD section 2); a variant uses those it defines."""
+
+    l1: NonNegativeFloat = 1.0
+    """Whole-image L1 reconstruction."""
+    perceptual: NonNegativeFloat = 0.05
+    """Feature reconstruction."""
+    style: NonNegativeFloat = 40.0
+    """Gram matrices of the features."""
+    gan: NonNegativeFloat = 0.7
+    """Adversarial term of the generator."""
+    ssim: Fraction = 0.85
+    """Share of SSIM in each level of the ssim pyramid; L1 has the rest."""
+    ssim_levels: PositiveInt = 4
+    """Levels of the ssim pyramid; each halves the image."""
+
+
+@dataclass(config=SETTINGS)
+class Optim:
+    """Optimiser and learning-rate schedule (METHOD section 6)."""
+
+    name: Literal["adam", "adamw", "sgd", "lars"] = "adamw"
+    """Optimiser."""
+    lr: Annotated[float, Field(gt=0)] = 1.5e-4
+    """Learning rate; for a batch of scale_batch images when that is set."""
+    scale_batch: PositiveInt | None = 256
+    """Linear scaling rule: the rate used is lr · effective batch / scale_batch; null uses lr
+    as it is."""
+    total_batch: PositiveInt | None = None
+    """Effective batch over all processes; gradient accumulation is derived from it. Null: it is
+    batch_size · processes · accumulate."""
+    accumulate: PositiveInt = 1
+    """Forward passes for each optimiser step (when total_batch is null)."""
+    betas: list[float] = Field(default_factory=lambda: [0.9, 0.95], min_length=2, max_length=2)
+    """Adam's decay rates."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Adam's epsilon."""
+    momentum: Fraction = 0.9
+    """Momentum of sgd and lars."""
+    nesterov: bool = False
+    """Nesterov momentum (sgd)."""
+    weight_decay: NonNegativeFloat = 0.05
+    """Decoupled weight decay (coupled for adam, sgd and lars); not on biases, norms, tokens."""
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Learning-rate factor from each encoder layer to the one below (fine-tuning)."""
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """Course of the rate after warm-up."""
+    warmup_epochs: NonNegativeFloat = 40
+    """Epochs of linear warm-up from 0."""
+    min_lr: NonNegativeFloat = 0.0
+    """Where the cosine ends, at most the rate it starts from (not scaled by the batch)."""
+    step_epochs: PositiveInt = 30
+    """Epochs between the steps of schedule step."""
+    step_factor: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    """Factor at each step of schedule step."""
+    epochs: PositiveInt = 800
+    """Passes over the training set."""
+    max_steps: PositiveInt | None = None
+    """Stop after this many optimiser steps, if that comes first."""
+    clip_grad: Annotated[float, Field(gt=0)] | None = None
+    """Largest gradient norm, over all parameters of one optimiser; null for no clipping."""
+
+
+@dataclass(config=SETTINGS)
+class Classifier:
+    """Fine-tuning and linear probing."""
+
+    classes: Annotated[int, Field(ge=2)] | None = None
+    """Number of classes; null takes the dataset's. A number that differs from it is an error."""
+    pool: Literal["avg", "token"] = "token"
+    """Features the head sees: the mean of the patch tokens, or the class token."""
+    drop_path: Fraction = 0.0
+    """Stochastic depth, linearly increasing to this rate in the last block."""
+    dropout: Fraction = 0.0
+    """Dropout before the head."""
+    label_smoothing: Fraction = 0.0
+    """Label smoothing."""
+    mixup: NonNegativeFloat = 0.0
+    """Mixup alpha; 0 for none."""
+    cutmix: NonNegativeFloat = 0.0
+    """CutMix alpha; 0 for none."""
+    batch_norm: bool = False
+    """Affine-free BatchNorm in front of the head (the MAE paper's linear probe)."""
+
+
+@dataclass(config=SETTINGS)
+class Trainer:
+    """Where and how a run is carried out."""
+
+    devices: Annotated[int, Field(ge=-1, json_schema_extra=OPERATIONAL)] = -1
+    """GPU to use: -1 for all of them (one process each), or the 0-based index of one."""
+    num_nodes: Annotated[PositiveInt, Field(json_schema_extra=OPERATIONAL)] = 1
+    """Machines expected in the job; a different number of joined machines is an error."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the forward pass: auto is bf16 autocast on a GPU, fp32 on a CPU."""
+    strategy: Annotated[Literal["auto", "ddp"], Field(json_schema_extra=OPERATIONAL)] = "auto"
+    """auto: DistributedDataParallel when there is more than one process; ddp: always."""
+    compile: Annotated[bool, Field(json_schema_extra=OPERATIONAL)] = False
+    """torch.compile the generator or classifier."""
+    threads: Annotated[PositiveInt | None, Field(json_schema_extra=OPERATIONAL)] = None
+    """CPU threads of a process; null keeps torch's choice."""
+    val_interval: Annotated[float, Field(gt=0, json_schema_extra=OPERATIONAL)] = 1.0
+    """Epochs between validations; a fraction validates several times an epoch."""
+    val_samples: Annotated[PositiveInt | None, Field(json_schema_extra=OPERATIONAL)] = None
+    """Images of the validation slice to use; null for all."""
+    log_interval: Annotated[PositiveInt, Field(json_schema_extra=OPERATIONAL)] = 50
+    """Optimiser steps between logged training figures."""
+    exit_on_nan_losses: bool = True
+    """Stop when a loss is not finite, naming the step and term; false skips the step."""
+
+
+@dataclass(config=SETTINGS)
+class Checkpoint:
+    """What is kept in the store. Nothing here changes the result of a run."""
+
+    every_steps: PositiveInt | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """Optimiser steps between checkpoints; null saves at the end of each epoch."""
+    every_minutes: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, json_schema_extra=OPERATIONAL
+    )
+    """Also save when this many minutes have passed since the last one."""
+    keep_last: Annotated[PositiveInt, Field(json_schema_extra=OPERATIONAL)] = 2
+    """Most recent checkpoints kept."""
+    keep_best: Annotated[NonNegativeInt, Field(json_schema_extra=OPERATIONAL)] = 1
+    """Checkpoints with the lowest validation loss kept."""
+    milestone_epochs: PositiveInt | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """Keep a checkpoint for good every so many epochs; null for none."""
+
+
+@dataclass(config=SETTINGS)
+class Tracking:
+    """What a person sees while a run is going on."""
+
+    images: Annotated[NonNegativeInt, Field(json_schema_extra=OPERATIONAL)] = 8
+    """Images reconstructed for mae_recon_out and TensorBoard; 0 for none."""
+    images_every: Annotated[float, Field(gt=0, json_schema_extra=OPERATIONAL)] = 1.0
+    """Epochs between reconstructions."""
+
+
+@dataclass(config=SETTINGS)
+class Config:
+    """A whole run: what is trained, on what, how, and what is kept."""
+
+    stage: Stage = "pretrain"
+    """Which training this is."""
+    variant: Variant = "mae"
+    """Objective of the pretraining (METHOD section 3)."""
+    recipe: str = "mae"
+    """Name of the recipe the defaults came from (informative)."""
+    tag: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$",
+        max_length=63,
+        json_schema_extra=OPERATIONAL,
+    )
+    """Experiment tag; the run is named <tag>_<variant>."""
+    name: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$",
+        max_length=127,
+        json_schema_extra=OPERATIONAL,
+    )
+    """Experiment name; null derives it from tag and variant."""
+    seed: NonNegativeInt = 0
+    """Seed of the weights, the order of the data, its augmentation and the masks."""
+    data: Data = Field(default_factory=Data)
+    """Images and how they are read."""
+    model: Model = Field(default_factory=Model)
+    """Network sizes."""
+    loss: Loss = Field(default_factory=Loss)
+    """Weights of the loss terms."""
+    perceptual: Perceptual = Field(default_factory=Perceptual)
+    """Feature network of the perceptual and style terms."""
+    adversarial: Adversarial = Field(default_factory=Adversarial)
+    """Adversarial loss."""
+    discriminator: Discriminator = Field(default_factory=Discriminator)
+    """Discriminator sizes."""
+    stylegan: StyleGAN2ADA = Field(default_factory=StyleGAN2ADA)
+    """StyleGAN2-ADA's regularisers and augmentation."""
+    optim: Optim = Field(default_factory=Optim)
+    """Optimiser and schedule."""
+    classifier: Classifier = Field(default_factory=Classifier)
+    """Fine-tuning and linear probing."""
+    trainer: Trainer = Field(default_factory=Trainer)
+    """How the run is carried out."""
+    checkpoint: Checkpoint = Field(default_factory=Checkpoint)
+    """Checkpoints in the store."""
+    tracking: Tracking = Field(default_factory=Tracking)
+    """Reconstructions and their rhythm."""
+
+    @property
+    def run_name(self) -> str:
+        """``<tag>_<variant>``, with ``_probe`` or ``_finetune`` behind it for those stages."""
+        base = self.name or (f"{self.tag}_{self.variant}" if self.tag else self.variant)
+        return base if self.stage == "pretrain" else f"{base}_{self.stage}"

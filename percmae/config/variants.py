@@ -1,0 +1,75 @@
+"""Configuration of the perceptual and adversarial variants (METHOD sections 2 to 4)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic.dataclasses import dataclass
+
+SETTINGS = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+@dataclass(config=SETTINGS)
+class Perceptual:
+    """The frozen feature network of variant perceptual."""
+
+    extractor: Literal["vgg16", "dalle"] = "vgg16"
+    """Feature network: torchvision's VGG16 or the DALL-E dVAE encoder."""
+    weights: str | None = None
+    """Its weights (path or s3:// URI)."""
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """Expected checksum of the weights."""
+
+
+@dataclass(config=SETTINGS)
+class Adversarial:
+    """The adversarial loss."""
+
+    kind: Literal["std", "ls", "wgan", "stylegan2_ada"] = "ls"
+    """std: BCE on logits; ls: least squares; wgan: critic with gradient penalty;
+    stylegan2_ada: non-saturating logistic."""
+    features: bool = True
+    """Match discriminator features too (perceptual and style terms)."""
+    refresh_epochs: PositiveInt = 5
+    """The frozen copy used for feature matching is refreshed in epochs divisible by this."""
+    gradient_penalty: NonNegativeFloat = 10.0
+    """Weight of wgan's gradient penalty."""
+    drift: NonNegativeFloat = 0.001
+    """Weight of wgan's drift term."""
+
+
+@dataclass(config=SETTINGS)
+class Discriminator:
+    """Discriminator sizes."""
+
+    depth: Annotated[int, Field(ge=1)] = 6
+    """Scales of the MSG discriminator at 224 pixels."""
+    width: Annotated[int, Field(ge=4)] = 512
+    """Feature size of its deepest blocks."""
+    layer: Literal["conv", "equalized"] = "conv"
+    """Convolution type; equalized scales weights at run time (equalised learning rate)."""
+    lr: Annotated[float, Field(gt=0)] | None = None
+    """Learning rate of the discriminator; null uses the generator's."""
+
+
+@dataclass(config=SETTINGS)
+class StyleGAN2ADA:
+    """Regularisers and augmentation of variant stylegan2_ada (arXiv 2006.06676)."""
+
+    r1_gamma: NonNegativeFloat = 10.0
+    """Weight of R1."""
+    r1_interval: PositiveInt = 16
+    """Steps between R1 terms (lazy regularisation)."""
+    path_length: NonNegativeFloat = 2.0
+    """Weight of path-length regularisation."""
+    path_interval: PositiveInt = 4
+    """Steps between path-length terms."""
+    path_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.01
+    """Decay of the running mean of path lengths."""
+    latent: NonNegativeFloat = 1.0
+    """Weight of latent reconstruction."""
+    ada_target: float = 0.6
+    """Target of the overfitting heuristic."""
+    ada_kimg: NonNegativeInt = 500
+    """Thousands of images in which the augmentation strength can go from 0 to 1."""

@@ -1,0 +1,117 @@
+"""S3 error codes in words: what was wrong, where, and what to do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
+
+from percmae.errors import StoreAccessError, StoreError
+
+if TYPE_CHECKING:
+    from percmae.storage.s3 import S3Object
+
+# Code → message. {uri}, {bucket}, {endpoint}, {key} (the access key) and {detail} are filled in.
+# These fail at once: no retry makes a wrong key right.
+_ACCESS = {
+    "NoSuchKey": "{uri} does not exist in the store at {endpoint}",
+    "NoSuchBucket": "the bucket '{bucket}' of {uri} does not exist in the store at {endpoint}:"
+    " create it, or correct the URI",
+    "InvalidAccessKeyId": "the store at {endpoint} does not know the access key '{key}': check"
+    " AWS_ACCESS_KEY_ID",
+    "SignatureDoesNotMatch": "the store at {endpoint} refuses the secret key given for access key"
+    " '{key}': check AWS_SECRET_ACCESS_KEY",
+    "AccessDenied": "the store at {endpoint} does not let access key '{key}' {doing} {uri}: check"
+    " the credentials and their permissions",
+    "ExpiredToken": "the session token for the store at {endpoint} has expired: get a new"
+    " AWS_SESSION_TOKEN",
+    "InvalidToken": "the store at {endpoint} does not accept the session token: check"
+    " AWS_SESSION_TOKEN, or unset it",
+    "RequestTimeTooSkewed": "the clocks of this machine and of the store at {endpoint} differ by"
+    " more than 15 minutes: set the clock",
+    "AuthorizationHeaderMalformed": "the store at {endpoint} wants another region ({detail}): set"
+    " AWS_REGION",
+    "BucketAlreadyExists": "the bucket name '{bucket}' is taken by someone else at {endpoint}:"
+    " choose another",
+    "InvalidBucketName": "'{bucket}' is not a valid bucket name",
+    "NotImplemented": "the server at {endpoint} cannot {doing} {uri} ({detail}): is it an S3"
+    " server?",
+}
+_FAILURE = {
+    "PreconditionFailed": "{uri} was replaced while it was being read: read it again",
+    "XMinioStorageFull": "the store at {endpoint} is full: cannot {doing} {uri}",
+    "QuotaExceeded": "the quota of the store at {endpoint} is used up: cannot {doing} {uri}",
+}
+_SAME = {
+    "NoSuchObject": "NoSuchKey",
+    "TokenRefreshRequired": "ExpiredToken",
+    "XMinioInvalidObjectName": "InvalidObjectName",
+    "AllAccessDisabled": "AccessDenied",
+    "InvalidRegion": "AuthorizationHeaderMalformed",
+    "XMinioAdminBucketQuotaExceeded": "QuotaExceeded",
+}
+
+
+def is_absent(error: BaseException | None) -> bool:
+    """Whether minio's ``error`` says that the object (not the bucket) does not exist."""
+    return isinstance(error, S3Error) and _code(error) == "NoSuchKey"
+
+
+def explain(error: Exception, doing: str, target: S3Object) -> StoreError:
+    """The error to raise for what minio raised while ``doing`` something with ``target``."""
+    if isinstance(error, S3Error) and _came_without_a_reason(error):
+        error = _ask_why(target) or error
+    words = {
+        "uri": target.uri,
+        "bucket": target.bucket,
+        "endpoint": target.settings.endpoint,
+        "key": target.settings.access_key,
+        "doing": doing,
+        "detail": "",
+    }
+    if isinstance(error, S3Error):
+        code = _code(error)
+        words["detail"] = " ".join((error.message or code).split())
+        if code in _ACCESS:
+            explained: StoreError = StoreAccessError(_ACCESS[code].format(**words))
+        elif code in _FAILURE:
+            explained = StoreError(_FAILURE[code].format(**words))
+        else:
+            text = "cannot {doing} {uri}: the store at {endpoint} answers {code}: {detail}"
+            explained = StoreError(text.format(code=code, **words))
+    elif isinstance(error, InvalidResponseError | ServerError):
+        explained = StoreError(
+            "cannot {doing} {uri}: the server at {endpoint} does not answer like an S3 store"
+            " (HTTP {status}); is the endpoint the store's API, not its web console?".format(
+                status=getattr(error, "_code", None) or getattr(error, "status_code", "?"), **words
+            )
+        )
+    elif isinstance(error, MinioException):
+        explained = StoreError("cannot {doing} {uri}: {error}".format(error=error, **words))
+    else:
+        # minio-py checks names before it sends anything.
+        explained = StoreAccessError("cannot {doing} {uri}: {error}".format(error=error, **words))
+    # What decides is the store's last word, which callers look up in __cause__.
+    explained.__cause__ = error
+    return explained
+
+
+def _code(error: S3Error) -> str:
+    code = error.code or "an error without a code"
+    return _SAME.get(code, code)
+
+
+def _came_without_a_reason(error: S3Error) -> bool:
+    """An answer to HEAD has no body: 403 and 404 then stand for several causes."""
+    return not error.response.data and _code(error) in ("AccessDenied", "NoSuchKey")
+
+
+def _ask_why(target: S3Object) -> Exception | None:
+    """The reason behind a bare 403 or 404, by a request whose answer has a body."""
+    try:
+        next(iter(target._client.list_objects(target.bucket, prefix=target.key)), None)
+    except S3Error as error:
+        return error if _code(error) in _ACCESS else None
+    except (MinioException, StoreError):
+        return None
+    return None

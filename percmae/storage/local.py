@@ -1,0 +1,125 @@
+"""Files on this machine, with the same promises as objects in a store."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from percmae.errors import StoreAccessError, StoreError
+from percmae.storage.base import Stat
+
+# What a writer that was killed leaves behind; listings do not show it.
+_TEMPORARY = ".percmae-"
+# Met by the caller's own writes, so it is told apart by number from what else the caller raises.
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class LocalFile:
+    """One file, addressed by its absolute path."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def stat(self) -> Stat | None:
+        with _errors("look at", self.path):
+            try:
+                status = self.path.stat()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+        if not self.path.is_file():
+            return None
+        etag = f"{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_size:x}"
+        return Stat(status.st_size, etag, status.st_mtime)
+
+    def read(self, start: int, length: int | None) -> bytes:
+        with _errors("read", self.path), self.path.open("rb", buffering=0) as stream:
+            stream.seek(start)
+            # A raw read returns at most 2 GiB, so ask until there is no more.
+            pieces: list[bytes] = []
+            while length is None or length > 0:
+                piece = stream.read(1 << 30 if length is None else min(length, 1 << 30))
+                if not piece:
+                    break
+                pieces.append(piece)
+                length = None if length is None else length - len(piece)
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def open(self) -> BinaryIO:
+        with _errors("open", self.path):
+            return cast(BinaryIO, self.path.open("rb"))
+
+    @contextmanager
+    def create(self, content_type: str | None = None) -> Iterator[BinaryIO]:
+        temporary = self.path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}.tmp")
+        with _errors("write", self.path):
+            if self.path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            stream = temporary.open("xb")
+        try:
+            with stream:
+                yield cast(BinaryIO, stream)
+                with _errors("write", self.path):
+                    stream.flush()
+                    os.fsync(stream.fileno())
+            with _errors("write", self.path):
+                temporary.replace(self.path)
+                _sync_directory(self.path.parent)
+        except BaseException as error:
+            temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.errno in _DISK_FULL:
+                raise StoreError(f"cannot write {self.path}: {error.strerror}") from error
+            raise
+
+    def delete(self) -> None:
+        with _errors("delete", self.path):
+            try:
+                self.path.unlink(missing_ok=True)
+            except NotADirectoryError:
+                return
+
+    def entries(self) -> Iterator[tuple[str, int]]:
+        with _errors("list", self.path):
+            for folder, _folders, files in os.walk(self.path, onerror=_raise_unless_absent):
+                for file in files:
+                    path = Path(folder, file)
+                    if file.startswith(_TEMPORARY) and file.endswith(".tmp"):
+                        continue
+                    found = LocalFile(path).stat()
+                    if found is not None:  # else a broken link, or gone since
+                        yield path.relative_to(self.path).as_posix(), found.size
+
+    def prepare(self) -> None:
+        with _errors("create the directory", self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+
+
+def _raise_unless_absent(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
+
+
+def _sync_directory(path: Path) -> None:
+    """Make a rename survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _errors(doing: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise StoreAccessError(f"{path} does not exist") from None
+    except (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError) as error:
+        raise StoreAccessError(f"cannot {doing} {path}: {error.strerror}") from error
+    except OSError as error:
+        raise StoreError(f"cannot {doing} {path}: {error.strerror or error}") from error

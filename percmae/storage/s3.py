@@ -1,0 +1,276 @@
+"""One object in an S3-compatible store, on minio-py.
+
+Loaded at the first S3 request only: importing minio takes half a second.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias, cast
+from urllib.parse import urlsplit
+
+import urllib3
+from minio import Minio
+from minio.datatypes import Part
+from minio.error import MinioException, S3Error
+
+from percmae.errors import StoreAccessError, StoreError
+from percmae.storage import stream
+from percmae.storage.base import Stat
+from percmae.storage.explain import explain, is_absent
+from percmae.storage.transport import CONNECTION_ERRORS, Patience, Transport, raise_if_final
+
+if TYPE_CHECKING:
+    from percmae.storage.settings import StoreSettings
+
+_BODY_PIECE = 1 << 20
+# Aborting an upload is a courtesy after a failure; it may not take as long again.
+_ABORT_SECONDS = 3.0
+
+_Headers: TypeAlias = dict[str, str | list[str] | tuple[str]]
+
+# A client's sockets must never be used by two processes, so the key holds the process id.
+_clients: dict[tuple[int, StoreSettings], Minio] = {}
+_clients_lock = threading.Lock()
+
+
+def _new_lock_in_child() -> None:
+    global _clients_lock
+    _clients_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_new_lock_in_child)
+
+
+def client(settings: StoreSettings) -> Minio:
+    """The one minio client of this process for these settings."""
+    key = (os.getpid(), settings)
+    with _clients_lock:
+        if key not in _clients:
+            try:
+                _clients[key] = Minio(
+                    urlsplit(settings.endpoint).netloc,
+                    access_key=settings.access_key,
+                    secret_key=settings.secret_key,
+                    session_token=settings.session_token,
+                    secure=bool(settings.secure),
+                    region=settings.region,
+                    http_client=Transport(settings),
+                )
+            except (ValueError, OSError) as error:
+                raise StoreAccessError(f"store at {settings.endpoint}: {error}") from error
+        return _clients[key]
+
+
+class S3Object:
+    """One key in one bucket. A key of "" stands for the bucket itself."""
+
+    def __init__(self, bucket: str, key: str, settings: StoreSettings) -> None:
+        self.bucket = bucket
+        self.key = key
+        self.settings = settings
+
+    @property
+    def uri(self) -> str:
+        return f"s3://{self.bucket}/{self.key}".rstrip("/")
+
+    def stat(self) -> Stat | None:
+        if not self.key:
+            return None
+        try:
+            with self._errors("look at"):
+                found = self._client.stat_object(self.bucket, self.key)
+        except StoreAccessError as error:
+            if is_absent(error.__cause__):
+                return None
+            raise
+        modified = found.last_modified.timestamp() if found.last_modified else 0.0
+        return Stat(found.size or 0, found.etag or "", modified)
+
+    def read(self, start: int, length: int | None, etag: str | None = None) -> bytes:
+        """Bytes of the object; with ``etag``, of that version of it or not at all.
+
+        A connection that breaks is taken up at the byte reached, on the same version.
+        """
+        if length == 0 or not self.key:
+            self._must_exist()
+            return b""
+        body = _Body(etag)
+        patience = Patience(self.settings)
+        while True:
+            reached = body.bytes
+            try:
+                with self._errors("read"):
+                    self._read_on(body, start, length)
+            except CONNECTION_ERRORS as error:
+                raise_if_final(error, self.settings)
+                if body.bytes > reached:
+                    patience.renew()
+                patience.pause(error)
+            else:
+                return body.joined()
+
+    def open(self) -> BinaryIO:
+        found = self.stat()
+        if found is None:
+            raise self._absent()
+
+        def fetch(start: int, length: int) -> bytes:
+            data = self.read(start, length, found.etag)
+            if len(data) != length:
+                raise StoreError(f"{self.uri}: the store sent {len(data)} of {length} bytes")
+            return data
+
+        return cast(BinaryIO, io.BufferedReader(stream.Reader(found.size, fetch)))
+
+    @contextmanager
+    def create(self, content_type: str | None = None) -> Iterator[BinaryIO]:
+        writer = stream.Writer(self, content_type or "application/octet-stream")
+        try:
+            yield cast(BinaryIO, writer)
+            writer.commit()
+        except BaseException:
+            writer.abort()
+            raise
+
+    def put(self, data: bytes, content_type: str) -> None:
+        with self._errors("write"):
+            self._client.put_object(
+                self.bucket, self.key, io.BytesIO(data), len(data), content_type=content_type
+            )
+
+    def delete(self) -> None:
+        with self._errors("delete"):
+            self._client.remove_object(self.bucket, self.key)
+
+    def entries(self) -> Iterator[tuple[str, int]]:
+        prefix = f"{self.key}/" if self.key else ""
+        with self._errors("list"):
+            for found in self._client.list_objects(self.bucket, prefix=prefix, recursive=True):
+                name = (found.object_name or "")[len(prefix) :]
+                if name and not name.endswith("/"):  # "folder/" marks an empty folder
+                    yield name, found.size or 0
+
+    def prepare(self) -> None:
+        with self._errors("create the bucket of"):
+            if self._client.bucket_exists(self.bucket):
+                return
+            try:
+                self._client.make_bucket(self.bucket)
+            except S3Error as error:
+                # Someone else was faster.
+                if error.code != "BucketAlreadyOwnedByYou":
+                    raise
+
+    # A multipart upload step by step. minio-py's public put_object pulls from a stream, and here
+    # the data is pushed by whoever writes, so these use the calls it is made of.
+
+    def start_upload(self, content_type: str) -> str:
+        with self._errors("write"):
+            headers: _Headers = {"Content-Type": content_type}
+            return self._client._create_multipart_upload(self.bucket, self.key, headers)
+
+    def upload_part(self, upload: str, number: int, data: bytes) -> str:
+        with self._errors("write"):
+            return self._client._upload_part(self.bucket, self.key, data, None, upload, number)
+
+    def complete_upload(self, upload: str, etags: list[str], size: int) -> None:
+        parts = [Part(number, etag) for number, etag in enumerate(etags, 1)]
+        patience = Patience(self.settings)
+        while True:
+            try:
+                with self._errors("write"):
+                    done = self._client._complete_multipart_upload(
+                        self.bucket, self.key, upload, parts
+                    )
+            except StoreError as error:
+                # Its first answer may have been lost on the way: the object itself tells.
+                if self._is_complete(error, etags, size):
+                    return
+                raise
+            if done.etag:
+                return
+            # S3 may begin with "200 OK" and still fail; only the body then says so.
+            patience.pause("the upload was not completed")
+
+    def abort_upload(self, upload: str) -> None:
+        hurried = replace(
+            self.settings, retry_seconds=min(_ABORT_SECONDS, self.settings.retry_seconds)
+        )
+        # A failure here would hide the error that led to it; the store's own rule for incomplete
+        # uploads, or `mc rm --incomplete`, removes what is left.
+        try:
+            client(hurried)._abort_multipart_upload(self.bucket, self.key, upload)
+        except (MinioException, StoreError, urllib3.exceptions.HTTPError):
+            return
+
+    @property
+    def _client(self) -> Minio:
+        return client(self.settings)
+
+    def _read_on(self, body: _Body, start: int, length: int | None) -> None:
+        offset = start + body.bytes
+        headers: _Headers = {"If-Match": f'"{body.etag}"'} if body.etag else {}
+        try:
+            response = self._client.get_object(
+                self.bucket, self.key, offset, 0 if length is None else length - body.bytes,
+                request_headers=headers,
+            )  # fmt: skip
+        except S3Error as error:
+            if error.code == "InvalidRange":  # begins at or beyond the end
+                return
+            raise
+        try:
+            if offset and response.status != 206:
+                raise StoreError(f"{self.uri}: the store ignored the range asked for")
+            body.etag = body.etag or response.headers.get("etag", "").strip('"')
+            for piece in response.stream(_BODY_PIECE, decode_content=False):
+                body.add(piece)
+            response.release_conn()
+        finally:
+            response.close()
+
+    def _is_complete(self, error: StoreError, etags: list[str], size: int) -> bool:
+        cause = error.__cause__
+        if not isinstance(cause, S3Error) or cause.code != "NoSuchUpload":
+            return False
+        found = self.stat()
+        return found == Stat(size, stream.multipart_etag(etags), found.modified if found else 0.0)
+
+    def _must_exist(self) -> None:
+        if self.stat() is None:
+            raise self._absent()
+
+    def _absent(self) -> StoreAccessError:
+        return StoreAccessError(
+            f"{self.uri} does not exist in the store at {self.settings.endpoint}"
+        )
+
+    @contextmanager
+    def _errors(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except (MinioException, ValueError) as error:
+            explained = explain(error, doing, self)
+            raise explained from explained.__cause__
+
+
+class _Body:
+    """What has arrived of one object so far."""
+
+    def __init__(self, etag: str | None) -> None:
+        self.etag = etag
+        self.bytes = 0
+        self._pieces: list[bytes] = []
+
+    def add(self, piece: bytes) -> None:
+        self._pieces.append(piece)
+        self.bytes += len(piece)
+
+    def joined(self) -> bytes:
+        return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)

@@ -1,0 +1,88 @@
+"""Writes one shard and its index; the same samples always give the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from contextlib import ExitStack
+from typing import BinaryIO
+
+import numpy as np
+
+from percmae.data.shards import ShardInfo
+from percmae.storage import StorePath
+
+_BLOCK = 512
+
+
+class ShardWriter:
+    """Collects samples into ``<folder>/<stem>.tar``, visible only once finished.
+
+    Use as a context manager and call :meth:`finish` before leaving it; leaving without, or by an
+    exception, leaves no shard.
+    """
+
+    def __init__(self, folder: StorePath, stem: str) -> None:
+        self._folder = folder
+        self._stem = stem
+        self._sha = hashlib.sha256()
+        self._rows: list[tuple[int, int, int, bytes]] = []
+        self._stack = ExitStack()
+        self._finished = False
+        self.bytes = 0
+
+    def __enter__(self) -> ShardWriter:
+        self._out: BinaryIO = self._stack.enter_context((self._folder / self._tar).create())
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if error[0] is None and not self._finished:
+            raise RuntimeError(f"shard {self._tar} was not finished")
+        self._stack.__exit__(*error)  # type: ignore[arg-type]
+
+    def add(self, key: str, data: bytes, label: int) -> None:
+        """Append one sample. ``key`` has no dot (WebDataset splits names at the first one)."""
+        offset = self.bytes + _BLOCK
+        self._member(f"{key}.jpg", data)
+        self._member(f"{key}.cls", str(label).encode())
+        self._rows.append((offset, len(data), label, key.encode()))
+
+    def finish(self) -> ShardInfo:
+        """Close the shard, write its index, and describe both."""
+        self._write(bytes(2 * _BLOCK))
+        self._stack.close()
+        self._finished = True
+        index = _index_bytes(self._rows)
+        (self._folder / f"{self._stem}.npy").write_bytes(index)
+        return ShardInfo(
+            name=self._tar,
+            index=f"{self._stem}.npy",
+            samples=len(self._rows),
+            bytes=self.bytes,
+            sha256=self._sha.hexdigest(),
+            index_sha256=hashlib.sha256(index).hexdigest(),
+        )
+
+    @property
+    def _tar(self) -> str:
+        return f"{self._stem}.tar"
+
+    def _member(self, name: str, data: bytes) -> None:
+        header = tarfile.TarInfo(name)  # mtime, uid and gid are 0, mode is 644
+        header.size = len(data)
+        self._write(header.tobuf(tarfile.USTAR_FORMAT))
+        self._write(data + bytes(-len(data) % _BLOCK))
+
+    def _write(self, data: bytes) -> None:
+        self._sha.update(data)
+        self._out.write(data)
+        self.bytes += len(data)
+
+
+def _index_bytes(rows: list[tuple[int, int, int, bytes]]) -> bytes:
+    width = max((len(row[3]) for row in rows), default=1)
+    fields = [("offset", "<u8"), ("size", "<u4"), ("label", "<i4"), ("key", f"S{width}")]
+    buffer = io.BytesIO()
+    np.save(buffer, np.array(rows, dtype=fields), allow_pickle=False)
+    return buffer.getvalue()

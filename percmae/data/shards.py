@@ -1,0 +1,229 @@
+"""A dataset in the store: shards, their indexes, and the manifest that names them.
+
+::
+
+    <dataset>/manifest.json          written last: a half-made dataset has none
+    <dataset>/train/train-000000.tar samples ``<key>.jpg`` + ``<key>.cls``, WebDataset naming
+    <dataset>/train/train-000000.npy index: offset, size, label, key of each sample in the shard
+    <dataset>/test/test-000000.tar …
+
+Training reads single samples out of shards by the index (ranged reads); anything that knows
+WebDataset can read the shards without it. The same content always gives the same bytes, so the
+digest in the manifest is the dataset's identity wherever it lies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from percmae.errors import DataError
+from percmae.storage import StorePath
+
+FORMAT = "percmae-dataset/1"
+MANIFEST = "manifest.json"
+STORED_SPLITS = ("train", "test")
+SPLITS = ("train", "val", "test")
+
+# About 2 % of ImageNet's training images, and enough of a small set to mean something.
+VAL_SHARE, VAL_AT_LEAST = 0.02, 500
+
+
+@dataclass(frozen=True)
+class ClassInfo:
+    """One class; its label is its place in ``Dataset.classes``, which is sorted by wnid."""
+
+    wnid: str
+    name: str
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One shard as the manifest lists it; ``name`` and ``index`` are file names in its folder."""
+
+    name: str
+    index: str
+    samples: int
+    bytes: int
+    sha256: str
+    index_sha256: str
+
+
+class Dataset:
+    """An ingested dataset, opened by its manifest."""
+
+    def __init__(self, uri: str, manifest: dict[str, Any]) -> None:
+        self.uri = uri
+        self.manifest = manifest
+        self.name: str = manifest["name"]
+        self.digest: str = manifest["digest"]
+        self.classes = [ClassInfo(**c) for c in manifest["classes"]]
+        self._shards = {
+            name: [ShardInfo(**s) for s in manifest["splits"][name]["shards"]]
+            for name in STORED_SPLITS
+        }
+        self._stored: dict[str, Split] = {}
+
+    @classmethod
+    def open(cls, manifest_uri: str) -> Dataset:
+        """Open a dataset and check that its shards are all there, with the sizes recorded.
+
+        Raises DataError for an absent, foreign or damaged manifest, for an edited one (its digest
+        no longer fits) and for a shard that is missing or has another size; StoreError as the
+        store has it.
+        """
+        path = StorePath(manifest_uri)
+        if not path.exists():
+            raise DataError(_absent(path))
+        try:
+            manifest = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise DataError(f"{path} is not a manifest: {error}; run ingest again") from None
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            raise DataError(f"{path} is not a manifest of format {FORMAT}; run ingest again")
+        try:
+            dataset = cls(path.uri, manifest)
+            digest = content_digest(dataset.classes, dataset._shards)
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{path}: damaged manifest ({error!r}); run ingest again") from None
+        if digest != dataset.digest:
+            raise DataError(f"{path}: its digest does not fit its content; run ingest again")
+        dataset._check_shards()
+        return dataset
+
+    def split(self, name: str) -> Split:
+        """``train``, ``val`` or ``test``.
+
+        ``test`` is what was ingested as the ILSVRC validation archive. ``val`` is a fixed slice of
+        the ingested training images and ``train`` the rest; which image goes where depends on the
+        dataset's digest alone. Raises DataError for another name or a damaged index.
+        """
+        if name not in SPLITS:
+            raise DataError(f"unknown split {name!r}: choose from {', '.join(SPLITS)}")
+        if name == "test":
+            return self._load("test")
+        whole = self._load("train")
+        chosen = _val_slice(len(whole), self.digest)
+        if name == "train":
+            chosen = np.setdiff1d(np.arange(len(whole)), chosen, assume_unique=True)
+        return whole.subset(name, chosen)
+
+    def _load(self, stored: str) -> Split:
+        if stored not in self._stored:
+            folder = StorePath(self.uri).parent / stored
+            infos = self._shards[stored]
+            with ThreadPoolExecutor(max_workers=8) as pool:
+                tables = list(pool.map(lambda info: _read_index(folder, info), infos))
+            counts = [len(table) for table in tables]
+            table = np.concatenate(tables)
+            number = np.repeat(np.arange(len(infos), dtype=np.int32), counts)
+            self._stored[stored] = Split(stored, [folder / i.name for i in infos], number, table)
+        return self._stored[stored]
+
+    def _check_shards(self) -> None:
+        for split, shards in self._shards.items():
+            folder = StorePath(self.uri).parent / split
+            found = {entry.name.rsplit("/", 1)[-1]: entry.size for entry in folder.iter()}
+            for shard in shards:
+                fault = None
+                if found.get(shard.name) != shard.bytes:
+                    fault = "has not the recorded size" if shard.name in found else "is missing"
+                elif shard.index not in found:
+                    fault = f"has no index {shard.index}"
+                if fault:
+                    raise DataError(
+                        f"{self.uri}: shard {split}/{shard.name} {fault}; delete the manifest and "
+                        "run ingest again"
+                    )
+
+
+class Split:
+    """The samples of one split, numbered 0 … len−1 in the order they are stored."""
+
+    def __init__(
+        self, name: str, shards: Sequence[StorePath], number: np.ndarray, table: np.ndarray
+    ) -> None:
+        self.name = name
+        self.shards = list(shards)
+        self._number = number
+        self._table = table
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """Label of each sample, int64 (n,)."""
+        return self._table["label"].astype(np.int64)
+
+    @property
+    def keys(self) -> np.ndarray:
+        """Name of each sample (``n01440764_10026``, ``ILSVRC2012_val_00000001``), bytes (n,)."""
+        return self._table["key"]
+
+    def locate(self, ids: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where samples lie: shard (place in ``shards``), byte offset and size, each int64."""
+        rows = self._table[np.asarray(ids)]
+        number = self._number[np.asarray(ids)].astype(np.int64)
+        return number, rows["offset"].astype(np.int64), rows["size"].astype(np.int64)
+
+    def subset(self, name: str, ids: np.ndarray) -> Split:
+        """The samples at ``ids``, as a split of their own."""
+        return Split(name, self.shards, self._number[ids], self._table[ids])
+
+
+def content_digest(classes: Sequence[ClassInfo], shards: dict[str, list[ShardInfo]]) -> str:
+    """``sha256:…`` of what a dataset holds, whatever its name, place, age and sources."""
+    content = {
+        "format": FORMAT,
+        "classes": [[c.wnid, c.name] for c in classes],
+        "shards": {split: [s.sha256 for s in shards[split]] for split in STORED_SPLITS},
+    }
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def _absent(path: StorePath) -> str:
+    if (path / MANIFEST).exists():
+        return f"{path} is a dataset's folder; give its manifest, {path / MANIFEST}"
+    return f"no dataset at {path}: run percmae ingest first, or check the URI"
+
+
+def _read_index(folder: StorePath, info: ShardInfo) -> np.ndarray:
+    path = folder / info.index
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != info.index_sha256:
+        raise DataError(f"{path}: index does not have the recorded checksum; run ingest again")
+    table: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
+    return table
+
+
+def _val_slice(samples: int, digest: str) -> np.ndarray:
+    """Sorted positions of the validation samples among the ingested training samples.
+
+    Those with the smallest hash of (digest, position): a choice that looks random, never moves,
+    and takes from every class of a training set sorted by class.
+    """
+    share = max(round(samples * VAL_SHARE), min(samples // 10, VAL_AT_LEAST))
+    count = max(share, 1) if samples > 1 else 0
+    key = np.uint64(int(digest.removeprefix("sha256:")[:16], 16))
+    order = np.argsort(_mix(np.arange(samples, dtype=np.uint64) + key), kind="stable")
+    return np.sort(order[:count])
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """SplitMix64 (Steele, Lea, Flood 2014) as a hash: a bijection of 64-bit words, uint64 (n,)."""
+    with np.errstate(over="ignore"):
+        values = values * np.uint64(0x9E3779B97F4A7C15)
+        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return values ^ (values >> np.uint64(31))

@@ -14,7 +14,6 @@ programs that need one for a while. The server is SeaweedFS, one static binary t
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import secrets
@@ -71,6 +70,8 @@ class LocalStore:
 
     def answers(self, timeout: float = 2.0) -> bool:
         """Whether the server is ready: a request without credentials is refused with 403."""
+        import http.client
+
         host, _, port = self.endpoint.rpartition("//")[2].partition(":")
         connection = http.client.HTTPConnection(host, int(port), timeout=timeout)
         try:

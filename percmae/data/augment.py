@@ -1,0 +1,96 @@
+"""Transforms: from a decoded image to a network's input."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from percmae.config import Augment
+from percmae.vision import torchvision
+
+transforms: Any = torchvision.transforms
+
+
+class Transform:
+    """A transform, and how small an image may be decoded for it without loss.
+
+    ``min_side``: pixels both sides should keep; a JPEG may be decoded at a fraction of its size
+    as long as they do (see :func:`percmae.data.decode.decode`).
+    """
+
+    def __init__(self, function: Callable[[Image.Image], Tensor], min_side: int) -> None:
+        self._function = function
+        self.min_side = min_side
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """RGB image to float32 (3, image_size, image_size), normalised."""
+        return self._function(image)
+
+
+def build_transform(augment: Augment, image_size: int, train: bool, stage: str) -> Transform:
+    """The transform of a stage (``pretrain``, ``probe``, ``finetune``) and split.
+
+    Training: random resized crop and flip; fine-tuning adds colour jitter or RandAugment and
+    erasing (timm's). Evaluation: resize, centre crop. Randomness comes from the global generators
+    of random, numpy and torch.
+    """
+    if not train:
+        resized = round(image_size / augment.eval_crop)
+        steps = [
+            transforms.Resize(resized, interpolation=_interpolation(augment)),
+            transforms.CenterCrop(image_size),
+            *_normalise(augment),
+        ]
+        return Transform(transforms.Compose(steps), min_side=resized)
+    if stage == "finetune":
+        return Transform(_finetune(augment, image_size), _min_side(augment, image_size))
+    steps = [
+        transforms.RandomResizedCrop(
+            image_size,
+            scale=tuple(augment.crop_scale),
+            ratio=tuple(augment.crop_aspect),
+            interpolation=_interpolation(augment),
+        ),
+        transforms.RandomHorizontalFlip(augment.flip),
+        *_normalise(augment),
+    ]
+    return Transform(transforms.Compose(steps), _min_side(augment, image_size))
+
+
+def _finetune(augment: Augment, image_size: int) -> Callable[[Image.Image], Tensor]:
+    # Imported here: timm takes seconds, and only fine-tuning needs it.
+    from timm.data import create_transform
+
+    transform: Callable[[Image.Image], Tensor] = create_transform(
+        input_size=image_size,
+        is_training=True,
+        scale=(augment.crop_scale[0], augment.crop_scale[1]),
+        ratio=(augment.crop_aspect[0], augment.crop_aspect[1]),
+        hflip=augment.flip,
+        color_jitter=augment.color_jitter,
+        auto_augment=augment.rand_augment,
+        interpolation=augment.interpolation,
+        mean=tuple(augment.mean),
+        std=tuple(augment.std),
+        re_prob=augment.erasing,
+        re_mode="pixel",
+    )
+    return transform
+
+
+def _min_side(augment: Augment, image_size: int) -> int:
+    """Sides that give the smallest, narrowest crop as many pixels as the network takes."""
+    narrowest = min(augment.crop_aspect[0], 1 / augment.crop_aspect[1], 1.0)
+    return math.ceil(image_size / math.sqrt(augment.crop_scale[0] * narrowest))
+
+
+def _interpolation(augment: Augment) -> Any:
+    return transforms.InterpolationMode(augment.interpolation)
+
+
+def _normalise(augment: Augment) -> list[Any]:
+    return [transforms.ToTensor(), transforms.Normalize(augment.mean, augment.std)]

@@ -1,0 +1,115 @@
+"""Reads samples out of shards ahead of their use, in few and large ranged requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from percmae.data.shards import Split
+from percmae.errors import DataError
+
+T = TypeVar("T")
+
+# A request costs about as long as this many bytes take; smaller gaps are read and thrown away.
+_GAP = 128 << 10
+_LARGEST_RUN = 8 << 20
+_THREADS = 4
+
+# What one group may hold. Two groups are in memory at a time, so a worker holds up to twice this
+# (or two batches, where a batch alone is larger).
+GROUP_BYTES = 32 << 20
+GROUP_SAMPLES = 4096
+
+
+class _Run(NamedTuple):
+    """A stretch of one shard that is read in one request, and the samples in it."""
+
+    shard: int
+    start: int
+    end: int
+    samples: list[tuple[int, int, int]]  # id, offset, size
+
+
+def grouped(
+    split: Split, batches: Iterable[tuple[T, np.ndarray]]
+) -> Iterator[list[tuple[T, np.ndarray]]]:
+    """Neighbouring batches, put together as long as their samples stay within one group's bounds.
+
+    batches: (anything, ids) each. The more batches in a group, the nearer its samples lie to each
+    other in the shards.
+    """
+    group: list[tuple[T, np.ndarray]] = []
+    held = samples = 0
+    for batch in batches:
+        size = int(split.locate(batch[1])[2].sum())
+        full = held + size > GROUP_BYTES or samples + len(batch[1]) > GROUP_SAMPLES
+        if group and full:
+            yield group
+            group, held, samples = [], 0, 0
+        group.append(batch)
+        held += size
+        samples += len(batch[1])
+    if group:
+        yield group
+
+
+def read_ahead(
+    split: Split, groups: Iterable[list[tuple[T, np.ndarray]]]
+) -> Iterator[tuple[list[tuple[T, np.ndarray]], dict[int, memoryview]]]:
+    """Each group with the bytes of its samples by id, the next one being read meanwhile.
+
+    Raises DataError for a shard shorter than its index says, StoreError as the store has it.
+    """
+    pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="shard-reader")
+    try:
+        current: tuple[list[tuple[T, np.ndarray]], list[Future[dict[int, memoryview]]]] | None
+        current = None
+        for group in groups:
+            ids = np.concatenate([ids for _, ids in group])
+            following = (group, [pool.submit(_read, split, run) for run in _runs(split, ids)])
+            if current:
+                yield current[0], _collect(current[1])
+            current = following
+        if current:
+            yield current[0], _collect(current[1])
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _collect(reads: Sequence[Future[dict[int, memoryview]]]) -> dict[int, memoryview]:
+    blobs: dict[int, memoryview] = {}
+    for read in reads:
+        blobs.update(read.result())
+    return blobs
+
+
+def _runs(split: Split, ids: np.ndarray) -> list[_Run]:
+    ids = np.unique(ids)  # ids count the samples in the order they are stored
+    runs: list[_Run] = []
+    columns = (ids, *split.locate(ids))
+    for id_, shard, offset, size in zip(*(c.tolist() for c in columns), strict=True):
+        end = offset + size
+        last = runs[-1] if runs else None
+        if (
+            last
+            and last.shard == shard
+            and offset - last.end <= _GAP
+            and end - last.start <= _LARGEST_RUN
+        ):
+            last.samples.append((id_, offset, size))
+            runs[-1] = last._replace(end=end)
+        else:
+            runs.append(_Run(shard, offset, end, [(id_, offset, size)]))
+    return runs
+
+
+def _read(split: Split, run: _Run) -> dict[int, memoryview]:
+    path = split.shards[run.shard]
+    data = memoryview(path.read_bytes(run.start, run.end - run.start))
+    if len(data) != run.end - run.start:
+        raise DataError(f"{path} is shorter than its index says; run ingest again")
+    start = run.start
+    return {id_: data[offset - start : offset - start + size] for id_, offset, size in run.samples}

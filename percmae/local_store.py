@@ -325,9 +325,8 @@ def _spawn(folder: _Folder, binary: str, ports: Ports, bucket: str) -> _State:
         "HOME": str(folder.path),  # no configuration of the user's own
         "AWS_ACCESS_KEY_ID": access_key,
         "AWS_SECRET_ACCESS_KEY": secret_key,
-        # Go's collector lets the heap double before it runs; here memory is for training.
-        "GOGC": "50",
-        "GOMEMLIMIT": "256MiB",
+        # From here on Go's collector works harder; without it, 600 MB after some large files.
+        "GOMEMLIMIT": "384MiB",
     }
     command = [binary, "-logtostderr=true", "server", f"-dir={folder.data}", *_FLAGS]
     server = spawn([*command, *ports.flags()], folder.path, environment, folder.log)

@@ -8,10 +8,13 @@ neither operator, so declaring the two *schemas* first (no kernels) lets the imp
 them still fails, which is right: nothing here detects boxes. On a healthy install the schemas
 already exist after the import and nothing below changes anything.
 
-``from percmae.vision import torchvision`` everywhere, never ``import torchvision``.
+``from percmae.vision import torchvision`` everywhere, never ``import torchvision``; timm imports
+torchvision itself, so it comes from here too.
 """
 
 from __future__ import annotations
+
+from types import ModuleType
 
 import torch
 
@@ -36,4 +39,15 @@ except RuntimeError as error:
         _schemas.define(schema)
     import torchvision
 
-__all__ = ["torchvision"]
+
+
+def load_timm() -> ModuleType:
+    """The timm package, imported on first use (it takes most of a second)."""
+    import timm
+    import timm.data
+    import timm.optim
+
+    return timm
+
+
+__all__ = ["load_timm", "torchvision"]

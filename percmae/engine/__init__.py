@@ -1,0 +1,1 @@
+"""Training and evaluation: each verb of the command line is one function here."""

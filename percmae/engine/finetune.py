@@ -1,0 +1,204 @@
+"""Fine-tuning and linear probing of a pretrained encoder (METHOD section 6)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from percmae.config import Config, load_config, to_dict
+from percmae.data.shards import Dataset
+from percmae.data.stream import Batch, Loader
+from percmae.engine.distributed import World, world
+from percmae.engine.loop import Learner, Loop, Micro, Plan, Terms
+from percmae.engine.metrics import ClassifierScores
+from percmae.engine.optim import build_optimizer, parameter_groups
+from percmae.engine.pretrain import (
+    autocast,
+    eval_loader,
+    train_loader,
+    training_call,
+    versions,
+    warn_of_schedule,
+)
+from percmae.engine.runs import Identity, Run, RunResult, claim
+from percmae.engine.weights import network_weights
+from percmae.errors import ConfigError, UserError
+from percmae.models.classifier import Classifier
+from percmae.progress import note
+from percmae.vision import load_timm
+
+UNTRAINED = "_untrained"
+
+
+def downstream_config(
+    run: str,
+    stage: str,
+    recipe: str | None = None,
+    file: str | None = None,
+    overrides: list[str] | tuple[str, ...] = (),
+    tag: str | None = None,
+) -> Config:
+    """The configuration of a probe or fine-tuning of ``run``.
+
+    Network sizes, image size and normalisation are those of the run; the recipe, tag and seed too
+    where none is given.
+    """
+    parent = Run.open(run).config
+    if parent.stage != "pretrain":
+        raise UserError(f"run {run} is a {parent.stage} run; give a pretraining run")
+    values = to_dict(parent)
+    augment = values["data"]["augment"]
+    model = {k: v for k, v in values["model"].items() if k not in ("init_from", "norm_pix_loss")}
+    base = {
+        "seed": parent.seed,
+        "tag": parent.tag,
+        "name": parent.name,
+        "data": {
+            "image_size": parent.data.image_size,
+            "augment": {"mean": augment["mean"], "std": augment["std"]},
+        },
+        "model": model,
+    }
+    return load_config(
+        parent.variant, recipe or parent.recipe, stage, file, overrides, tag, base=base
+    )
+
+
+class ClassifyLearner(Learner):
+    """A classifier under the loop."""
+
+    def __init__(self, config: Config, model: Classifier, world: World, val: Loader) -> None:
+        self.config, self.model, self.world, self.val = config, model, world, val
+        self.classes = model.head.linear.out_features
+        model.to(world.device)
+        self.networks: dict[str, nn.Module] = {"classifier": model}
+        self.calls = {"classifier": training_call(model, config, world)}
+        groups = parameter_groups(model, config.optim, model.layer_of, model.layers)
+        self.optimizers = {"classifier": build_optimizer(config.optim, groups)}
+        self._mixup = self._build_mixup()
+
+    def _build_mixup(self) -> Any:
+        settings = self.config.classifier
+        if not (settings.mixup or settings.cutmix):
+            return None
+        return load_timm().data.Mixup(
+            mixup_alpha=settings.mixup,
+            cutmix_alpha=settings.cutmix,
+            label_smoothing=settings.label_smoothing,
+            num_classes=self.classes,
+        )
+
+    def backward(self, batch: Batch, micro: Micro) -> Terms:
+        images, targets = batch.images, batch.labels
+        smoothing = self.config.classifier.label_smoothing
+        if self._mixup is not None:
+            images, targets = self._mixup(images, targets)
+            smoothing = 0.0  # already in the mixed targets
+        with autocast(self.config, self.world.device):
+            logits = self.calls["classifier"](images)
+        loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+        (loss * micro.weight).backward()
+        terms = {"loss": loss.detach()}
+        if self._mixup is None:
+            terms["top1"] = (logits.argmax(1) == targets).float().mean()
+        return terms
+
+    def validate(self) -> dict[str, float]:
+        scores = score(self.model, self.config, self.val, self.world)
+        return {"loss": scores.loss, "top1": scores.top(1), "top5": scores.top(5)}
+
+    def train(self, mode: bool) -> None:
+        self.model.train(mode)
+
+
+@torch.no_grad()
+def score(model: Classifier, config: Config, loader: Loader, here: World) -> ClassifierScores:
+    """Predictions of a model in evaluation mode over a loader, gathered over the processes."""
+    scores = ClassifierScores(model.head.linear.out_features, here.device)
+    for _, _, batch in loader.batches():
+        with autocast(config, here.device):
+            logits = model(batch.images.to(here.device))
+        scores.add(logits.float(), batch.labels.to(here.device))
+    return scores.gathered(here)
+
+
+def finetune(config: Config, run: str, data: str, to: str, resume: str = "auto") -> RunResult:
+    """Fine-tune the whole network from ``run``'s encoder on the dataset whose manifest is ``data``.
+
+    Writes ``<to>/<name>_finetune/``. Raises UserError for bad input (a run without a checkpoint, a
+    class count that is not the dataset's, sizes that do not fit the weights).
+    """
+    return _train(config, run, data, to, resume, untrained=False)
+
+
+def probe(
+    config: Config, run: str, data: str, to: str, resume: str = "auto", untrained: bool = False
+) -> RunResult:
+    """Train a linear head on ``run``'s frozen encoder; see :func:`finetune`.
+
+    untrained: the control, the same probe on the encoder as it was before pretraining (the run's
+    own initial weights, from its seed).
+    """
+    return _train(config, run, data, to, resume, untrained)
+
+
+def _train(config: Config, run: str, data: str, to: str, resume: str, untrained: bool) -> RunResult:
+    with world(config) as here:
+        parent = here.first(lambda: Run.open(run))
+        dataset = here.first(lambda: Dataset.open(data))
+        config = dataclasses.replace(
+            config,
+            classifier=dataclasses.replace(config.classifier, classes=_classes(config, dataset)),
+        )
+        name = config.run_name + (UNTRAINED if untrained else "")
+        identity = Identity(
+            name, config, dataset.uri, dataset.digest, parent.uri, parent.key, untrained
+        )
+        folder, _ = here.first(lambda: claim(to, identity, resume, versions()))
+        if folder.complete:
+            note(f"{folder.uri}: unchanged, reused")
+            return folder.result(reused=True)
+        model = _model(config, parent, dataset, untrained)
+        loader = train_loader(config, dataset, here)
+        plan = Plan.make(config, loader.samples, here.size)
+        warn_of_schedule(config)
+        learner = ClassifyLearner(config, model, here, eval_loader(config, dataset, "val", here))
+        Loop(learner, config, folder, loader, here, plan).run()
+        return folder.result()
+
+
+def _classes(config: Config, dataset: Dataset) -> int:
+    found = len(dataset.classes)
+    if config.classifier.classes not in (None, found):
+        raise ConfigError(
+            f"classifier.classes={config.classifier.classes}, but dataset {dataset.uri} has "
+            f"{found} classes; set it to {found} or leave it out"
+        )
+    return found
+
+
+def _model(config: Config, parent: Run, dataset: Dataset, untrained: bool) -> Classifier:
+    from percmae.models.mae import build_model
+
+    torch.manual_seed(config.seed)
+    model = Classifier(config, len(dataset.classes))
+    if untrained:
+        # What pretraining started from: the generator drawn from the parent's own seed.
+        torch.manual_seed(parent.config.seed)
+        weights: dict[str, Tensor] = build_model(parent.config).state_dict()
+    else:
+        weights = network_weights(parent.uri, "generator")
+    model.load_encoder(weights, config.classifier.pool, f"encoder of run {parent.uri}")
+    return model
+
+
+def trained_classifier(run: Run) -> Classifier:
+    """The classifier of a complete or running probe or fine-tuning, in evaluation mode."""
+    classes = cast("int", run.config.classifier.classes)
+    model = Classifier(run.config, classes)
+    model.load_state_dict(network_weights(run.uri, "classifier"))
+    return model.eval()

@@ -1,0 +1,367 @@
+"""The training loop, the same for pretraining, fine-tuning and probing.
+
+What differs is in a Learner: its networks, what one micro-batch computes, how it is validated. The
+loop owns the order of things: accumulation, clipping, the schedule, logging, validation,
+checkpoints, resuming and signals. All of a run's course is a function of the config and the step,
+so that going on from a checkpoint gives what an uninterrupted run gives.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from percmae.config import Config
+from percmae.data.stream import Batch, Loader
+from percmae.engine.checkpoint import Checkpoints, State
+from percmae.engine.distributed import World, seed_step
+from percmae.engine.optim import Schedule, effective_lr
+from percmae.engine.runs import Run
+from percmae.engine.signals import Signals
+from percmae.engine.tracking import Tracker
+from percmae.errors import PercmaeError, UserError
+from percmae.progress import Progress, note
+
+Terms = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Micro:
+    """One micro-batch's place: its global index, the optimiser step, its share of the step."""
+
+    index: int
+    step: int
+    weight: float
+
+
+class Learner(ABC):
+    """What is trained. ``networks`` and ``optimizers`` share their keys."""
+
+    networks: dict[str, nn.Module]
+    optimizers: dict[str, torch.optim.Optimizer]
+    calls: dict[str, Callable[..., Any]]
+
+    @abstractmethod
+    def backward(self, batch: Batch, micro: Micro) -> Terms:
+        """Forward and backward of one micro-batch (on the device); detached scalars to log."""
+
+    @abstractmethod
+    def validate(self) -> dict[str, float]:
+        """Figures on the validation slice, ``loss`` among them; the same in every process."""
+
+    @abstractmethod
+    def train(self, mode: bool) -> None:
+        """Put the networks into training or evaluation mode."""
+
+    def picture(self) -> Tensor | None:
+        """A picture (3, H, W) of how things stand, if the learner has one."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Running state beside weights and optimisers."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take it back."""
+        assert not state, "this learner keeps no running state"
+
+
+@dataclass
+class Plan:
+    """Counts that follow from the config, the training set and the number of processes.
+
+    accumulate: micro-batches a step; batch: images a step over all processes; epoch: steps in one;
+    total: steps in the run; log, val, save, picture: steps between those events.
+    """
+
+    accumulate: int
+    batch: int
+    epoch: int
+    total: int
+    log: int
+    val: int
+    save: int
+    picture: int
+    milestone: int | None
+
+    @classmethod
+    def make(cls, config: Config, samples: int, processes: int) -> Plan:
+        """Raises UserError when the training set cannot fill one step."""
+        optim = config.optim
+        micro = config.data.batch_size * processes
+        if optim.total_batch is not None and optim.total_batch % micro:
+            raise UserError(
+                f"optim.total_batch={optim.total_batch} is not a multiple of data.batch_size="
+                f"{config.data.batch_size} on {processes} process(es)"
+            )
+        accumulate = optim.total_batch // micro if optim.total_batch else optim.accumulate
+        batch = micro * accumulate
+        epoch = samples // batch
+        if not epoch:
+            raise UserError(
+                f"one step takes {batch} images, the training set has {samples}; lower "
+                "data.batch_size, or set optim.total_batch=null to lower the effective batch"
+            )
+        total = min(optim.epochs * epoch, optim.max_steps or math.inf)
+
+        def steps(epochs: float) -> int:
+            return max(1, round(epochs * epoch))
+
+        milestone = config.checkpoint.milestone_epochs
+        return cls(
+            accumulate, batch, epoch, int(total), config.trainer.log_interval,
+            steps(config.trainer.val_interval), config.checkpoint.every_steps or epoch,
+            steps(config.tracking.images_every), milestone * epoch if milestone else None,
+        )  # fmt: skip
+
+
+@dataclass
+class _Window:
+    """Sums of the terms since the last log, kept on the device: reading them would wait for it."""
+
+    sums: Terms = field(default_factory=dict)
+    count: int = 0
+    bad_step: Tensor | None = None
+    started: float = field(default_factory=time.perf_counter)
+
+    def add(self, terms: Terms, weight: float) -> None:
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.float() * weight
+
+    def close_step(self, step: int, terms: Terms) -> None:
+        """Count a step and remember the first one in which the loss was not finite."""
+        self.count += 1
+        bad = ~torch.isfinite(terms["loss"])
+        if self.bad_step is None:
+            self.bad_step = torch.full((), -1, device=bad.device)
+        self.bad_step = torch.where(bad & (self.bad_step < 0), step, self.bad_step)
+
+    def means(self, world: World) -> dict[str, float]:
+        names = sorted(self.sums)
+        if not names:
+            return {}
+        stacked = torch.stack([torch.as_tensor(self.sums[name]).float() for name in names])
+        values = (world.sum(stacked) / (world.size * max(self.count, 1))).tolist()
+        return dict(zip(names, values, strict=True))
+
+
+class Loop:
+    """One run from where it stands to its end; see :meth:`run`."""
+
+    def __init__(
+        self, learner: Learner, config: Config, run: Run, loader: Loader, world: World, plan: Plan
+    ) -> None:
+        self.learner, self.config, self.run_folder = learner, config, run
+        self.loader, self.world, self.plan = loader, world, plan
+        peak = effective_lr(config.optim, plan.batch)
+        self.schedule = Schedule(config.optim, peak, plan.epoch, plan.total)
+        self.checkpoints = Checkpoints(run.path / "checkpoints", config.checkpoint)
+        self.step = 0
+        self.seconds = 0.0
+        self.metrics: dict[str, float] = {}
+
+    def run(self) -> dict[str, float]:
+        """Train to the last step and return the last figures.
+
+        Raises Interrupted after a SIGINT or SIGTERM (a checkpoint was saved), PercmaeError when
+        the loss is not finite.
+        """
+        self._restore()
+        with ExitStack() as stack:
+            signals = stack.enter_context(Signals())
+            tracker = None
+            if self.world.main:
+                tracker = stack.enter_context(Tracker(self.run_folder.path, self.step))
+                bar = stack.enter_context(
+                    Progress(self.run_folder.record["name"], self.plan.total, unit="step")
+                )
+                bar.update(self.step)
+            else:
+                bar = None
+            self._train(tracker, bar, signals)
+        if self.world.main:
+            self.run_folder.save(
+                status="complete", finished=time.time(), metrics=self.metrics, **self._progress()
+            )
+        self.world.barrier()
+        return self.metrics
+
+    def _train(self, tracker: Tracker | None, bar: Progress | None, signals: Signals) -> None:
+        began, earlier, saved_at = time.time(), self.seconds, time.monotonic()
+        window = _Window()
+        self.learner.train(True)
+        for micros in self._steps():
+            seed_step(self.config.seed, self.step, self.world.rank)
+            self._optimise(micros, window)
+            self.step += 1
+            self.seconds = earlier + time.time() - began
+            last = self.step == self.plan.total
+            if self.step % self.plan.log == 0 or last:
+                self._log(window, tracker, bar)
+                window = _Window()
+            elif bar is not None:
+                bar.update(1)
+            val_loss = self._validate(tracker) if self._due(self.plan.val, last) else None
+            stop = self.world.any(signals.received is not None)
+            minutes = self.config.checkpoint.every_minutes
+            overdue = minutes is not None and self.world.any(
+                time.monotonic() - saved_at > 60 * minutes
+            )
+            if self._due(self.plan.save, last) or stop or overdue:
+                self._check_finite(window)
+                self._save(tracker, val_loss)
+                saved_at = time.monotonic()
+            if stop and not last:
+                raise signals.interrupted(
+                    f"stopped at step {self.step} of {self.plan.total}, checkpoint saved; the same "
+                    "command with --resume auto goes on from there"
+                )
+
+    def _due(self, every: int, last: bool) -> bool:
+        return last or self.step % every == 0
+
+    def _steps(self) -> Iterator[list[Batch]]:
+        """The micro-batches of each remaining step."""
+        plan, loader = self.plan, self.loader
+        epoch, step = divmod(self.step, plan.epoch)
+        whole = plan.epoch * plan.accumulate
+        micros: list[Batch] = []
+        batches = loader.batches(epoch, step * plan.accumulate, epochs=None)
+        for _, index, batch in batches:
+            if index >= whole:  # what an epoch has beyond its whole steps
+                continue
+            micros.append(batch)
+            if len(micros) == plan.accumulate:
+                yield micros
+                micros = []
+                if self.step >= plan.total:
+                    break
+        close = getattr(batches, "close", None)
+        if close is not None:
+            close()
+
+    def _optimise(self, micros: list[Batch], window: _Window) -> None:
+        weight = 1.0 / len(micros)
+        totals: Terms = {}
+        for place, batch in enumerate(micros):
+            micro = Micro(self.step * len(micros) + place, self.step, weight)
+            with ExitStack() as stack:
+                if place < len(micros) - 1:
+                    for call in self.learner.calls.values():
+                        if isinstance(call, nn.parallel.DistributedDataParallel):
+                            stack.enter_context(call.no_sync())
+                terms = self.learner.backward(_to(batch, self.world.device), micro)
+            window.add(terms, weight)
+            totals["loss"] = totals.get("loss", 0.0) + terms["loss"]
+        if not self.config.trainer.exit_on_nan_losses and self.world.any(
+            not bool(torch.isfinite(totals["loss"]))
+        ):
+            note(f"step {self.step + 1}: the loss is not finite; step skipped")
+            self._zero()
+            return
+        window.close_step(self.step + 1, totals)
+        for name, optimizer in self.learner.optimizers.items():
+            self.schedule.apply(optimizer, self.step)
+            if self.config.optim.clip_grad is not None:
+                nn.utils.clip_grad_norm_(
+                    self.learner.networks[name].parameters(), self.config.optim.clip_grad
+                )
+            optimizer.step()
+        self._zero()
+
+    def _zero(self) -> None:
+        for optimizer in self.learner.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+
+    def _check_finite(self, window: _Window) -> None:
+        """Raise when a loss was not finite, before weights it has spoilt are kept."""
+        bad = -1 if window.bad_step is None else int(window.bad_step.item())
+        worst = int(self.world.max(bad))
+        if worst >= 0 and self.config.trainer.exit_on_nan_losses:
+            terms = [k for k, v in window.sums.items() if not torch.isfinite(torch.as_tensor(v))]
+            where = ", ".join(terms) if terms else "loss of another process"
+            raise PercmaeError(
+                f"run {self.run_folder.uri}: not finite at step {worst}: {where}; the last "
+                "checkpoint is sound. Lower optim.lr or set optim.clip_grad"
+            )
+
+    def _log(self, window: _Window, tracker: Tracker | None, bar: Progress | None) -> None:
+        self._check_finite(window)
+        values = window.means(self.world)
+        elapsed = time.perf_counter() - window.started
+        values["lr"] = self.schedule(self.step - 1)
+        values["images_per_second"] = round(window.count * self.plan.batch / elapsed, 2)
+        self.metrics.update({f"train/{k}": v for k, v in values.items()})
+        if tracker is not None and bar is not None:
+            tracker.log(self.step, self.step / self.plan.epoch, "train", values)
+            speed = f"{values['images_per_second']:.0f} img/s"
+            bar.update(1, loss=f"{values.get('loss', math.nan):.4f}", speed=speed)
+
+    def _validate(self, tracker: Tracker | None) -> float:
+        self.learner.train(False)
+        values = self.learner.validate()
+        self.metrics.update({f"val/{k}": v for k, v in values.items()})
+        if tracker is not None:
+            tracker.log(self.step, self.step / self.plan.epoch, "val", values)
+            if self._due(self.plan.picture, self.step == self.plan.total):
+                picture = self.learner.picture()
+                if picture is not None:
+                    tracker.image(self.step, picture)
+        self.learner.train(True)
+        return values["loss"]
+
+    def _progress(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "total_steps": self.plan.total,
+            "epochs": self.step / self.plan.epoch,
+            "seconds": round(self.seconds, 3),
+        }
+
+    def _save(self, tracker: Tracker | None, val_loss: float | None) -> None:
+        if tracker is not None:
+            # Figures first: what a resumed run must cut is beyond the checkpoint, never before it.
+            tracker.flush()
+            milestone = self.plan.milestone is not None and self.step % self.plan.milestone == 0
+            epoch = self.step // self.plan.epoch
+            self.checkpoints.save(self._state(), self.step, epoch, val_loss, milestone)
+            self.run_folder.save(metrics=self.metrics, **self._progress())
+        self.world.barrier()
+
+    def _state(self) -> State:
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "metrics": dict(self.metrics),
+            "networks": {k: v.state_dict() for k, v in self.learner.networks.items()},
+            "optimizers": {k: v.state_dict() for k, v in self.learner.optimizers.items()},
+            "learner": self.learner.state_dict(),
+        }
+
+    def _restore(self) -> None:
+        state = self.checkpoints.load_latest()
+        if state is None:
+            return
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.metrics = dict(state["metrics"])
+        for name, network in self.learner.networks.items():
+            network.load_state_dict(state["networks"][name])
+        for name, optimizer in self.learner.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.learner.load_state_dict(state["learner"])
+        if self.world.main:
+            note(f"{self.run_folder.uri}: going on from step {self.step} of {self.plan.total}")
+
+
+def _to(batch: Batch, device: torch.device) -> Batch:
+    if device.type == "cpu":
+        return batch
+    return Batch(*(tensor.to(device, non_blocking=True) for tensor in batch))

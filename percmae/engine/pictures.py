@@ -1,0 +1,42 @@
+"""Reconstructions as a person looks at them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from percmae.config import Augment
+
+COLUMNS = ("original", "masked", "reconstruction", "reconstruction with visible patches pasted")
+_GAP = 2  # pixels between pictures
+_GREY, _WHITE = 0.5, 1.0
+
+
+def denormalise(images: Tensor, augment: Augment) -> Tensor:
+    """Network input (N, 3, H, W) back to [0, 1], clipped."""
+    mean = torch.tensor(augment.mean, device=images.device)[:, None, None]
+    std = torch.tensor(augment.std, device=images.device)[:, None, None]
+    return (images.float() * std + mean).clamp(0, 1)
+
+
+def pixel_mask(mask: Tensor, size: int) -> Tensor:
+    """Patch mask (N, L), 1 where removed, as (N, 1, size, size)."""
+    grid = round(mask.shape[1] ** 0.5)
+    return torch.nn.functional.interpolate(
+        mask.view(-1, 1, grid, grid).float(), size=size, mode="nearest"
+    )
+
+
+def reconstruction_grid(originals: Tensor, reconstructions: Tensor, mask: Tensor) -> Tensor:
+    """One picture (3, rows, columns) in [0, 1]; each image a row of four (see COLUMNS).
+
+    originals, reconstructions: (N, 3, H, W) in [0, 1]; mask (N, L), 1 where a patch was removed.
+    """
+    removed = pixel_mask(mask, originals.shape[-1])
+    masked = originals * (1 - removed) + _GREY * removed
+    pasted = originals * (1 - removed) + reconstructions * removed
+    pictures = torch.stack([originals, masked, reconstructions, pasted], dim=1)
+    framed = torch.nn.functional.pad(pictures, (0, _GAP, 0, _GAP), value=_WHITE)
+    n, columns, channels, h, w = framed.shape
+    grid = framed.permute(2, 0, 3, 1, 4).reshape(channels, n * h, columns * w)
+    return grid[:, :-_GAP, :-_GAP]

@@ -1,0 +1,108 @@
+"""What a run writes for people: metrics.jsonl, TensorBoard events, reconstruction images.
+
+Everything is collected on local disk first and put into the store at ``flush`` (each validation
+and checkpoint), since an object cannot be appended to.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from percmae.storage import StorePath
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+# An event file is uploaded again at each flush while it grows; a new one is begun at this size.
+EVENT_FILE_BYTES = 8 << 20
+
+
+class Tracker:
+    """Writer of one run's figures; use it as a context manager, in the main process only.
+
+    folder: the run's folder; step: where the run goes on (0 for a new one). Figures that an
+    earlier, interrupted process logged beyond that step are taken back, so no step is told twice.
+    """
+
+    def __init__(self, folder: StorePath, step: int) -> None:
+        self.folder = folder
+        self._scratch = Path(tempfile.mkdtemp(prefix="percmae-events-"))
+        self._resumed = step
+        self._lines = _lines_until(folder / "metrics.jsonl", step) if step else []
+        self._writer: SummaryWriter | None = None
+        self._uploaded: dict[str, int] = {}
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def log(self, step: int, epoch: float, split: str, values: dict[str, float]) -> None:
+        """Record figures of optimiser step ``step`` (counted from 1) under ``<split>/<name>``."""
+        record: dict[str, Any] = {"step": step, "epoch": round(epoch, 4), "split": split, **values}
+        self._lines.append(json.dumps(record))
+        for name, value in values.items():
+            self.writer.add_scalar(f"{split}/{name}", value, step)
+
+    def image(self, step: int, grid: Tensor) -> None:
+        """Keep a picture (3, H, W) in [0, 1] as mae_recon_out/step-N.png and in TensorBoard."""
+        (self.folder / "mae_recon_out" / f"step-{step:08d}.png").write_bytes(png(grid))
+        self.writer.add_image("reconstruction", grid, step)
+
+    def flush(self) -> None:
+        """Put what is new into the store."""
+        text = "".join(line + "\n" for line in self._lines)
+        (self.folder / "metrics.jsonl").write_text(text)
+        if self._writer is None:
+            return
+        self._writer.flush()
+        logs = self.folder / "train_outputs" / "tensorboard_logs"
+        for file in sorted(self._scratch.iterdir()):
+            size = file.stat().st_size
+            if self._uploaded.get(file.name) != size:
+                (logs / file.name).write_file(file)
+                self._uploaded[file.name] = size
+        if max(self._uploaded.values(), default=0) > EVENT_FILE_BYTES:
+            self._writer.close()
+            self._writer = None
+            for file in self._scratch.iterdir():
+                file.unlink()
+            self._uploaded.clear()
+
+    @property
+    def writer(self) -> SummaryWriter:
+        """The TensorBoard writer, made when first used (its import takes a second)."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            purge = self._resumed + 1 if self._resumed else None
+            self._writer = SummaryWriter(str(self._scratch), purge_step=purge)
+        return self._writer
+
+
+def _lines_until(path: StorePath, step: int) -> list[str]:
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines()
+    return [line for line in lines if json.loads(line)["step"] <= step]
+
+
+def png(grid: Tensor) -> bytes:
+    """A picture (3, H, W) with values in [0, 1] as PNG."""
+    from PIL import Image
+
+    pixels = (grid.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

@@ -1,0 +1,103 @@
+"""Fine-tuning and linear probing: a timm Vision Transformer that takes a pretrained encoder."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from percmae.config import Config
+from percmae.models.layers import NORM_EPS, init_linear, sincos_positions
+from percmae.models.weights import Tensors, classifier_tensors, load_strict
+from percmae.vision import load_timm
+
+HEAD_STD = {
+    "finetune": 2e-5,
+    "probe": 0.01,
+}  # of the new head's weights, as in the MAE paper's code
+
+
+class ProbeHead(nn.Sequential):
+    """Affine-free BatchNorm (optional) and one linear layer, (N, D) to (N, classes)."""
+
+    def __init__(self, width: int, classes: int, batch_norm: bool) -> None:
+        linear = nn.Linear(width, classes)
+        norm = [nn.BatchNorm1d(width, affine=False, eps=1e-6)] if batch_norm else []
+        super().__init__(*norm, linear)
+        self.linear = linear
+
+
+class Classifier(nn.Module):
+    """Encoder and head: (N, 3, H, W) to logits (N, classes).
+
+    Under ``probe`` the encoder is frozen and stays in evaluation mode whatever mode the classifier
+    is put in; the head trains.
+    """
+
+    def __init__(self, config: Config, classes: int) -> None:
+        super().__init__()
+        model, settings = config.model, config.classifier
+        self.probe = config.stage == "probe"
+        vit = load_timm().models.vision_transformer.VisionTransformer
+        self.encoder: nn.Module = vit(
+            img_size=config.data.image_size,
+            patch_size=model.patch_size,
+            num_classes=0,
+            global_pool=settings.pool,
+            embed_dim=model.encoder.width,
+            depth=model.encoder.depth,
+            num_heads=model.encoder.heads,
+            mlp_ratio=model.encoder.mlp_ratio,
+            qkv_bias=True,
+            drop_path_rate=settings.drop_path,
+            norm_layer=partial(nn.LayerNorm, eps=NORM_EPS),
+            weight_init="skip",
+        )
+        self._init_encoder(model.encoder.width, config.data.image_size // model.patch_size)
+        self.dropout = nn.Dropout(settings.dropout)
+        self.head = ProbeHead(model.encoder.width, classes, settings.batch_norm)
+        nn.init.trunc_normal_(self.head.linear.weight, std=HEAD_STD[config.stage])
+        nn.init.zeros_(self.head.linear.bias)
+        if self.probe:
+            self.encoder.requires_grad_(False)
+            self.encoder.eval()
+
+    def _init_encoder(self, width: int, grid: int) -> None:
+        """The initialisation the masked autoencoder has, for the untrained control."""
+        encoder = self.encoder
+        encoder.apply(init_linear)
+        state = encoder.state_dict()
+        nn.init.xavier_uniform_(state["patch_embed.proj.weight"].flatten(1))
+        nn.init.zeros_(state["patch_embed.proj.bias"])
+        nn.init.normal_(state["cls_token"], std=0.02)
+        state["pos_embed"].copy_(sincos_positions(width, grid))
+
+    def load_encoder(self, generator: Tensors, pool: str, what: str) -> None:
+        """Take the encoder from a masked autoencoder's state dict, strictly."""
+        load_strict(self.encoder, classifier_tensors(generator, pool), what)
+
+    def train(self, mode: bool = True) -> Classifier:
+        super().train(mode)
+        if self.probe:
+            self.encoder.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.probe):
+            features = self.encoder(images)
+        return self.head(self.dropout(features))
+
+    def layer_of(self, name: str) -> int:
+        """Layer of a parameter for layer-wise rate decay: 0 embedding … depth + 1 norm and head."""
+        if name.startswith(("encoder.cls_token", "encoder.pos_embed", "encoder.patch_embed")):
+            return 0
+        if name.startswith("encoder.blocks."):
+            return int(name.split(".")[2]) + 1
+        return self.layers
+
+    @property
+    def layers(self) -> int:
+        """Index of the topmost layer, depth + 1."""
+        return len(cast("nn.ModuleList", self.encoder.blocks)) + 1

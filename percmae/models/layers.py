@@ -1,0 +1,101 @@
+"""Transformer parts shared by the encoder and the decoder (METHOD section 1).
+
+Parameter names follow the official MAE and timm checkpoints (``attn.qkv``, ``mlp.fc1`` …), so
+that weights move between the three without renaming.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NORM_EPS = 1e-6
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, (N, T, D) to (N, T, D), through PyTorch's fused kernel."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, d = x.shape
+        qkv = self.qkv(x).view(n, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(out.transpose(1, 2).reshape(n, t, d))
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, linear."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block, (N, T, D) to (N, T, D)."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchEmbed(nn.Module):
+    """Linear embedding of flattened patches, kept as a p×p stride-p convolution's weights.
+
+    The weights are those of a convolution so that checkpoints fit; the product is a plain matrix
+    multiplication on the patches that are asked for, since with 75 % of them masked a convolution
+    over the whole image would be four times the work.
+    """
+
+    def __init__(self, patch_size: int, channels: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """(N, T, p²·C) in (row, column, channel) order to (N, T, D)."""
+        weight = self.proj.weight.permute(0, 2, 3, 1).flatten(1)
+        return F.linear(patches, weight, self.proj.bias)
+
+
+def sincos_positions(width: int, grid: int) -> Tensor:
+    """Fixed 2-D sin-cos positions with a zero row for the class token: (1, 1 + grid², width).
+
+    Half of the width encodes the column, half the row, each as sines then cosines at the
+    frequencies 10000^(-i / (width/4)); computed in float64 (arXiv 2111.06377, as its code).
+    """
+    omega = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angles = torch.arange(grid, dtype=torch.float64)[:, None] * omega
+    axis = torch.cat([angles.sin(), angles.cos()], dim=1)
+    column = axis[None, :, :].expand(grid, grid, -1)
+    row = axis[:, None, :].expand(grid, grid, -1)
+    table = torch.cat([column, row], dim=2).reshape(grid * grid, width)
+    return torch.cat([torch.zeros(1, width), table.float()])[None]
+
+
+def init_linear(module: nn.Module) -> None:
+    """MAE's initialisation of linear and norm layers, for ``Module.apply``."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,253 @@
+"""The report as one HTML file: no scripts, no requests, pictures and charts inside."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable
+from typing import Any
+
+from percmae.report.charts import Series, line_chart
+from percmae.report.read import Json, Run
+from percmae.report.rerun import rerun_commands
+from percmae.report.summary import spread
+from percmae.report.verdict import points
+
+MANY = 20
+"""Up to this many classes the page shows the whole confusion matrix and every class."""
+CLASS_ROWS = 10
+"""With more classes: this many of the best and of the worst."""
+SCALED_UP = 480
+"""Width in pixels that a grid of small images is enlarged to, by a whole factor."""
+
+COLOURS = {
+    "probe": "blue",
+    "probe_untrained": "grey",
+    "finetune": "green",
+    "finetune_untrained": "orange",
+}
+KIND_NAMES = {
+    "pretrain": "Pretraining",
+    "probe": "Linear probe",
+    "probe_untrained": "Linear probe, untrained encoder",
+    "finetune": "Fine-tuning",
+    "finetune_untrained": "Fine-tuning, untrained encoder",
+}
+
+
+def render(report: Json, runs: list[Run]) -> str:
+    """HTML text of a report.
+
+    report: the figures (:func:`percmae.report.figures.collect`); runs: the run folders they came
+    from. Every name, address and setting is escaped.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("percmae", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        points=points,
+        spread=spread,
+        count=lambda n: "–" if n is None else f"{n:,}",
+        percent=lambda share: "–" if share is None else f"{100 * share:.1f}",
+        duration=duration,
+        short=short_digest,
+        unbroken=lambda text: text.replace(" %", "\u00a0%").replace(" ± ", "\u00a0±\u00a0"),
+    )
+    return environment.get_template("report.html.j2").render(
+        r=report,
+        kinds=KIND_NAMES,
+        colours=COLOURS,
+        charts=[{**chart, "svg": _markup(chart["svg"])} for chart in _charts(report, runs)],
+        pictures=[_picture(run) for run in runs if run.picture],
+        confusions=[_confusion(report, kind) for kind in report["confusion"]],
+        classes=_class_table(report),
+        configs=_configs(runs),
+        commands=rerun_commands(runs),
+    )
+
+
+def duration(seconds: float | None) -> str:
+    """``45 s``, ``3 min 07 s``, ``2 h 05 min``."""
+    if seconds is None:
+        return "–"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def short_digest(digest: str | None) -> str:
+    """The first 12 hexadecimal digits, enough to tell apart by eye."""
+    return digest.partition(":")[2][:12] or digest[:12] if digest else "–"
+
+
+def _markup(svg: str) -> Any:
+    """Our own SVG (its texts are escaped by the XML writer) as safe HTML."""
+    from markupsafe import Markup
+
+    return Markup(svg)
+
+
+def _charts(report: Json, runs: list[Run]) -> list[Json]:
+    """Title, caption and SVG of each chart that there are figures for."""
+    pretrain = [run for run in runs if run.stage == "pretrain"]
+    loss = _series(pretrain, [("train", "train", "blue"), ("val", "validation", "orange")], "loss")
+    charts = []
+    if loss:
+        svg = line_chart("pretrain", _alt("Pretraining loss", loss), loss, "step", "loss")
+        caption = "On the training images and on the validation slice."
+        charts.append({"title": "Pretraining loss", "caption": caption, "svg": svg})
+    terms = _terms(pretrain)
+    if len(terms) > 1:
+        svg = line_chart("terms", _alt("Terms of the loss", terms), terms, "step", "term")
+        caption = f"The objective's terms on the training images, seed {terms[0].seed}."
+        charts.append({"title": "Terms of the pretraining loss", "caption": caption, "svg": svg})
+    guess = report["data"]["random_guess"].get("top1")
+    for stage, title in (("probe", "Linear probe"), ("finetune", "Fine-tuning")):
+        curves = [
+            curve
+            for kind, label in ((stage, "pretrained"), (f"{stage}_untrained", "untrained"))
+            for curve in _series(
+                [run for run in runs if run.kind == kind],
+                [("val", label, COLOURS[kind])],
+                "top1",
+                x="epoch",
+            )
+        ]
+        if curves:
+            svg = line_chart(
+                stage,
+                _alt(f"{title}, validation top-1", curves),
+                curves,
+                "epoch",
+                "top-1",
+                percent=True,
+                guess=guess["mean"] if guess else None,
+            )
+            caption = "Top-1 accuracy on the validation slice while the classifier learns."
+            charts.append({"title": title, "caption": caption, "svg": svg})
+    return charts
+
+
+def _series(
+    runs: Iterable[Run], splits: list[tuple[str, str, str]], key: str, x: str = "step"
+) -> list[Series]:
+    found = [
+        Series(label, run.seed, run.curve(split, key, x), colour)
+        for split, label, colour in splits
+        for run in runs
+    ]
+    return [series for series in found if series.points]
+
+
+def _terms(runs: list[Run]) -> list[Series]:
+    """The loss terms of the first seed, up to as many as there are colours."""
+    if not runs:
+        return []
+    rows = (row for row in runs[0].metrics if row["split"] == "train")
+    keys = dict.fromkeys(key for row in rows for key in row if key.startswith("loss/"))
+    colours = ("blue", "orange", "green", "grey")
+    return [
+        Series(key.removeprefix("loss/"), runs[0].seed, runs[0].curve("train", key), colour)
+        for key, colour in zip(keys, colours, strict=False)
+    ]
+
+
+def _alt(title: str, series: list[Series]) -> str:
+    """What a reader who cannot see the chart needs: where each curve starts and ends."""
+    ends = [(s, s.points[0][1], s.points[-1][1]) for s in series]
+    return f"{title}. " + "; ".join(
+        f"{s.label}, seed {s.seed}: from {first:.3f} to {last:.3f}" for s, first, last in ends
+    )
+
+
+def _picture(run: Run) -> Json:
+    """A reconstruction grid as a data: URI; small ones are enlarged by a whole factor, crisp."""
+    picture = run.picture
+    assert picture is not None
+    factor = max(1, SCALED_UP // picture.width)
+    return {
+        "seed": run.seed,
+        "uri": picture.uri,
+        "source": "data:image/png;base64," + base64.b64encode(picture.data).decode(),
+        "width": picture.width * factor,
+        "height": picture.height * factor,
+        "crisp": factor > 1,
+        "evaluated": picture.uri.endswith("/evaluation.png"),
+    }
+
+
+def _confusion(report: Json, kind: str) -> Json:
+    """The matrix with a shade for each cell, or for many classes the top confusions only.
+
+    Shades are 0..1: on the diagonal the share of the class that was right; elsewhere the share of
+    the class mistaken so, over the largest such share.
+    """
+    confusion, classes = report["confusion"][kind], report["classes"][kind]
+    view: Json = {"kind": kind, "label": _label(report, kind), **confusion, "matrix": None}
+    if confusion["counts"] is None or len(classes) > MANY:
+        return view
+    shares = [[n / max(sum(row), 1) for n in row] for row in confusion["counts"]]
+    size = range(len(classes))
+    worst = max((shares[i][j] for i in size for j in size if i != j), default=0.0) or 1.0
+    view["matrix"] = [
+        [
+            {
+                "count": confusion["counts"][i][j],
+                "right": i == j,
+                "shade": shares[i][j] if i == j else shares[i][j] / worst,
+            }
+            for j in size
+        ]
+        for i in size
+    ]
+    view["names"] = [item["name"] for item in classes]
+    return view
+
+
+def _label(report: Json, kind: str) -> str:
+    return str(next(row["label"] for row in report["table"] if row["row"] == kind))
+
+
+def _class_table(report: Json) -> Json | None:
+    """Per-class top-1 of every classifier; with many classes the ends of the list only."""
+    tables = report["classes"]
+    if not tables:
+        return None
+    lead = next(kind for kind in ("finetune", "probe", *tables) if kind in tables)
+    size = len(tables[lead])
+    order = list(range(size))
+    cut = size > MANY
+    if cut:
+        order.sort(key=lambda i: tables[lead][i]["top1"]["mean"] or 0.0, reverse=True)
+        order = order[:CLASS_ROWS] + order[-CLASS_ROWS:]
+    rows = [
+        {
+            **{key: tables[lead][i][key] for key in ("wnid", "name", "samples")},
+            "cells": [{"kind": kind, "top1": tables[kind][i]["top1"]} for kind in tables],
+        }
+        for i in order
+    ]
+    labels = {kind: _label(report, kind) for kind in tables}
+    return {"rows": rows, "labels": labels, "cut": cut, "lead": labels[lead], "size": size}
+
+
+def _configs(runs: list[Run]) -> list[Json]:
+    """Effective configurations: one a kind of run, more where runs differ by more than seed."""
+    found: dict[tuple[str, str], Json] = {}
+    for run in runs:
+        text = run.config or ""
+        lines = [line for line in text.splitlines() if not line.startswith("seed:")]
+        key = (run.kind, "\n".join(lines))
+        if key in found:
+            found[key]["seeds"].append(run.seed)
+        else:
+            found[key] = {"kind": run.kind, "seeds": [run.seed], "yaml": run.config}
+    return list(found.values())

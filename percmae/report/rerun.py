@@ -1,0 +1,62 @@
+"""The commands that would make these runs again."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Any
+
+import yaml
+
+from percmae.errors import ConfigError
+from percmae.report.read import Run
+
+
+def rerun_commands(runs: list[Run]) -> list[dict[str, str]]:
+    """``{"what", "command", "note"}`` for each kind of run, after its first seed.
+
+    The command sets every value that differs from the recipe's. A config that this percmae cannot
+    read gives an empty command and the reason as the note.
+    """
+    steps = []
+    for kind in dict.fromkeys(run.kind for run in runs):
+        run = next(run for run in runs if run.kind == kind)
+        seeds = [other.seed for other in runs if other.kind == kind and other is not run]
+        others = f"Seeds {', '.join(map(str, seeds))}: change seed= and the addresses of the runs."
+        note = others if seeds else ""
+        try:
+            command = _command(run)
+        except ConfigError as error:
+            command, note = "", f"{run.name}: {error}"
+        steps.append({"what": kind, "command": command, "note": note})
+    return steps
+
+
+def _command(run: Run) -> str:
+    from percmae.config.load import config_from_dict, leaves, load_config
+
+    if run.config is None:
+        raise ConfigError("it has no config.yaml, so its command is not known")
+    values = yaml.safe_load(run.config)
+    if not isinstance(values, dict):
+        raise ConfigError("its config.yaml is not a mapping, so its command is not known")
+    config = config_from_dict(values)
+    preset = leaves(load_config(config.variant, config.recipe, config.stage, tag=config.tag))
+    options = ["--data", _address(run.info.get("data")), "--to", run.uri.rpartition("/")[0]]
+    if run.stage == "pretrain":
+        options += ["--variant", config.variant]
+    elif run.info.get("parent"):
+        options = ["--run", str(run.info["parent"]), *options]
+    options += ["--recipe", config.recipe]
+    if config.tag:
+        options += ["--tag", config.tag]
+    if run.info.get("baseline"):
+        options.append("--untrained")
+    given = [f"{k}={json.dumps(v)}" for k, v in leaves(config).items() if v != preset[k]]
+    if f"seed={config.seed}" not in given:
+        given.append(f"seed={config.seed}")
+    return " ".join(shlex.quote(word) for word in ["percmae", run.stage, *options, *given])
+
+
+def _address(data: Any) -> str:
+    return str((data or {}).get("uri") or "MANIFEST")

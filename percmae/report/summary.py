@@ -1,0 +1,73 @@
+"""The result as a plain-text table for the terminal."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+from percmae.report.verdict import points
+
+Json = dict[str, Any]
+
+
+def summary_table(report: Json) -> str:
+    """What ``make run`` prints at the end: aligned rows, mean ± sample standard deviation.
+
+    report: what :func:`percmae.report.report` returned, or report.json read back. Percentages;
+    the last column has each seed's top-1. No newline at the end.
+    """
+    head = ("", "top-1 %", "top-5 %", "top-1 of each seed")
+    rows = [head, *(_cells(row) for row in report["table"])]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    lines = [_title(report), ""]
+    for row in rows:
+        label, top1, top5, seeds = row
+        cells = (label.ljust(widths[0]), top1.ljust(widths[1]), top5.ljust(widths[2]), seeds)
+        lines.append("   ".join(cells).rstrip())
+    if len(rows) == 1:
+        lines[-1] = "No classifier has been evaluated yet."
+    lines += [_reconstruction(report), ""]
+    verdict = report["verdict"]
+    for sentence in [verdict["answer"], *verdict["notes"], *report["missing"]]:
+        lines += textwrap.wrap(sentence, 98, subsequent_indent="  ")
+    if report.get("files"):
+        lines += ["", f"Report: {report['files']['html']}"]
+    return "\n".join(lines)
+
+
+def _title(report: Json) -> str:
+    data, seeds = report["data"], report["seeds"]
+    parts = [
+        report["name"],
+        f"variant {report['variant']}",
+        f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({', '.join(map(str, seeds))})",
+    ]
+    if data["samples"].get("test"):
+        parts.append(f"{data['samples']['test']:,} test images of {data['classes']} classes")
+    return " · ".join(parts)
+
+
+def _cells(row: Json) -> tuple[str, str, str, str]:
+    seeds = " ".join(f"{100 * value:5.1f}" for value in row["top1"]["values"])
+    return row["label"], _aligned(row["top1"]), _aligned(row["top5"]), seeds
+
+
+def _aligned(stats: Json) -> str:
+    """Decimal points under each other, up to 100.0."""
+    mean, _, sd = points(stats).partition(" ")
+    return f"{mean:>5} {sd}".rstrip()
+
+
+def _reconstruction(report: Json) -> str:
+    psnr, ssim = report["reconstruction"]["psnr"], report["reconstruction"]["ssim"]
+    if psnr["mean"] is None:
+        return "\nReconstruction: not evaluated"
+    return f"\nReconstruction: PSNR {spread(psnr, 1)} dB, SSIM {spread(ssim, 3)}"
+
+
+def spread(stats: Json, digits: int) -> str:
+    """A mean with its spread over seeds, in the figure's own unit; – when there is none."""
+    if stats["mean"] is None:
+        return "–"
+    text = f"{stats['mean']:.{digits}f}"
+    return text if stats["sd"] is None else f"{text} ± {stats['sd']:.{digits}f}"

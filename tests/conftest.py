@@ -12,6 +12,8 @@ from percmae import local_store
 from percmae.local_store import LocalStore
 from percmae.storage import StorePath, StoreSettings
 
+pytest_plugins = ["fixtures_data"]
+
 
 class S3:
     """The session's server; the process's environment points at it."""

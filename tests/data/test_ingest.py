@@ -1,0 +1,378 @@
+"""From archives to shards: what comes out, what is refused, what survives an interruption."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import archive_building as ab
+import numpy as np
+import pytest
+import webdataset
+
+from percmae.data import ingest as ingest_module
+from percmae.data.ingest import IngestResult, ingest
+from percmae.data.sample import SampleArchives
+from percmae.data.shard_writer import ShardWriter
+from percmae.data.shards import Dataset
+from percmae.errors import DataError, StoreAccessError
+from percmae.storage import StorePath
+
+SMALL = 12 << 10  # bytes a shard: several shards even for the small archives
+
+
+def run(archives: ab.Archives, to: Path | str, shard_bytes: int = SMALL) -> IngestResult:
+    return ingest(*archives.uris(), str(to), shard_bytes=shard_bytes)
+
+
+def stored_files(dataset: Dataset, split: str) -> dict[str, tuple[int, bytes]]:
+    """key → (label, bytes), read through the index."""
+    whole = dataset.split(split)
+    found = {}
+    for n in range(len(whole)):
+        shard, offset, size = (int(v) for v in whole.locate(n))
+        data = whole.shards[shard].read_bytes(offset, size)
+        found[whole.keys[n].decode()] = (int(whole.labels[n]), data)
+    return found
+
+
+def test_every_image_arrives_unchanged_with_its_label(tmp_path: Path) -> None:
+    dataset = run(ab.build(tmp_path / "in"), tmp_path / "out").dataset
+    assert [c.wnid for c in dataset.classes] == sorted(ab.WNIDS)
+    assert dataset.classes[0].name == "thing n00000001"
+    label = {wnid: sorted(ab.WNIDS).index(wnid) for wnid in ab.WNIDS}
+
+    train = stored_files(dataset, "train") | stored_files(dataset, "val")
+    assert train == {
+        f"{wnid}_{n}": (label[wnid], ab.picture(1000 * k + n))
+        for k, wnid in enumerate(ab.WNIDS)
+        for n in range(5)
+    }
+    test = stored_files(dataset, "test")
+    assert test == {
+        f"ILSVRC2012_val_{n:08d}": (label[ab.WNIDS[id_ - 1]], ab.picture(n))
+        for n, id_ in enumerate(ab.TRUTH, start=1)
+    }
+    assert list((tmp_path / "out").glob(".ingest/*")) == []
+
+
+def test_shards_are_read_by_webdataset(sample_dataset: Dataset) -> None:
+    test = sample_dataset.split("test")
+    assert len(test.shards) > 1
+    read = list(webdataset.WebDataset([s.uri for s in test.shards], shardshuffle=False))
+    assert [r["__key__"].encode() for r in read] == test.keys.tolist()
+    assert [int(r["cls"]) for r in read] == test.labels.tolist()
+    n = len(read) - 1
+    shard, offset, size = (int(v) for v in test.locate(n))
+    assert read[n]["jpg"] == test.shards[shard].read_bytes(offset, size)
+
+
+def test_same_archives_again_are_reused_without_reading_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archives = ab.build(tmp_path / "in")
+    first = run(archives, tmp_path / "out")
+    assert not first.reused
+    monkeypatch.setattr(ingest_module, "_SplitIngest", None)
+    again = run(archives, tmp_path / "out")
+    assert again.reused
+    assert again.dataset.digest == first.dataset.digest
+
+    copied = ab.build(tmp_path / "copy")  # other inodes and times, same bytes
+    assert run(copied, tmp_path / "out").reused
+
+
+def test_a_dataset_made_from_other_archives_is_not_overwritten(tmp_path: Path) -> None:
+    run(ab.build(tmp_path / "in"), tmp_path / "out")
+    changed = ab.class_tars() | {f"{ab.WNIDS[1]}.tar": ab.tar_bytes({"x.JPEG": ab.picture(5)})}
+    other = ab.build(tmp_path / "other", train=ab.tar_bytes(changed))
+    with pytest.raises(DataError, match="already holds a dataset made from other archives"):
+        run(other, tmp_path / "out")
+    with pytest.raises(DataError, match="already holds a dataset"):
+        run(ab.build(tmp_path / "in"), tmp_path / "out", shard_bytes=SMALL * 2)
+
+
+def test_digest_is_of_the_content_alone(tmp_path: Path) -> None:
+    one = run(ab.build(tmp_path / "a"), tmp_path / "x").dataset
+    two = run(ab.build(tmp_path / "b"), tmp_path / "elsewhere" / "y").dataset
+    assert one.digest == two.digest
+    relabelled = ab.build(tmp_path / "c", devkit=ab.devkit_bytes(truth=(1, 1, 2, 1, 3, 2)))
+    assert run(relabelled, tmp_path / "z").dataset.digest != one.digest
+
+
+# Corrupt images -------------------------------------------------------------------------------
+
+
+def test_corrupt_images_are_left_out_and_listed(tmp_path: Path) -> None:
+    whole = ab.picture(1, size=(300, 200))
+    wnid = ab.WNIDS[0]
+    files = {
+        f"{wnid}_1.JPEG": whole,
+        f"{wnid}_2.JPEG": whole[: len(whole) // 2],
+        f"{wnid}_3.JPEG": whole[:-2],  # just the end-of-image mark is gone
+        f"{wnid}_4.JPEG": b"<html>not found</html>",
+        f"{wnid}_5.JPEG": b"",
+        f"{wnid}_6.JPEG": ab.picture(2, "PNG"),  # as in ImageNet: a PNG of that name is fine
+    }
+    train = ab.class_tars() | {f"{wnid}.tar": ab.tar_bytes(files)}
+    archives = ab.build(tmp_path / "in", train=ab.tar_bytes(train))
+    dataset = run(archives, tmp_path / "out").dataset
+    corrupt = dataset.manifest["corrupt"]
+    assert [c["member"] for c in corrupt] == [f"{wnid}.tar/{wnid}_{n}.JPEG" for n in (2, 3, 4, 5)]
+    assert all(c["split"] == "train" and c["reason"] for c in corrupt)
+    train_files = stored_files(dataset, "train") | stored_files(dataset, "val")
+    kept = {key for key in train_files if key.startswith(wnid)}
+    assert kept == {f"{wnid}_1", f"{wnid}_6"}
+    assert train_files[f"{wnid}_6"][1] == ab.picture(2, "PNG")
+
+
+def test_nothing_but_corrupt_images_is_an_error(tmp_path: Path) -> None:
+    broken = dict.fromkeys(ab.val_files(), b"broken")
+    archives = ab.build(tmp_path / "in", val=ab.tar_bytes(broken))
+    with pytest.raises(DataError, match="no image in it could be decoded"):
+        run(archives, tmp_path / "out")
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+# Checksums ------------------------------------------------------------------------------------
+
+
+def publish(monkeypatch: pytest.MonkeyPatch, path: Path, md5: str) -> None:
+    """Make a small archive one with the published name and size."""
+    table = {(path.name, path.stat().st_size): md5}
+    monkeypatch.setattr(ingest_module, "PUBLISHED_MD5", table)
+
+
+def test_published_md5_is_checked_on_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archives = ab.build(tmp_path / "in")
+    right = hashlib.md5(archives.train.read_bytes()).hexdigest()
+    publish(monkeypatch, archives.train, "0" * 32)
+    with pytest.raises(DataError, match=f"ILSVRC2012_img_train.tar .* MD5 {right}, not 0000"):
+        run(archives, tmp_path / "bad")
+    assert not (tmp_path / "bad" / "manifest.json").exists()
+    publish(monkeypatch, archives.train, right)
+    dataset = run(archives, tmp_path / "good").dataset
+    assert {s["role"]: s["md5"] for s in dataset.manifest["sources"]} == {
+        role: hashlib.md5(path.read_bytes()).hexdigest() for role, path in vars(archives).items()
+    }
+
+
+def test_published_md5_is_checked_after_resuming_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archives = ab.build(tmp_path / "in")
+    interrupt_after(monkeypatch, images=12)
+    with pytest.raises(KeyboardInterrupt):
+        run(archives, tmp_path / "out")
+    monkeypatch.undo()
+    publish(monkeypatch, archives.train, "0" * 32)
+    with pytest.raises(DataError, match="not 0000"):
+        run(archives, tmp_path / "out")
+
+
+def test_the_real_archives_are_known_by_name_and_size() -> None:
+    names = {name: md5 for (name, _), md5 in ingest_module.PUBLISHED_MD5.items()}
+    assert names == {
+        "ILSVRC2012_img_train.tar": "1d675b47d978889d74fa0da5fadfb00e",
+        "ILSVRC2012_img_val.tar": "29b22e2961454d5413ddabcf34fc5622",
+    }
+    sizes = {name: round(size / 2**30, 1) for name, size in ingest_module.PUBLISHED_MD5}
+    assert sizes == {"ILSVRC2012_img_train.tar": 137.7, "ILSVRC2012_img_val.tar": 6.3}
+
+
+# Interruptions --------------------------------------------------------------------------------
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, images: int) -> list[str]:
+    """Ctrl-C before image number ``images`` + 1 is written; gives the list of those written."""
+    written: list[str] = []
+    add: Callable[..., None] = ShardWriter.add
+
+    def counted(self: ShardWriter, key: str, *rest: Any) -> None:
+        if len(written) == images:
+            raise KeyboardInterrupt
+        written.append(key)
+        add(self, key, *rest)
+
+    monkeypatch.setattr(ShardWriter, "add", counted)
+    return written
+
+
+@pytest.mark.parametrize("images", [0, 1, 4, 7, 14, 15, 17, 20])
+def test_resuming_gives_the_dataset_of_an_uninterrupted_ingest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: int
+) -> None:
+    archives = ab.build(tmp_path / "in")
+    whole = run(archives, tmp_path / "whole").dataset
+    out = tmp_path / "out"
+    interrupt_after(monkeypatch, images)
+    with pytest.raises(KeyboardInterrupt):
+        run(archives, out)
+    monkeypatch.undo()
+    assert not (out / "manifest.json").exists()
+
+    state = out / ".ingest" / "state.json"
+    saved = json.loads(state.read_text())["splits"] if state.exists() else {}
+    kept = sum(s["samples"] for split in saved.values() for s in split["shards"])
+    written = interrupt_after(monkeypatch, images=10**6)
+    resumed = run(archives, out).dataset
+    assert len(written) == 15 + 6 - kept, "finished shards are not made again"
+    assert resumed.digest == whole.digest
+    assert resumed.manifest["splits"] == whole.manifest["splits"]
+
+
+KILLED = """
+import os, signal, sys
+from percmae.data.shard_writer import ShardWriter
+from percmae.data.ingest import ingest
+add, count = ShardWriter.add, 0
+def dying(self, *args):
+    global count
+    count += 1
+    if count == 2500:
+        os.kill(os.getpid(), signal.SIGKILL)
+    add(self, *args)
+ShardWriter.add = dying
+ingest(*sys.argv[1:], shard_bytes=2**20)
+"""
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_kill_9_in_mid_ingest_then_resume(
+    tmp_path: Path,
+    place: str,
+    sample_archives: SampleArchives,
+    sample_dataset: Dataset,
+    request: pytest.FixtureRequest,
+) -> None:
+    to = str(tmp_path / "out")
+    if place == "s3":
+        to = request.getfixturevalue("s3").uri("killed")
+    a = sample_archives
+    sources = [str(a.train), str(a.val), str(a.devkit)]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *sources, to], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (StorePath(to) / "manifest.json").exists()
+    done = StorePath(to).__truediv__(ingest_module.STATE).read_json()["splits"]["train"]
+    assert 0 < done["images"] < 2500
+    result = ingest(*sources, to, shard_bytes=2**20)
+    assert result.dataset.digest == sample_dataset.digest
+    assert result.dataset.manifest["splits"] == sample_dataset.manifest["splits"]
+
+
+def test_a_state_of_other_archives_is_dropped_with_its_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    big = ab.build(tmp_path / "big", train=ab.tar_bytes(ab.class_tars(per_class=30)))
+    interrupt_after(monkeypatch, images=60)
+    with pytest.raises(KeyboardInterrupt):
+        run(big, tmp_path / "out")
+    monkeypatch.undo()
+    small = run(ab.build(tmp_path / "in"), tmp_path / "out").dataset
+    assert "starting afresh" in capsys.readouterr().err
+    whole = run(ab.build(tmp_path / "in"), tmp_path / "whole").dataset
+    assert small.digest == whole.digest
+    for split in ("train", "test"):
+        names = [{p.name for p in (tmp_path / d / split).iterdir()} for d in ("out", "whole")]
+        assert names[0] == names[1]
+
+
+def test_from_store_to_store(s3: Any, tmp_path: Path) -> None:
+    archives = ab.build(tmp_path / "in")
+    source = StorePath(s3.uri("archives"))
+    uris = []
+    for path in (archives.train, archives.val, archives.devkit):
+        (source / path.name).write_file(path)
+        uris.append((source / path.name).uri)
+    result = ingest(*uris, s3.uri("dataset"), shard_bytes=SMALL)
+    assert result.manifest_uri.startswith("s3://")
+    local = run(archives, tmp_path / "out").dataset
+    assert result.dataset.digest == local.digest
+    assert stored_files(result.dataset, "test") == stored_files(local, "test")
+    assert ingest(*uris, str(StorePath(result.manifest_uri).parent), shard_bytes=SMALL).reused
+    (source / archives.val.name).delete()
+    with pytest.raises(DataError, match=r"val archive s3://.* does not exist"):
+        ingest(*uris, s3.uri("dataset"))
+    with pytest.raises(StoreAccessError, match="no-such-bucket"):
+        ingest("s3://no-such-bucket/x.tar", *uris[1:], s3.uri("dataset"))
+
+
+# The val slice and the opened dataset ----------------------------------------------------------
+
+
+def test_val_is_a_fixed_slice_of_the_training_images(sample_dataset: Dataset) -> None:
+    train, val = sample_dataset.split("train"), sample_dataset.split("val")
+    keys = set(train.keys.tolist()), set(val.keys.tolist())
+    assert not keys[0] & keys[1]
+    assert len(keys[0] | keys[1]) == len(train) + len(val) == 4000
+    assert len(val) == 400
+    assert np.bincount(val.labels, minlength=10).min() > 15, "every class takes part"
+    again = Dataset.open(sample_dataset.uri).split("val")
+    assert np.array_equal(again.keys, val.keys)
+    assert len(sample_dataset.split("test")) == 1000
+
+
+def test_val_slice_follows_the_digest(sample_dataset: Dataset) -> None:
+    other = Dataset(sample_dataset.uri, sample_dataset.manifest | {"digest": "sha256:" + "7" * 64})
+    same = set(other.split("val").keys.tolist()) & set(sample_dataset.split("val").keys.tolist())
+    assert len(same) < 100  # 40 expected of two independent tenths
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda out: (out / "manifest.json").unlink(), "no dataset at .*run percmae ingest"),
+        (lambda out: (out / "manifest.json").write_text("{"), "is not a manifest"),
+        (lambda out: (out / "manifest.json").write_text('{"format": "x/2"}'), "of format percmae"),
+        (
+            lambda out: (out / "manifest.json").write_text('{"format": "percmae-dataset/1"}'),
+            "damaged manifest",
+        ),
+        (
+            lambda out: (out / "manifest.json").write_text(
+                (out / "manifest.json").read_text().replace("thing n00000001", "thing")
+            ),
+            "digest does not fit",
+        ),
+        (lambda out: (out / "test" / "test-000000.tar").unlink(), "test-000000.tar is missing"),
+        (lambda out: (out / "test" / "test-000000.npy").unlink(), "has no index test-000000.npy"),
+        (
+            lambda out: os.truncate(out / "train" / "train-000000.tar", 2048),
+            "train-000000.tar has not the recorded size",
+        ),
+    ],
+)
+def test_a_damaged_dataset_is_refused(
+    tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    out = tmp_path / "out"
+    uri = run(ab.build(tmp_path / "in"), out).manifest_uri
+    damage(out)
+    with pytest.raises(DataError, match=message) as caught:
+        Dataset.open(uri)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_index_is_refused(tmp_path: Path) -> None:
+    dataset = run(ab.build(tmp_path / "in"), tmp_path / "out").dataset
+    index = tmp_path / "out" / "test" / "test-000000.npy"
+    index.write_bytes(index.read_bytes()[:-1] + b"x")
+    with pytest.raises(DataError, match=r"test-000000.npy: index does not have"):
+        Dataset.open(dataset.uri).split("test")
+
+
+def test_a_folder_or_an_unknown_split_is_named(tmp_path: Path) -> None:
+    dataset = run(ab.build(tmp_path / "in"), tmp_path / "out").dataset
+    with pytest.raises(DataError, match=r"give its manifest, .*out/manifest\.json"):
+        Dataset.open(str(tmp_path / "out"))
+    with pytest.raises(DataError, match="unknown split 'dev': choose from train, val, test"):
+        dataset.split("dev")

@@ -167,12 +167,14 @@ def _run(run: Run) -> Json:
     info = run.info
     rates = sorted(value for _, value in run.curve("train", "images_per_second"))
     keys = ("name", "stage", "seed", "variant", "tag", "key", "config_digest", "data", "parent")
-    timings = ("status", "step", "total_steps", "epochs", "started", "finished", "seconds")
+    timings = ("status", "step", "total_steps", "started", "finished", "seconds")
+    epochs = [epoch for _, epoch in run.curve("train", "epoch")]
     return {
         "uri": run.uri,
         "kind": run.kind,
         "baseline": bool(info.get("baseline")),
         **{key: info.get(key) for key in keys + timings},
+        "epochs": info.get("epochs") or (epochs[-1] if epochs else None),
         "images_per_second": rates[len(rates) // 2] if rates else None,
         "metrics": info.get("metrics") or {},
         "versions": info.get("versions") or {},

@@ -144,16 +144,19 @@ def _check_info(path: StorePath, info: Json) -> None:
 
 def _check_evaluation(path: StorePath, evaluation: Json, info: Json) -> None:
     _check_format(path, evaluation, EVALUATION_FORMAT)
-    for key in ("stage", "seed", "baseline"):
-        if evaluation.get(key, False) != info.get(key, False):
+    # The training key too, where both tell it: the folder may have been trained anew since.
+    for key in ("stage", "seed", "baseline", "key"):
+        ours, theirs = info.get(key, False), evaluation.get(key, False)
+        if theirs != ours and (key != "key" or (ours and theirs)):
             raise DataError(
-                f"{path.uri}: its {key} is {evaluation.get(key)!r} but the run's is "
-                f"{info.get(key)!r}; evaluate the run again"
+                f"{path.uri}: its {key} is {theirs!r} but the run's is {ours!r}; evaluate the run "
+                "again"
             )
     if info["stage"] == "pretrain":
         _check_types(path, evaluation, {"reconstruction": dict})
-        _check_types(path, evaluation["reconstruction"], {"psnr": float, "ssim": float})
+        _check_figures(path, evaluation["reconstruction"], ("psnr", "ssim"))
         return
+    _check_figures(path, evaluation, ("ece", "loss"))
     wanted = {"data": dict, "samples": dict, "top1": float, "top5": float, "random_guess": dict}
     _check_types(path, evaluation, {**wanted, "classes": list, "confusion": list})
     _check_types(path, evaluation["samples"], {"test": int})
@@ -167,6 +170,7 @@ def _check_classes(path: StorePath, evaluation: Json) -> None:
         if not isinstance(item, dict):
             raise DataError(f"{path.uri}: classes must be objects; evaluate the run again")
         _check_types(path, item, {"wnid": str, "name": str, "samples": int})
+        _check_figures(path, item, ("top1",))
     if len(confusion) != len(classes) or any(
         not isinstance(row, list) or len(row) != len(classes) for row in confusion
     ):
@@ -191,6 +195,11 @@ def _check_types(path: StorePath, value: Json, wanted: Mapping[str, type]) -> No
             raise DataError(
                 f"{path.uri}: {key} must be {kind.__name__}, not {given!r}; the file is damaged"
             )
+
+
+def _check_figures(path: StorePath, value: Json, keys: tuple[str, ...]) -> None:
+    """Figures that may be absent or not finite (None by now), but not of another type."""
+    _check_types(path, value, {key: float for key in keys if value.get(key) is not None})
 
 
 def _metrics(path: StorePath) -> list[Json]:

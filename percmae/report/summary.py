@@ -30,8 +30,6 @@ def summary_table(report: Json) -> str:
     verdict = report["verdict"]
     for sentence in [verdict["answer"], *verdict["notes"], *report["missing"]]:
         lines += textwrap.wrap(sentence, 98, subsequent_indent="  ")
-    if report.get("files"):
-        lines += ["", f"Report: {report['files']['html']}"]
     return "\n".join(lines)
 
 

@@ -67,12 +67,12 @@ def write_run(
     (folder / "metrics.jsonl").write_text(_metrics(stage, seed, accuracy or 0.5))
     if stage == "pretrain":
         (folder / "mae_recon_out").mkdir()
-        _grid(seed).save(folder / "mae_recon_out" / "step-00000200.png")
+        grid(seed).save(folder / "mae_recon_out" / "step-00000200.png")
     if accuracy is not None:
         evaluation = _evaluation(info, accuracy, names)
         (folder / "evaluation.json").write_text(json.dumps(evaluation))
         if stage == "pretrain":
-            _grid(seed).save(folder / "mae_recon_out" / "evaluation.png")
+            grid(seed).save(folder / "mae_recon_out" / "evaluation.png")
     return str(folder)
 
 
@@ -148,7 +148,7 @@ def _confusion(accuracy: float, classes: int, seed: int) -> np.ndarray:
     return counts
 
 
-def _grid(seed: int, rows: int = 6, side: int = 32) -> Image.Image:
+def grid(seed: int, rows: int = 6, side: int = 32) -> Image.Image:
     """Soft blobs: original | masked | blurred | blurred with the visible patches."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:side, 0:side] / side
@@ -157,7 +157,7 @@ def _grid(seed: int, rows: int = 6, side: int = 32) -> Image.Image:
         cx, cy, w = rng.uniform(0.3, 0.7, 3)
         blob = np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (0.1 * w))
         image = np.stack([blob, blob * w, 1 - blob], axis=-1)
-        keep = np.kron(rng.random((8, 8)) < 0.25, np.ones((4, 4)))[..., None]
+        keep = np.kron(rng.random((8, 8)) < 0.25, np.ones((side // 8, side // 8)))[..., None]
         made = 0.7 * image + 0.15
         columns = [image, image * keep + 0.5 * (1 - keep), made, image * keep + made * (1 - keep)]
         lines.append(np.concatenate(columns, axis=1))

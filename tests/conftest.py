@@ -30,6 +30,13 @@ class S3:
         """An s3:// prefix that nothing has been written below yet."""
         return f"s3://{self.bucket}/{prefix}-{next(self._numbers):04d}"
 
+    def uploads(self, path: StorePath) -> list[str]:
+        """The ids of the unfinished multipart uploads to ``path``."""
+        from percmae.storage.s3 import client
+
+        found = client(self.settings)._list_multipart_uploads(self.bucket).uploads
+        return [upload.upload_id for upload in found if path.uri.endswith(f"/{upload.object_name}")]
+
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:

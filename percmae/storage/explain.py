@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from xml.etree.ElementTree import ParseError
 
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 
@@ -61,39 +62,45 @@ def explain(error: Exception, doing: str, target: S3Object) -> StoreError:
     """The error to raise for what minio raised while ``doing`` something with ``target``."""
     if isinstance(error, S3Error) and _came_without_a_reason(error):
         error = _ask_why(target) or error
-    words = {
-        "uri": target.uri,
-        "bucket": target.bucket,
-        "endpoint": target.settings.endpoint,
-        "key": target.settings.access_key,
-        "doing": doing,
-        "detail": "",
-    }
     if isinstance(error, S3Error):
-        code = _code(error)
-        words["detail"] = " ".join((error.message or code).split())
-        if code in _ACCESS:
-            explained: StoreError = StoreAccessError(_ACCESS[code].format(**words))
-        elif code in _FAILURE:
-            explained = StoreError(_FAILURE[code].format(**words))
-        else:
-            text = "cannot {doing} {uri}: the store at {endpoint} answers {code}: {detail}"
-            explained = StoreError(text.format(code=code, **words))
+        explained = _explain_code(error, doing, target)
     elif isinstance(error, InvalidResponseError | ServerError):
-        explained = StoreError(
-            "cannot {doing} {uri}: the server at {endpoint} does not answer like an S3 store"
-            " (HTTP {status}); is the endpoint the store's API, not its web console?".format(
-                status=getattr(error, "_code", None) or getattr(error, "status_code", "?"), **words
-            )
-        )
-    elif isinstance(error, MinioException):
-        explained = StoreError("cannot {doing} {uri}: {error}".format(error=error, **words))
-    else:
-        # minio-py checks names before it sends anything.
-        explained = StoreAccessError("cannot {doing} {uri}: {error}".format(error=error, **words))
+        status = getattr(error, "_code", None) or getattr(error, "status_code", None)
+        explained = not_a_store(doing, target, f"HTTP {status}")
+    elif isinstance(error, ParseError) or "XML" in str(error):
+        explained = not_a_store(doing, target, "not the XML expected")
+    else:  # minio-py checks names before it sends anything
+        explained = StoreAccessError(f"cannot {doing} {target.uri}: {error}")
     # What decides is the store's last word, which callers look up in __cause__.
     explained.__cause__ = error
     return explained
+
+
+def not_a_store(doing: str, target: S3Object, answer: str) -> StoreError:
+    """The error for an answer that no S3 store would give."""
+    return StoreError(
+        f"cannot {doing} {target.uri}: the server at {target.settings.endpoint} does not answer"
+        f" like an S3 store ({answer}); is the endpoint the store's API, not its web console?"
+    )
+
+
+def _explain_code(error: S3Error, doing: str, target: S3Object) -> StoreError:
+    code = _code(error)
+    kind = StoreAccessError if code in _ACCESS else StoreError
+    text = (_ACCESS | _FAILURE).get(
+        code, "cannot {doing} {uri}: the store at {endpoint} answers {code}: {detail}"
+    )
+    return kind(
+        text.format(
+            code=code,
+            uri=target.uri,
+            bucket=target.bucket,
+            endpoint=target.settings.endpoint,
+            key=target.settings.access_key,
+            doing=doing,
+            detail=" ".join((error.message or code).split()),
+        )
+    )
 
 
 def _code(error: S3Error) -> str:

@@ -104,7 +104,8 @@ class StorePath:
         return self._backend().stat() is not None
 
     def stat(self) -> Stat:
-        found = self._backend().stat()
+        """Size, etag and time of change. Raises ``StoreAccessError`` if there is nothing here."""
+        found = self._object().stat()
         if found is None:
             raise StoreAccessError(f"{self.uri} does not exist")
         return found

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias, cast
 from urllib.parse import urlsplit
+from xml.etree.ElementTree import ParseError
 
 import urllib3
 from minio import Minio
@@ -22,7 +23,7 @@ from minio.error import MinioException, S3Error
 from percmae.errors import StoreAccessError, StoreError
 from percmae.storage import stream
 from percmae.storage.base import Stat
-from percmae.storage.explain import explain, is_absent
+from percmae.storage.explain import explain, is_absent, not_a_store
 from percmae.storage.transport import CONNECTION_ERRORS, Patience, Transport, raise_if_final
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class S3Object:
                 return None
             raise
         modified = found.last_modified.timestamp() if found.last_modified else 0.0
-        return Stat(found.size or 0, found.etag or "", modified)
+        return Stat(found.size or 0, self._etag(found.etag, "look at"), modified)
 
     def read(self, start: int, length: int | None, etag: str | None = None) -> bytes:
         """Bytes of the object; with ``etag``, of that version of it or not at all.
@@ -140,9 +141,10 @@ class S3Object:
 
     def put(self, data: bytes, content_type: str) -> None:
         with self._errors("write"):
-            self._client.put_object(
+            done = self._client.put_object(
                 self.bucket, self.key, io.BytesIO(data), len(data), content_type=content_type
             )
+        self._etag(done.etag, "write")
 
     def delete(self) -> None:
         with self._errors("delete"):
@@ -177,7 +179,8 @@ class S3Object:
 
     def upload_part(self, upload: str, number: int, data: bytes) -> str:
         with self._errors("write"):
-            return self._client._upload_part(self.bucket, self.key, data, None, upload, number)
+            etag = self._client._upload_part(self.bucket, self.key, data, None, upload, number)
+        return self._etag(etag, "write")
 
     def complete_upload(self, upload: str, etags: list[str], size: int) -> None:
         parts = [Part(number, etag) for number, etag in enumerate(etags, 1)]
@@ -228,7 +231,8 @@ class S3Object:
         try:
             if offset and response.status != 206:
                 raise StoreError(f"{self.uri}: the store ignored the range asked for")
-            body.etag = body.etag or response.headers.get("etag", "").strip('"')
+            etag = self._etag(response.headers.get("etag"), "read")
+            body.etag = body.etag or etag.strip('"')
             for piece in response.stream(_BODY_PIECE, decode_content=False):
                 body.add(piece)
             response.release_conn()
@@ -241,6 +245,12 @@ class S3Object:
             return False
         found = self.stat()
         return found == Stat(size, stream.multipart_etag(etags), found.modified if found else 0.0)
+
+    def _etag(self, etag: str | None, doing: str) -> str:
+        """``etag``, which every S3 store sends and a web server taken for one rarely does."""
+        if not etag:
+            raise not_a_store(doing, self, "no ETag")
+        return etag
 
     def _must_exist(self) -> None:
         if self.stat() is None:
@@ -255,7 +265,7 @@ class S3Object:
     def _errors(self, doing: str) -> Iterator[None]:
         try:
             yield
-        except (MinioException, ValueError) as error:
+        except (MinioException, ValueError, ParseError) as error:
             explained = explain(error, doing, self)
             raise explained from explained.__cause__
 

@@ -138,13 +138,19 @@ def _seconds(text: str, where: str) -> float:
 
 def _normalise_endpoint(endpoint: str, secure: bool | None) -> tuple[str, bool]:
     """The endpoint as scheme://host[:port], and whether it is HTTPS."""
-    text = endpoint.strip().rstrip("/")
+    text = endpoint.strip()
     try:
         parts = urlsplit(text if "://" in text else f"//{text}")
         host, _port = parts.hostname, parts.port
     except ValueError as error:
         raise UserError(f"the store endpoint {endpoint!r} is not a URL: {error}") from None
-    if not host or parts.path or parts.query or parts.fragment or parts.username is not None:
+    if (
+        not host
+        or parts.path.strip("/")
+        or parts.query
+        or parts.fragment
+        or parts.username is not None
+    ):
         raise UserError(
             f"the store endpoint {endpoint!r} must be a host with an optional port, such as"
             " https://s3.example.com or http://127.0.0.1:9000"
@@ -157,7 +163,7 @@ def _normalise_endpoint(endpoint: str, secure: bool | None) -> tuple[str, bool]:
     from_scheme = parts.scheme == "https"
     if secure is not None and secure != from_scheme:
         raise UserError(f"the store endpoint {endpoint!r} contradicts secure={secure}")
-    return text, from_scheme
+    return f"{parts.scheme}://{parts.netloc}", from_scheme
 
 
 def _is_loopback(host: str) -> bool:

@@ -9,6 +9,7 @@ that are not quite (starting and completing a multipart upload) are handled in `
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Iterator
@@ -45,16 +46,16 @@ class Patience:
 
     def __init__(self, settings: StoreSettings) -> None:
         self._settings = settings
-        self._tries = 0
         self.renew()
 
     def renew(self) -> None:
-        """Start the clock again, after progress was made."""
+        """Start again, after progress was made."""
+        self._tries = 0
         self._deadline = time.monotonic() + self._settings.retry_seconds
 
     def socket_timeout(self) -> float:
-        """How long one send or receive may be silent, in seconds."""
-        return max(0.5, min(_SILENCE, self._deadline - time.monotonic()))
+        """How long one send or receive may be silent, in seconds; leaves time to try again."""
+        return max(0.5, min(_SILENCE, (self._deadline - time.monotonic()) / 2))
 
     def pause(self, problem: object) -> None:
         """Wait before the next try; raises ``StoreError`` with ``problem`` when time is up."""
@@ -76,6 +77,11 @@ class Transport(urllib3.PoolManager):
     """A connection pool that retries; what minio-py is given as its ``http_client``."""
 
     def __init__(self, settings: StoreSettings) -> None:
+        if settings.ca_file and not os.path.isfile(settings.ca_file):
+            raise StoreAccessError(
+                f"the file of trusted authorities {settings.ca_file} (AWS_CA_BUNDLE or ca_file)"
+                " does not exist"
+            )
         super().__init__(
             maxsize=16,
             cert_reqs="CERT_REQUIRED",
@@ -108,19 +114,22 @@ class Transport(urllib3.PoolManager):
 
 
 def raise_if_final(error: HTTPError, settings: StoreSettings) -> None:
-    """Raise ``StoreAccessError`` for a TLS failure that no retry will cure."""
+    """Raise ``StoreAccessError`` for a failure of TLS that no retry will cure."""
+    if not isinstance(error, SSLError) or "EOF" in str(error):
+        return
     text = str(error)
     if "CERTIFICATE_VERIFY_FAILED" in text:
         raise StoreAccessError(
             f"the certificate of {settings.endpoint} is not trusted: name its authority's PEM file"
             " in AWS_CA_BUNDLE"
         ) from error
-    if "WRONG_VERSION_NUMBER" in text or "HTTP_REQUEST" in text:
+    if "WRONG_VERSION_NUMBER" in text or "RECORD_LAYER_FAILURE" in text:
         plain = settings.endpoint.replace("https://", "http://", 1)
         raise StoreAccessError(
             f"the store at {settings.endpoint} does not speak TLS; if that is meant, set the"
             f" endpoint to {plain}"
         ) from error
+    raise StoreAccessError(f"no TLS with {settings.endpoint}: {_describe(error)}") from error
 
 
 def _pieces(body: bytes | None) -> bytes | Iterator[bytes] | None:

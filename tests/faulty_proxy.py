@@ -1,0 +1,137 @@
+"""An HTTP proxy before a real S3 server that misbehaves on demand and counts what passes."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import urlsplit
+
+SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your rate</Message></Error>"
+INTERNAL = b"<Error><Code>InternalError</Code><Message>Try again</Message></Error>"
+
+
+class FaultyProxy:
+    """Forwards everything to ``target``; ``fault`` says what goes wrong, and when.
+
+    The signature of an S3 request covers the Host header, which is passed on unchanged, so
+    clients are told this proxy's ``endpoint`` and the server behind accepts what they sign.
+    """
+
+    def __init__(self, target: str) -> None:
+        self.target = urlsplit(target).netloc
+        self.requests: list[str] = []
+        self.body_bytes = 0
+        self.release = threading.Event()
+        self._faults: list[tuple[str, str]] = []
+        self._lock = threading.Lock()
+        proxy = self
+
+        class Handler(_Handler):
+            def setup(self) -> None:
+                self.proxy = proxy
+                super().setup()
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+
+    def fault(self, action: str, times: int = 1, on: str = "") -> None:
+        """Do ``action`` at the next ``times`` requests whose first line contains ``on``.
+
+        Actions: "refuse" (close without an answer), "503", "500", "cut" (half of the body),
+        "hang" (no answer at all), "lose" (do it, but lose the answer), "error200" (an error in
+        the body of a 200, as S3 may answer to the end of an upload), "page" and "text" (what a
+        web server answers).
+        """
+        self._faults += [(on, action)] * times
+
+    def next_fault(self, line: str) -> str | None:
+        with self._lock:
+            self.requests.append(line)
+            for number, (on, action) in enumerate(self._faults):
+                if on in line:
+                    del self._faults[number]
+                    return action
+        return None
+
+    def __enter__(self) -> FaultyProxy:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    proxy: FaultyProxy
+
+    def handle_one_request(self) -> None:
+        try:
+            super().handle_one_request()
+        except (ConnectionError, TimeoutError):
+            self.close_connection = True
+
+    def log_message(self, *_: Any) -> None:
+        return
+
+    def _any(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        action = self.proxy.next_fault(f"{self.command} {self.path}")
+        if action == "hang":
+            self.proxy.release.wait(30)
+        if action in ("hang", "refuse"):
+            self.close_connection = True
+            return
+        answers = {
+            "503": (503, SLOW_DOWN, "application/xml"),
+            "500": (500, INTERNAL, "application/xml"),
+            "error200": (200, INTERNAL, "application/xml"),
+            "page": (200, b"<html>console</html>", "text/html"),
+            "text": (200, b"It works & this is no XML", "text/plain"),
+        }
+        if action in answers:
+            status, data, kind = answers[action]
+            self._answer(status, {"Content-Type": kind}, data, len(data))
+            return
+        self._forward(body, action)
+
+    def _forward(self, body: bytes, action: str | None) -> None:
+        upstream = http.client.HTTPConnection(self.proxy.target, timeout=30)
+        try:
+            upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            for name, value in self.headers.items():
+                upstream.putheader(name, value)
+            upstream.endheaders(body)
+            response = upstream.getresponse()
+            data = response.read()
+        finally:
+            upstream.close()
+        if action == "lose":
+            self.close_connection = True
+            return
+        length = int(response.getheader("Content-Length") or len(data))
+        if action == "cut":
+            data = data[: len(data) // 2]
+            self.close_connection = True
+        skip = {"connection", "transfer-encoding", "content-length"}
+        headers = {k: v for k, v in response.getheaders() if k.lower() not in skip}
+        self._answer(response.status, headers, data, length)
+
+    def _answer(self, status: int, headers: dict[str, str], data: bytes, length: int) -> None:
+        self.send_response_only(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
+        self.wfile.write(data)
+        self.wfile.flush()
+        self.proxy.body_bytes += len(data)
+
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _any

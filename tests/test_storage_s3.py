@@ -1,0 +1,252 @@
+"""What is particular to S3: its errors in words, multipart uploads, ranged reading, buckets."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import ssl
+import subprocess
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from faulty_proxy import FaultyProxy
+
+from percmae.errors import StoreAccessError, StoreError
+from percmae.storage import StorePath
+from percmae.storage.s3 import client
+from percmae.storage.stream import PART_BYTES
+
+if TYPE_CHECKING:
+    from conftest import S3
+
+ACTIONS: dict[str, Callable[[StorePath], Any]] = {
+    "read": lambda path: path.read_bytes(),
+    "read a range": lambda path: path.read_bytes(1, 2),
+    "open": lambda path: path.open(),
+    "exists": lambda path: path.exists(),
+    "stat": lambda path: path.stat(),
+    "write": lambda path: path.write_bytes(b"x"),
+    "write parts": lambda path: path.write_bytes(bytes(PART_BYTES + 1)),
+    "delete": lambda path: path.delete(),
+    "list": lambda path: list(path.iter()),
+}
+
+
+@pytest.fixture
+def proxy(s3: S3) -> Iterator[FaultyProxy]:
+    with FaultyProxy(s3.endpoint) as running:
+        yield running
+
+
+@pytest.mark.parametrize("region", [None, "us-east-1"])
+@pytest.mark.parametrize("action", ACTIONS)
+def test_what_no_retry_will_cure_fails_at_once(s3: S3, action: str, region: str | None) -> None:
+    right = replace(s3.settings, region=region)
+    path = StorePath(s3.uri()) / "key"
+    StorePath(path, right).write_bytes(b"here")
+    cases = {
+        "does not know the access key 'WRONGKEY'": (
+            path.uri,
+            replace(right, access_key="WRONGKEY"),
+        ),
+        "refuses the secret key": (path.uri, replace(right, secret_key="WRONGSECRET")),
+        "the bucket 'no-such-bucket' of s3://no-such-bucket/key does not": (
+            "s3://no-such-bucket/key",
+            right,
+        ),
+    }
+    for expected, (uri, settings) in cases.items():
+        began = time.monotonic()
+        with pytest.raises(StoreAccessError) as error:
+            ACTIONS[action](StorePath(uri, settings))
+        message = str(error.value)
+        assert expected in message
+        assert s3.endpoint in message
+        assert "\n" not in message
+        assert settings.secret_key not in message
+        assert error.value.exit_code == 2
+        assert time.monotonic() - began < 5
+
+
+def test_a_bucket_is_made_by_prepare_only(s3: S3) -> None:
+    path = StorePath("s3://made-by-prepare/a/b", s3.settings)
+    with pytest.raises(StoreAccessError, match="bucket 'made-by-prepare'"):
+        path.write_text("x")
+    threads = [threading.Thread(target=path.prepare) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    path.prepare()
+    path.write_text("x")
+    assert [entry.name for entry in path.parent.parent.iter()] == ["a/b"]
+
+
+def test_a_bucket_is_not_an_object(s3: S3) -> None:
+    bucket = StorePath(f"s3://{s3.bucket}", s3.settings)
+    assert not bucket.exists()
+    for action in (bucket.read_bytes, bucket.open, bucket.stat, bucket.delete):
+        with pytest.raises(StoreAccessError, match="names a bucket"):
+            action()
+    with pytest.raises(StoreAccessError, match="names a bucket"):
+        bucket.write_text("x")
+
+
+def test_content_types(s3: S3) -> None:
+    folder = StorePath(s3.uri(), s3.settings)
+    (folder / "report.html").write_text("<p>")
+    (folder / "image").write_bytes(b"", "image/png")
+    (folder / "weights.pt").write_bytes(bytes(PART_BYTES + 1))
+    found = {
+        entry.name: client(s3.settings).stat_object(s3.bucket, entry.path._key).content_type
+        for entry in folder.iter()
+    }
+    assert found == {
+        "image": "image/png",
+        "report.html": "text/html; charset=utf-8",
+        "weights.pt": "application/octet-stream",
+    }
+
+
+def test_an_abandoned_upload_is_removed(s3: S3) -> None:
+    path = StorePath(s3.uri(), s3.settings) / "large"
+    with contextlib.suppress(KeyboardInterrupt), path.create() as stream:
+        stream.write(bytes(2 * PART_BYTES + 1))
+        assert len(s3.uploads(path)) == 1
+        raise KeyboardInterrupt
+    assert s3.uploads(path) == []
+    assert not path.exists()
+
+
+def test_a_refused_part_removes_the_upload_and_keeps_the_old(s3: S3, proxy: FaultyProxy) -> None:
+    path = StorePath(s3.uri(), replace(s3.settings, endpoint=proxy.endpoint)) / "large"
+    path.write_text("old")
+    proxy.fault("page", on="partNumber=2")
+    with pytest.raises(StoreError, match="does not answer like an S3 store"):
+        path.write_bytes(bytes(2 * PART_BYTES + 1))
+    assert s3.uploads(path) == []
+    assert path.read_text() == "old"
+
+
+def test_skipping_over_tar_members_does_not_read_them(s3: S3, proxy: FaultyProxy) -> None:
+    path = StorePath(s3.uri(), replace(s3.settings, endpoint=proxy.endpoint)) / "archive.tar"
+    count, size = 12, 600_000
+    with path.create() as stream, tarfile.open(fileobj=stream, mode="w:") as archive:
+        for number in range(count):
+            member = tarfile.TarInfo(f"{number}")
+            member.size = size
+            archive.addfile(member, io.BytesIO(os.urandom(size)))
+    before = proxy.body_bytes
+    with path.open() as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+        assert [member.name for member in archive] == [str(number) for number in range(count)]
+    skipping = proxy.body_bytes - before
+    assert skipping < 0.15 * count * size
+    before = proxy.body_bytes
+    with path.open() as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+        third = archive.extractfile("3")
+        assert third is not None
+        assert len(third.read()) == size
+    assert proxy.body_bytes - before < 3 * size + skipping
+
+
+def test_reading_on_takes_few_requests_and_transfers_nothing_twice(
+    s3: S3, proxy: FaultyProxy
+) -> None:
+    path = StorePath(s3.uri(), replace(s3.settings, endpoint=proxy.endpoint)) / "file"
+    content = os.urandom(20_000_000)
+    path.write_bytes(content)
+    proxy.requests.clear()
+    before = proxy.body_bytes
+    with path.open() as stream:
+        read = b"".join(iter(lambda: stream.read(50_000), b""))
+    assert read == content
+    assert proxy.body_bytes - before == len(content)
+    assert len(proxy.requests) <= 12
+
+
+def test_an_object_replaced_while_it_is_read_is_noticed(s3: S3) -> None:
+    path = StorePath(s3.uri(), s3.settings) / "file"
+    path.write_bytes(b"1" * 500_000)
+    with path.open() as stream:
+        assert stream.read(10) == b"1" * 10
+        path.write_bytes(b"2" * 500_000)
+        with pytest.raises(StoreError, match="was replaced while it was being read"):
+            stream.read()
+    with path.open() as stream:
+        path.delete()
+        with pytest.raises(StoreAccessError, match="does not exist"):
+            stream.read()
+
+
+def test_endpoints_with_and_without_scheme(s3: S3) -> None:
+    path = StorePath(s3.uri(), s3.settings) / "file"
+    path.write_text("x")
+    for endpoint in (s3.endpoint, s3.endpoint + "/", s3.endpoint.removeprefix("http://")):
+        assert StorePath(path, replace(s3.settings, endpoint=endpoint, secure=None)).exists()
+
+
+def test_https_to_a_server_without_tls_fails_at_once(s3: S3) -> None:
+    endpoint = s3.endpoint.replace("http://", "https://")
+    path = StorePath(s3.uri(), replace(s3.settings, endpoint=endpoint, secure=None)) / "file"
+    began = time.monotonic()
+    with pytest.raises(StoreAccessError, match=f"does not speak TLS.* {s3.endpoint}$"):
+        path.exists()
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+def test_https_checks_the_certificate(s3: S3, tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+         "-nodes", "-days", "2", "-keyout", key, "-out", certificate, *subject],
+        check=True, capture_output=True,
+    )  # fmt: skip
+
+    class Object(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "5")
+            self.send_header("ETag", '"1"')
+            self.end_headers()
+            self.wfile.write(b"hello")
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server = HTTPServer(("127.0.0.1", 0), Object)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        settings = replace(
+            s3.settings, endpoint=f"https://localhost:{server.server_port}", secure=None
+        )
+        with pytest.raises(StoreAccessError, match=r"certificate of .* is not trusted"):
+            StorePath("s3://bucket/key", settings).read_bytes()
+        trusting = replace(settings, ca_file=str(certificate))
+        assert StorePath("s3://bucket/key", trusting).read_bytes() == b"hello"
+        absent = replace(settings, ca_file=str(tmp_path / "absent.pem"))
+        with pytest.raises(StoreAccessError, match=r"absent\.pem"):
+            StorePath("s3://bucket/key", absent).read_bytes()
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_one_client_for_equal_settings(s3: S3) -> None:
+    assert client(s3.settings) is client(replace(s3.settings))
+    assert client(s3.settings) is not client(replace(s3.settings, retry_seconds=1))

@@ -166,6 +166,8 @@ class _Folder:
         self._credentials = self.path / "credentials.json"
 
     def make(self) -> None:
+        if "," in str(self.data):
+            raise UserError(f"a store's folder may not have a comma in its path: {self.path}")
         try:
             self.data.mkdir(parents=True, exist_ok=True)
             # Nothing in here belongs into a repository.

@@ -146,7 +146,7 @@ def _pieces(body: bytes | None) -> bytes | Iterator[bytes] | None:
 def _reason(response: urllib3.BaseHTTPResponse) -> str:
     """The S3 error code in an answer that will be retried, for the message if it stays so."""
     try:
-        text = response.read(4096).decode("utf-8", "replace")
+        text = response.data.decode("utf-8", "replace")
     except CONNECTION_ERRORS:
         text = ""
     _, _, rest = text.partition("<Code>")

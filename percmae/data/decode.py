@@ -27,9 +27,7 @@ _BROKEN = (
 )
 
 
-def decode(
-    data: bytes | memoryview, min_side: int | None = None, name: str = "image"
-) -> Image.Image:
+def decode(data: bytes, min_side: int | None = None, name: str = "image") -> Image.Image:
     """Decode to an image of mode RGB.
 
     min_side: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as both sides keep at

@@ -94,7 +94,10 @@ def read_devkit(path: StorePath) -> Devkit:
                         raise DataError(f"{path}: {member.name} is too large for a devkit")
                     files[wanted] = _extract(tar, member).read()
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise DataError(f"{path} is not a devkit archive (tar.gz): {error}; {_AGAIN}") from None
+        reason = (
+            (str(error) or repr(error)).splitlines()[0].rstrip(":")
+        )  # tarfile lists what it tried, in lines
+        raise DataError(f"{path} is not a devkit archive (tar.gz): {reason}; {_AGAIN}") from None
     for wanted in (META, GROUND_TRUTH):
         if wanted not in files:
             raise DataError(f"{path} is not an ILSVRC2012 devkit: it lacks {wanted}")

@@ -58,14 +58,14 @@ def grouped(
 
 def read_ahead(
     split: Split, groups: Iterable[list[tuple[T, np.ndarray]]]
-) -> Iterator[tuple[list[tuple[T, np.ndarray]], dict[int, memoryview]]]:
+) -> Iterator[tuple[list[tuple[T, np.ndarray]], dict[int, bytes]]]:
     """Each group with the bytes of its samples by id, the next one being read meanwhile.
 
     Raises DataError for a shard shorter than its index says, StoreError as the store has it.
     """
     pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="shard-reader")
     try:
-        current: tuple[list[tuple[T, np.ndarray]], list[Future[dict[int, memoryview]]]] | None
+        current: tuple[list[tuple[T, np.ndarray]], list[Future[dict[int, bytes]]]] | None
         current = None
         for group in groups:
             ids = np.concatenate([ids for _, ids in group])
@@ -79,8 +79,8 @@ def read_ahead(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _collect(reads: Sequence[Future[dict[int, memoryview]]]) -> dict[int, memoryview]:
-    blobs: dict[int, memoryview] = {}
+def _collect(reads: Sequence[Future[dict[int, bytes]]]) -> dict[int, bytes]:
+    blobs: dict[int, bytes] = {}
     for read in reads:
         blobs.update(read.result())
     return blobs
@@ -106,10 +106,11 @@ def _runs(split: Split, ids: np.ndarray) -> list[_Run]:
     return runs
 
 
-def _read(split: Split, run: _Run) -> dict[int, memoryview]:
+def _read(split: Split, run: _Run) -> dict[int, bytes]:
     path = split.shards[run.shard]
-    data = memoryview(path.read_bytes(run.start, run.end - run.start))
+    data = path.read_bytes(run.start, run.end - run.start)
     if len(data) != run.end - run.start:
         raise DataError(f"{path} is shorter than its index says; run ingest again")
+    # Copies, so that the gaps do not stay in memory with the samples.
     start = run.start
     return {id_: data[offset - start : offset - start + size] for id_, offset, size in run.samples}

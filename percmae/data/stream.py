@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -137,18 +138,21 @@ class Loader:
         damaged sample, StoreError as the store has it, PercmaeError for a worker that died.
         """
         plan = _Plan(self, start_epoch, start_batch, epochs)
-        loader = DataLoader(
-            plan,
-            batch_size=None,
-            num_workers=self.workers,
-            pin_memory=self.pin_memory,
-            collate_fn=_as_it_is,
-            worker_init_fn=_ignore_interrupt,
-            multiprocessing_context="fork" if self.workers else None,
-            prefetch_factor=_PREFETCH if self.workers else None,
-            generator=torch.Generator(),  # else it draws from the global one
-        )
-        iterator = iter(loader)
+        with warnings.catch_warnings():
+            # More workers than cores: the configuration's business, and no reason to warn twice.
+            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+            loader = DataLoader(
+                plan,
+                batch_size=None,
+                num_workers=self.workers,
+                pin_memory=self.pin_memory,
+                collate_fn=_as_it_is,
+                worker_init_fn=_ignore_interrupt,
+                multiprocessing_context="fork" if self.workers else None,
+                prefetch_factor=_PREFETCH if self.workers else None,
+                generator=torch.Generator(),  # else it draws from the global one
+            )
+            iterator = iter(loader)
         try:
             yield from _unpacked(iterator)
         finally:
@@ -172,7 +176,7 @@ class Loader:
                 yield (epoch, batch), whole[self.rank * size : (self.rank + 1) * size]
             start_batch = 0
 
-    def load(self, epoch: int, ids: np.ndarray, blobs: dict[int, memoryview]) -> Batch:
+    def load(self, epoch: int, ids: np.ndarray, blobs: dict[int, bytes]) -> Batch:
         """Decode and transform samples; ``blobs`` holds their bytes by id."""
         min_side = getattr(self.transform, "min_side", None)
         images: list[Tensor] = []

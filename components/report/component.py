@@ -1,0 +1,32 @@
+"""The report of all seeds."""
+
+from kfp import dsl
+from kfp.dsl import HTML, Input, Metrics, Model, Output
+
+from components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def report(
+    pretrained: Input[list[Model]],
+    probes: Input[list[Model]],
+    controls: Input[list[Model]],
+    fine_tuned: bool,
+    store: str,
+    page: Output[HTML],
+    metrics: Output[Metrics],
+) -> None:
+    """Write the report of all seeds, to <store>/reports/<name> and as an artifact.
+
+    Args:
+        pretrained: The pretraining runs, one a seed.
+        probes: Their linear probes.
+        controls: The probes of the untrained encoders.
+        fine_tuned: Whether there are fine-tuned runs too.
+        store: URI below which reports are kept.
+        page: The report.
+        metrics: Mean accuracies over the seeds.
+    """
+    from percmae import stages
+
+    stages.report(pretrained, probes, controls, fine_tuned, store, page, metrics)

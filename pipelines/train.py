@@ -1,0 +1,118 @@
+"""The training pipeline: how the components hang together.
+
+ingest → for each seed: pretrain ┬→ finetune ─────────────┬→ evaluate each → report
+                                 ├→ probe ────────────────┤
+                                 └→ probe, untrained ─────┘
+"""
+
+from typing import Any
+
+from kfp import dsl
+from kfp.compiler import Compiler
+
+from components import IMAGE
+from components.evaluate.component import evaluate
+from components.finetune.component import finetune
+from components.ingest.component import ingest
+from components.pretrain.component import pretrain
+from components.probe.component import probe
+from components.report.component import report
+
+NAME = "percmae-train"
+
+
+def train_pipeline(image: str = IMAGE) -> Any:
+    """The pipeline, all steps of which run in ``image``; call it with arguments to run it."""
+
+    def in_image(task: dsl.PipelineTask, title: str) -> dsl.PipelineTask:
+        # KFP's cache is off: it would take a step as done for equal inputs, although the store has
+        # lost its result, and not for the same archives under another address. The steps
+        # look for themselves (percmae.stages) and end within seconds when nothing is to be done.
+        return task.set_container_image(image).set_caching_options(False).set_display_name(title)
+
+    @dsl.pipeline(
+        name=NAME,
+        display_name="Perceptual MAE: train",
+        description="Pretrain, probe, fine-tune and evaluate on ImageNet archives, over seeds.",
+    )
+    def train(
+        archive_train: str = "s3://percmae/archives/ILSVRC2012_img_train.tar",
+        archive_val: str = "s3://percmae/archives/ILSVRC2012_img_val.tar",
+        archive_devkit: str = "s3://percmae/archives/ILSVRC2012_devkit_t12.tar.gz",
+        dataset: str = "imagenet",
+        store: str = "s3://percmae",
+        variant: str = "mae",
+        recipe: str = "mae",
+        size: str = "",
+        tag: str = "",
+        seeds: list[int] = [0],  # noqa: B006 (KFP copies it)
+        overrides: list[str] = [],  # noqa: B006
+        fine_tune: bool = True,
+    ) -> None:
+        """Pretrain a masked autoencoder, judge what it learned, and report.
+
+        Args:
+            archive_train: Training images: the tar of class tars as downloaded, s3:// or a path.
+            archive_val: Validation images: the tar as downloaded; they become the test set.
+            archive_devkit: The development kit's tar.gz, with the classes and labels.
+            dataset: Name under which the ingested dataset is kept in the store.
+            store: Where datasets, runs and reports are kept, such as s3://bucket.
+            variant: What is learned: mae (masked pixels), ssim, and so on.
+            recipe: Optimiser and schedule: mae (MAE paper), reference (Perceptual MAE), demo.
+            size: Encoder: tiny, small, base, large or huge. Empty keeps the recipe's.
+            tag: Name of the experiment, one for each configuration; runs are <tag>_<variant>.
+            seeds: Whole numbers; the training is repeated for each, such as [0, 1, 2].
+            overrides: Settings such as "optim.epochs=3"; stage first if not about pretraining.
+            fine_tune: Whether to fine-tune the whole encoder as well as to probe it.
+        """
+        data = ingest(
+            archive_train=archive_train,
+            archive_val=archive_val,
+            archive_devkit=archive_devkit,
+            store=store,
+            name=dataset,
+        )
+        in_image(data, "Ingest")
+        dataset_made = data.outputs["dataset"]
+
+        def evaluated(model: Any, title: str) -> None:
+            in_image(evaluate(model=model, dataset=dataset_made), f"Evaluate {title}")
+
+        with dsl.ParallelFor(seeds, name="For each seed") as seed:
+            pretrained = pretrain(
+                dataset=dataset_made,
+                store=store,
+                seed=seed,
+                variant=variant,
+                recipe=recipe,
+                size=size,
+                tag=tag,
+                overrides=overrides,
+            )
+            in_image(pretrained, "Pretrain")
+            encoder = pretrained.outputs["model"]
+            common = {"pretrained": encoder, "dataset": dataset_made, "overrides": overrides}
+            probed = in_image(probe(**common), "Probe")
+            control = in_image(probe(**common, untrained=True), "Probe, untrained encoder")
+            with dsl.If(fine_tune == True, name="If fine-tuning"):  # noqa: E712 (an expression)
+                tuned = in_image(finetune(**common), "Fine-tune")
+                evaluated(tuned.outputs["model"], "fine-tuned")
+            evaluated(encoder, "reconstructions")
+            evaluated(probed.outputs["model"], "probe")
+            evaluated(control.outputs["model"], "untrained probe")
+        # Collecting from the loop makes the report wait for all of it, evaluations included.
+        final = report(
+            pretrained=dsl.Collected(encoder),
+            probes=dsl.Collected(probed.outputs["model"]),
+            controls=dsl.Collected(control.outputs["model"]),
+            fine_tuned=fine_tune,
+            store=store,
+        )
+        in_image(final, "Report")
+
+    return train
+
+
+def compile_pipeline(output: str, image: str = IMAGE) -> None:
+    """Write the pipeline as a YAML file that KFP (the UI, ``kfp.Client``) takes as it is."""
+    Compiler().compile(train_pipeline(image), output)

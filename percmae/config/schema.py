@@ -143,7 +143,7 @@ class Optim:
     """Optimiser and learning-rate schedule (METHOD section 6)."""
 
     name: Literal["adam", "adamw", "sgd", "lars"] = "adamw"
-    """Optimiser."""
+    """Optimiser (lars: layer-wise adaptive rates, for probes with very large batches)."""
     lr: Annotated[float, Field(gt=0)] = 1.5e-4
     """Learning rate; for a batch of scale_batch images when that is set."""
     scale_batch: PositiveInt | None = 256

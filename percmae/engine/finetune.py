@@ -24,7 +24,7 @@ from percmae.engine.pretrain import (
     versions,
     warn_of_schedule,
 )
-from percmae.engine.runs import Identity, Run, RunResult, claim
+from percmae.engine.runs import Identity, Run, RunResult, existing_run
 from percmae.engine.weights import network_weights
 from percmae.errors import ConfigError, UserError
 from percmae.models.classifier import Classifier
@@ -158,15 +158,18 @@ def _train(config: Config, run: str, data: str, to: str, resume: str, untrained:
         identity = Identity(
             name, config, dataset.uri, dataset.digest, parent.uri, parent.key, untrained
         )
-        folder, _ = here.first(lambda: claim(to, identity, resume, versions()))
-        if folder.complete:
+        folder = here.first(lambda: existing_run(to, identity, resume))
+        if folder is not None and folder.complete:
             note(f"{folder.uri}: unchanged, reused")
             return folder.result(reused=True)
+        # Everything that may be refused comes before the run's folder is made.
         model = _model(config, parent, dataset, untrained)
         loader = train_loader(config, dataset, here)
         plan = Plan.make(config, loader.samples, here.size)
         warn_of_schedule(config)
         learner = ClassifyLearner(config, model, here, eval_loader(config, dataset, "val", here))
+        if folder is None:
+            folder = here.first(lambda: Run.create(to, identity, versions()))
         Loop(learner, config, folder, loader, here, plan).run()
         return folder.result()
 

@@ -132,13 +132,11 @@ class _Window:
     bad_step: Tensor | None = None
     started: float = field(default_factory=time.perf_counter)
 
-    def add(self, terms: Terms, weight: float) -> None:
-        for name, value in terms.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.float() * weight
-
-    def close_step(self, step: int, terms: Terms) -> None:
-        """Count a step and remember the first one in which the loss was not finite."""
+    def add(self, step: int, terms: Terms) -> None:
+        """Count a step, and remember the first one in which the loss was not finite."""
         self.count += 1
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
         bad = ~torch.isfinite(terms["loss"])
         if self.bad_step is None:
             self.bad_step = torch.full((), -1, device=bad.device)
@@ -249,6 +247,25 @@ class Loop:
             close()
 
     def _optimise(self, micros: list[Batch], window: _Window) -> None:
+        totals = self._backward(micros)
+        if not self.config.trainer.exit_on_nan_losses and self.world.any(
+            not bool(torch.isfinite(totals["loss"]))
+        ):
+            note(f"step {self.step + 1}: the loss is not finite; step skipped")
+            self._zero()
+            return
+        window.add(self.step + 1, totals)
+        for name, optimizer in self.learner.optimizers.items():
+            self.schedule.apply(optimizer, self.step)
+            if self.config.optim.clip_grad is not None:
+                nn.utils.clip_grad_norm_(
+                    self.learner.networks[name].parameters(), self.config.optim.clip_grad
+                )
+            optimizer.step()
+        self._zero()
+
+    def _backward(self, micros: list[Batch]) -> Terms:
+        """Gradients of one step; the mean of each term over its micro-batches."""
         weight = 1.0 / len(micros)
         totals: Terms = {}
         for place, batch in enumerate(micros):
@@ -259,23 +276,9 @@ class Loop:
                         if isinstance(call, nn.parallel.DistributedDataParallel):
                             stack.enter_context(call.no_sync())
                 terms = self.learner.backward(_to(batch, self.world.device), micro)
-            window.add(terms, weight)
-            totals["loss"] = totals.get("loss", 0.0) + terms["loss"]
-        if not self.config.trainer.exit_on_nan_losses and self.world.any(
-            not bool(torch.isfinite(totals["loss"]))
-        ):
-            note(f"step {self.step + 1}: the loss is not finite; step skipped")
-            self._zero()
-            return
-        window.close_step(self.step + 1, totals)
-        for name, optimizer in self.learner.optimizers.items():
-            self.schedule.apply(optimizer, self.step)
-            if self.config.optim.clip_grad is not None:
-                nn.utils.clip_grad_norm_(
-                    self.learner.networks[name].parameters(), self.config.optim.clip_grad
-                )
-            optimizer.step()
-        self._zero()
+            for name, value in terms.items():
+                totals[name] = totals.get(name, 0.0) + value.float() * weight
+        return totals
 
     def _zero(self) -> None:
         for optimizer in self.learner.optimizers.values():

@@ -18,7 +18,7 @@ from percmae.engine.distributed import World, mask_noise, world
 from percmae.engine.loop import Learner, Loop, Micro, Plan, Terms
 from percmae.engine.optim import build_optimizer, parameter_groups
 from percmae.engine.pictures import denormalise, reconstruction_grid
-from percmae.engine.runs import Identity, RunResult, claim
+from percmae.engine.runs import Identity, Run, RunResult, existing_run
 from percmae.engine.weights import initial_weights
 from percmae.losses.objective import Objective, build_objective
 from percmae.models.weights import load_strict
@@ -173,13 +173,14 @@ def pretrain(config: Config, data: str, to: str, resume: str = "auto") -> RunRes
     with world(config) as here:
         dataset = here.first(lambda: Dataset.open(data))
         identity = Identity(config.run_name, config, dataset.uri, dataset.digest)
-        run, fresh = here.first(lambda: claim(to, identity, resume, versions()))
-        if run.complete:
+        run = here.first(lambda: existing_run(to, identity, resume))
+        if run is not None and run.complete:
             note(f"{run.uri}: unchanged, reused")
             return run.result(reused=True)
+        # Everything that may be refused comes before the run's folder is made.
         torch.manual_seed(config.seed)
         objective = build_objective(config)
-        if config.model.init_from is not None and fresh:
+        if config.model.init_from is not None and run is None:
             what = f"model.init_from={config.model.init_from}"
             load_strict(objective.generator, initial_weights(config.model.init_from), what)
         loader = train_loader(config, dataset, here)
@@ -188,6 +189,8 @@ def pretrain(config: Config, data: str, to: str, resume: str = "auto") -> RunRes
         learner = PretrainLearner(
             config, objective, here, eval_loader(config, dataset, "val", here)
         )
+        if run is None:
+            run = here.first(lambda: Run.create(to, identity, versions()))
         Loop(learner, config, run, loader, here, plan).run()
         return run.result()
 

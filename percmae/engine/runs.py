@@ -141,16 +141,16 @@ class Run:
         (self.path / "run.json").write_json(self.record)
 
 
-def claim(to: str, identity: Identity, resume: str, versions: dict[str, str]) -> tuple[Run, bool]:
-    """The folder to train in: ``(run, fresh)``.
+def existing_run(to: str, identity: Identity, resume: str) -> Run | None:
+    """The run that already has the identity's name below ``to``, if it may be gone on with.
 
-    A run of that name that was begun with the same key is gone on with (or, complete, returned as
-    it is) under ``resume="auto"``. Raises UserError when the name is taken by a run with another
-    config or dataset, or when it exists and resuming was not asked for.
+    Under ``resume="auto"`` that is one begun with the same key. Raises UserError when the name is
+    taken by a run with another config or dataset, or when one exists that is not complete and
+    resuming was not asked for.
     """
     run = Run.find(to, identity)
     if run is None:
-        return Run.create(to, identity, versions), True
+        return None
     if run.key != identity.key:
         raise UserError(
             f"run {run.uri} exists with another {_difference(run, identity)}; choose another "
@@ -161,7 +161,7 @@ def claim(to: str, identity: Identity, resume: str, versions: dict[str, str]) ->
             f"run {run.uri} exists, stopped at step {run.record['step']}; add --resume auto to go "
             "on with it, or choose another --tag"
         )
-    return run, False
+    return run
 
 
 def _difference(run: Run, identity: Identity) -> str:

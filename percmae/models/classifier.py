@@ -19,14 +19,16 @@ HEAD_STD = {
 }  # of the new head's weights, as in the MAE paper's code
 
 
-class ProbeHead(nn.Sequential):
+class Head(nn.Module):
     """Affine-free BatchNorm (optional) and one linear layer, (N, D) to (N, classes)."""
 
     def __init__(self, width: int, classes: int, batch_norm: bool) -> None:
-        linear = nn.Linear(width, classes)
-        norm = [nn.BatchNorm1d(width, affine=False, eps=1e-6)] if batch_norm else []
-        super().__init__(*norm, linear)
-        self.linear = linear
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6) if batch_norm else nn.Identity()
+        self.linear = nn.Linear(width, classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.linear(self.norm(features))
 
 
 class Classifier(nn.Module):
@@ -57,7 +59,7 @@ class Classifier(nn.Module):
         )
         self._init_encoder(model.encoder.width, config.data.image_size // model.patch_size)
         self.dropout = nn.Dropout(settings.dropout)
-        self.head = ProbeHead(model.encoder.width, classes, settings.batch_norm)
+        self.head = Head(model.encoder.width, classes, settings.batch_norm)
         nn.init.trunc_normal_(self.head.linear.weight, std=HEAD_STD[config.stage])
         nn.init.zeros_(self.head.linear.bias)
         if self.probe:

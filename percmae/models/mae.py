@@ -102,7 +102,12 @@ class MaskedAutoencoder(nn.Module):
         return x.permute(0, 5, 1, 3, 2, 4).reshape(n, CHANNELS, g * p, g * p)
 
     def masking(self, noise: Tensor) -> Masking:
-        """Keep the int(L·(1 − ratio)) patches with the smallest noise (N, L) of each image."""
+        """Keep the int(L·(1 − ratio)) patches with the smallest noise (N, L) of each image.
+
+        Raises UserError for noise of another shape.
+        """
+        if noise.shape[1:] != (self.patches,):
+            raise UserError(f"noise is {tuple(noise.shape)}; expected (N, {self.patches})")
         kept = int(self.patches * (1 - self.mask_ratio))
         shuffle = noise.argsort(dim=1, stable=True)
         restore = shuffle.argsort(dim=1)

@@ -1,0 +1,211 @@
+"""Pretraining: what a run leaves behind, resuming, accumulation, errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from percmae.config import Config
+from percmae.data.shards import Dataset
+from percmae.engine import loop
+from percmae.engine.pretrain import pretrain
+from percmae.engine.runs import Run
+from percmae.engine.weights import network_weights
+from percmae.errors import ConfigError, DataError, PercmaeError, UserError
+from percmae.losses.objective import MaskedPatches
+from percmae.storage import StorePath
+
+Make = Callable[..., Config]
+
+
+def lines(run: str, split: str) -> list[dict[str, Any]]:
+    text = (StorePath(run) / "metrics.jsonl").read_text()
+    return [r for r in map(json.loads, text.splitlines()) if r["split"] == split]
+
+
+def losses(run: str) -> list[float]:
+    return [r["loss"] for r in lines(run, "train")]
+
+
+def same_weights(a: str, b: str) -> bool:
+    left, right = network_weights(a, "generator"), network_weights(b, "generator")
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def test_what_a_run_leaves_in_the_store(tiny: Make, tiny_dataset: Dataset, s3: Any) -> None:
+    config = tiny(variant="ssim")
+    to = s3.uri("runs")
+    result = pretrain(config, tiny_dataset.uri, to)
+    assert result.uri == f"{to}/t_ssim"
+    assert not result.reused
+    run = Run.open(result.uri)
+    assert run.complete
+    steps = 2 * (len(tiny_dataset.split("train")) // 16)
+    assert run.record["step"] == run.record["total_steps"] == steps
+    names = {e.name for e in run.path.iter()}
+    assert {"config.yaml", "run.json", "metrics.jsonl", "checkpoints/latest.json"} <= names
+    assert f"mae_recon_out/step-{steps:08d}.png" in names
+    events = [n for n in names if n.startswith("train_outputs/tensorboard_logs/events")]
+    assert events
+    train = lines(result.uri, "train")
+    assert [r["step"] for r in train] == list(range(1, steps + 1))
+    assert {"loss", "loss/ssim", "loss/l1", "lr", "images_per_second"} <= set(train[0])
+    assert [r["step"] for r in lines(result.uri, "val")] == [steps // 2, steps]
+    again = pretrain(config, tiny_dataset.uri, to)
+    assert again.reused
+    assert again.metrics == result.metrics
+
+
+def test_tensorboard_events_hold_every_figure(
+    tiny: Make, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = pretrain(tiny("optim.epochs=1"), tiny_dataset.uri, str(tmp_path)).uri
+    events = EventAccumulator(f"{run}/train_outputs/tensorboard_logs").Reload()
+    assert {"train/loss", "train/lr", "val/loss"} <= set(events.Tags()["scalars"])
+    found = [e.value for e in events.Scalars("train/loss")]
+    assert found == pytest.approx(losses(run), rel=1e-6)
+    assert events.Tags()["images"] == ["reconstruction"]
+
+
+def test_resumed_run_equals_an_uninterrupted_one(
+    tiny: Make, tiny_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny("checkpoint.every_steps=2", "data.workers=1")
+    whole = pretrain(config, tiny_dataset.uri, str(tmp_path / "whole"))
+
+    original = loop.Loop._optimise
+
+    def break_down(self: loop.Loop, *args: Any) -> None:
+        if self.step == 5:
+            raise OSError("power cut")
+        original(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Loop, "_optimise", break_down)
+        with pytest.raises(OSError, match="power cut"):
+            pretrain(config, tiny_dataset.uri, str(tmp_path / "cut"))
+    stopped = Run.open(str(tmp_path / "cut" / "t_mae"))
+    assert (stopped.complete, stopped.record["step"]) == (False, 4)
+    with pytest.raises(UserError, match="--resume auto"):
+        pretrain(config, tiny_dataset.uri, str(tmp_path / "cut"), resume="never")
+    resumed = pretrain(config, tiny_dataset.uri, str(tmp_path / "cut"))
+    assert losses(resumed.uri) == losses(whole.uri)
+    assert same_weights(resumed.uri, whole.uri)
+
+
+def test_workers_do_not_change_the_result(
+    tiny: Make, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    runs = [
+        pretrain(
+            tiny(f"data.workers={n}", "optim.epochs=1"), tiny_dataset.uri, str(tmp_path / str(n))
+        )
+        for n in (0, 2)
+    ]
+    assert same_weights(runs[0].uri, runs[1].uri)
+
+
+def test_accumulation_equals_the_larger_batch(
+    tiny: Make, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    common = ("optim.epochs=1", "optim.clip_grad=1.0")
+    small = tiny("data.batch_size=8", "optim.accumulate=2", *common)
+    large = tiny("data.batch_size=16", *common)
+    a = pretrain(small, tiny_dataset.uri, str(tmp_path / "a"))
+    b = pretrain(large, tiny_dataset.uri, str(tmp_path / "b"))
+    # The masks differ (each micro-batch draws its own), the number of steps and the course do not.
+    assert len(losses(a.uri)) == len(losses(b.uri))
+    total = tiny("data.batch_size=8", "optim.total_batch=16", *common)
+    c = pretrain(total, tiny_dataset.uri, str(tmp_path / "c"))
+    assert same_weights(a.uri, c.uri)
+
+
+def test_the_name_is_never_shared_by_two_experiments(
+    tiny: Make, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    pretrain(tiny("optim.epochs=1"), tiny_dataset.uri, str(tmp_path))
+    with pytest.raises(UserError, match=r"optim\.epochs: 1 → 2.*another --tag"):
+        pretrain(tiny("optim.epochs=2"), tiny_dataset.uri, str(tmp_path))
+
+
+def test_start_from_weights(tiny: Make, tiny_dataset: Dataset, tmp_path: Path) -> None:
+    first = pretrain(tiny("optim.epochs=1"), tiny_dataset.uri, str(tmp_path))
+    overrides = ("optim.max_steps=1", "optim.lr=1e-12", "optim.weight_decay=0", "seed=9")
+    second = pretrain(
+        tiny(f"model.init_from={first.uri}", *overrides, tag="u"), tiny_dataset.uri, str(tmp_path)
+    )
+    old = network_weights(first.uri, "generator")
+    for key, tensor in network_weights(second.uri, "generator").items():
+        torch.testing.assert_close(tensor, old[key], atol=1e-6, rtol=0)
+    with pytest.raises(UserError, match="the network needs"):
+        pretrain(
+            tiny(f"model.init_from={first.uri}", "model.encoder.width=48", tag="v"),
+            tiny_dataset.uri,
+            str(tmp_path),
+        )
+
+
+def test_max_steps_ends_the_run(tiny: Make, tiny_dataset: Dataset, tmp_path: Path) -> None:
+    run = pretrain(tiny("optim.max_steps=3"), tiny_dataset.uri, str(tmp_path)).uri
+    assert Run.open(run).record["step"] == 3
+
+
+class Exploding(MaskedPatches):
+    """A loss that is infinite from its fourth step on."""
+
+    def backward(self, *args: Any) -> dict[str, torch.Tensor]:
+        terms = super().backward(*args)
+        if args[3] >= 3:
+            terms["loss"] = terms["loss"] * torch.inf
+        return terms
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    tiny: Make, tiny_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("percmae.engine.pretrain.build_objective", Exploding)
+    config = tiny("trainer.log_interval=2", "checkpoint.every_steps=1")
+    with pytest.raises(PercmaeError, match="not finite at step 4: loss"):
+        pretrain(config, tiny_dataset.uri, str(tmp_path))
+    assert Run.open(str(tmp_path / "t_mae")).record["step"] == 3
+    carried_on = tiny("trainer.exit_on_nan_losses=false", tag="u")
+    run = pretrain(carried_on, tiny_dataset.uri, str(tmp_path)).uri
+    assert Run.open(run).complete
+
+
+def test_bad_input_is_refused_before_anything_is_written(
+    tiny: Make, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    for config, error, words in (
+        (tiny("data.batch_size=4096"), UserError, "has 216 samples"),
+        (tiny("optim.accumulate=50"), UserError, "the training set has 216"),
+        (tiny("trainer.num_nodes=3"), ConfigError, "trainer.num_nodes=3"),
+        (tiny("trainer.devices=5"), ConfigError, "trainer.devices=5"),
+    ):
+        with pytest.raises(error, match=words):
+            pretrain(config, tiny_dataset.uri, str(tmp_path / "runs"))
+    with pytest.raises(DataError):
+        pretrain(tiny(), str(tmp_path / "nothing.json"), str(tmp_path / "runs"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_bf16_autocast_trains(tiny: Make, tiny_dataset: Dataset, tmp_path: Path) -> None:
+    run = pretrain(tiny("trainer.precision=bf16"), tiny_dataset.uri, str(tmp_path)).uri
+    full = pretrain(tiny(tag="u"), tiny_dataset.uri, str(tmp_path)).uri
+    assert losses(run) == pytest.approx(losses(full), rel=0.05)
+    assert losses(run) != losses(full)
+
+
+def test_config_is_not_changed(tiny: Make, tiny_dataset: Dataset, tmp_path: Path) -> None:
+    config = tiny("optim.max_steps=1")
+    before = dataclasses.asdict(config)
+    pretrain(config, tiny_dataset.uri, str(tmp_path))
+    assert dataclasses.asdict(config) == before

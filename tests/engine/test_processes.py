@@ -1,0 +1,117 @@
+"""Real processes: torchrun, kill −9, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from percmae.data.shards import Dataset
+from percmae.engine.runs import Run
+
+from .conftest import TINY
+
+PERCMAE = [sys.executable, "-m", "percmae"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+def command(dataset: Dataset, to: Path, *overrides: str, variant: str = "mae") -> list[str]:
+    options = ["--data", dataset.uri, "--to", str(to), "--recipe", "demo", "--resume", "auto"]
+    return ["pretrain", *options, "--variant", variant, *TINY, *overrides]
+
+
+def run(*parts: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(parts, env=environment, capture_output=True, text=True, timeout=240)
+
+
+def losses(run_uri: Path) -> list[float]:
+    text = (run_uri / "metrics.jsonl").read_text()
+    return [r["loss"] for r in map(json.loads, text.splitlines())]
+
+
+@pytest.mark.parametrize("variant", ["mae", "ssim"])
+def test_two_processes_give_the_losses_of_one_with_the_doubled_batch(
+    tiny_dataset: Dataset, tmp_path: Path, variant: str
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    single = run(*PERCMAE, *command(tiny_dataset, one, "data.batch_size=16", variant=variant))
+    assert single.returncode == 0, single.stderr
+    double = run(
+        *TORCHRUN,
+        "-m",
+        "percmae",
+        *command(tiny_dataset, two, "data.batch_size=8", variant=variant),
+    )
+    assert double.returncode == 0, double.stderr
+    assert double.stdout.splitlines() == [str(two / variant)]
+    assert losses(two / variant) == pytest.approx(losses(one / variant), rel=2e-5)
+
+
+def test_two_processes_report_a_bad_input_once_and_stop(
+    tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    run(*PERCMAE, *command(tiny_dataset, tmp_path, "optim.max_steps=1"))
+    clash = run(*TORCHRUN, "-m", "percmae", *command(tiny_dataset, tmp_path, "seed=4"))
+    assert clash.returncode != 0
+    assert clash.stderr.count("choose another --tag") >= 1
+
+
+def started(*parts: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        parts, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def wait_for_checkpoint(to: Path, process: subprocess.Popen[str]) -> None:
+    for _ in range(1200):
+        if (to / "mae" / "checkpoints" / "latest.json").exists():
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    raise AssertionError("no checkpoint within a minute")
+
+
+LONG = ("optim.epochs=16", "checkpoint.every_steps=5", "trainer.val_interval=8")
+
+
+def test_kill_9_then_the_same_command_goes_on(tiny_dataset: Dataset, tmp_path: Path) -> None:
+    whole = command(tiny_dataset, tmp_path / "whole", *LONG)
+    assert run(*PERCMAE, *whole).returncode == 0
+    cut = command(tiny_dataset, tmp_path / "cut", *LONG, "data.workers=1")
+    process = started(*PERCMAE, *cut)
+    wait_for_checkpoint(tmp_path / "cut", process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not Run.open(str(tmp_path / "cut" / "mae")).complete
+    again = run(*PERCMAE, *cut)
+    assert again.returncode == 0, again.stderr
+    assert "going on from step" in again.stderr
+    assert again.stdout.splitlines()[-1] == str(tmp_path / "cut" / "mae")
+    ended = Run.open(str(tmp_path / "cut" / "mae")).record
+    assert ended["step"] == ended["total_steps"]
+    assert losses(tmp_path / "cut" / "mae") == losses(tmp_path / "whole" / "mae")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_is_told_by_the_exit_code(
+    tiny_dataset: Dataset, tmp_path: Path, number: signal.Signals
+) -> None:
+    process = started(*PERCMAE, *command(tiny_dataset, tmp_path, *LONG, "optim.epochs=2000"))
+    wait_for_checkpoint(tmp_path, process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, errors
+    assert "percmae: stopped: stopped at step" in errors
+    assert "Traceback" not in errors
+    record = Run.open(str(tmp_path / "mae")).record
+    latest = json.loads((tmp_path / "mae" / "checkpoints" / "latest.json").read_text())
+    assert record["status"] == "running"
+    assert record["step"] == latest["step"] > 0

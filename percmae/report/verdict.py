@@ -129,7 +129,8 @@ def _notes(
             f"probe ran with {_listed(probe['seeds'])}, its control with "
             f"{_listed(control['seeds'])}."
         )
-    if found["resolution"] and samples:
+    said = found["outcome"] == "unclear" and min(found["gap"]["values"]) > 0
+    if found["resolution"] and samples and not said:
         notes.append(
             f"{samples:,} test images resolve differences of about "
             f"{100 * found['resolution']:.1f} points (two standard errors)."

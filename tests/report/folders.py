@@ -34,7 +34,7 @@ def write_run(
     changes: other values of run.json. Returns the folder's address.
     """
     config = load_config(
-        variant, "demo", stage, tag=tag, overrides=[f"seed={seed}", f"optim.epochs={EPOCHS}"]
+        variant, "demo", stage, tag=tag, overrides=[f"seed={seed}", "trainer.log_interval=7"]
     )
     name = config.run_name + ("_untrained" if baseline else "")
     folder = root / f"seed-{seed}" / name

@@ -97,7 +97,7 @@ def test_charts_say_what_they_show(three: str) -> None:
 
 def test_configuration_digests_and_addresses_are_there(three: str) -> None:
     text = words(three)
-    assert "patch_size: 4" in text
+    assert "log_interval: 7" in text
     assert "Pretraining, seeds 0, 1, 2" in text
     assert "sha256:" + "5e" * 32 in text
     assert "seed-2/try1_mae_probe_untrained" in text
@@ -110,7 +110,7 @@ def test_commands_set_what_differs_from_the_recipe(three: str) -> None:
     assert "make run VARIANT=mae TAG=try1" in text
     command = re.search(r"percmae pretrain [^<]*?seed=0", text)
     assert command
-    assert "--variant mae --recipe demo --tag try1 optim.epochs=10 seed=0" in command[0]
+    assert "--variant mae --recipe demo --tag try1 trainer.log_interval=7 seed=0" in command[0]
     assert "--data s3://percmae/data/manifest.json --to /" in command[0]
     assert re.search(r"percmae probe --run \S+/try1_mae .*? --untrained", text)
 

@@ -30,6 +30,7 @@ TRAIN_NAME, VAL_NAME = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT_NAME = "ILSVRC2012_devkit_t12.tar.gz"
 META, GROUND_TRUTH = "data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt"
 
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _VAL_IMAGE = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 _LARGEST_IMAGE = 256 * 2**20
 _LARGEST_DEVKIT_FILE = 64 * 2**20
@@ -87,9 +88,10 @@ def read_devkit(path: StorePath) -> Devkit:
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:*") as tar:
             for member in tar:
-                _check_safe(member, str(path))
+                _check_inside(member, str(path))
                 wanted = next((f for f in (META, GROUND_TRUTH) if _ends(member.name, f)), None)
-                if wanted and member.isreg():
+                if wanted:
+                    _check_plain(member, str(path))
                     if member.size > _LARGEST_DEVKIT_FILE:
                         raise DataError(f"{path}: {member.name} is too large for a devkit")
                     files[wanted] = _extract(tar, member).read()
@@ -160,6 +162,11 @@ def train_images(
                 for number, image in enumerate(_members(inner, inside)):
                     stem = PurePosixPath(image.name).stem.replace(".", "_")
                     key = stem if stem.startswith(f"{wnid}_") else f"{wnid}_{stem}"
+                    if not _KEY.fullmatch(key):
+                        raise DataError(
+                            f"{inside}: {image.name!r} is no name for an image; ILSVRC has "
+                            "n########_<number>.JPEG"
+                        )
                     if key in keys:
                         raise DataError(f"{inside}: image {image.name} comes twice")
                     keys.add(key)
@@ -238,22 +245,26 @@ def _members(tar: tarfile.TarFile, source: str) -> Iterator[tarfile.TarInfo]:
             return
         # TarFile remembers all it saw, about 1 KB a file, for methods that are not used here.
         tar.members.clear()  # type: ignore[attr-defined]
-        _check_safe(member, source)
+        _check_inside(member, source)
+        _check_plain(member, source)
         if not member.isdir():
             yield member
 
 
-def _check_safe(member: tarfile.TarInfo, source: str) -> None:
+def _check_inside(member: tarfile.TarInfo, source: str) -> None:
     name = member.name
     if name.startswith(("/", "\\")) or ".." in PurePosixPath(name.replace("\\", "/")).parts:
         raise DataError(
             f"{source}: entry {name!r} points outside the archive; this is not an ILSVRC archive, "
             "do not unpack it"
         )
+
+
+def _check_plain(member: tarfile.TarInfo, source: str) -> None:
     if not (member.isdir() or member.isreg()):
         raise DataError(
-            f"{source}: entry {name!r} is a link or device, which no ILSVRC archive holds; do not "
-            "unpack it"
+            f"{source}: entry {member.name!r} is a link or device, which no ILSVRC archive holds; "
+            "do not unpack it"
         )
 
 

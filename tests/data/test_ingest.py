@@ -302,6 +302,9 @@ def test_from_store_to_store(s3: Any, tmp_path: Path) -> None:
     (source / archives.val.name).delete()
     with pytest.raises(DataError, match=r"val archive s3://.* does not exist"):
         ingest(*uris, s3.uri("dataset"))
+    new_bucket = "s3://percmae-new-bucket/dataset"
+    uris[1] = str(archives.val)
+    assert ingest(*uris, new_bucket, shard_bytes=SMALL).dataset.digest == local.digest
     with pytest.raises(StoreAccessError, match="no-such-bucket"):
         ingest("s3://no-such-bucket/x.tar", *uris[1:], s3.uri("dataset"))
 

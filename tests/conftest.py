@@ -10,7 +10,7 @@ import pytest
 
 from percmae import local_store
 from percmae.local_store import LocalStore
-from percmae.storage import StorePath, StoreSettings
+from percmae.storage import StorePath, StoreSettings, stream
 
 pytest_plugins = ["fixtures_data"]
 
@@ -59,3 +59,10 @@ def tmp_store(request: pytest.FixtureRequest, tmp_path: Path) -> StorePath:
         return StorePath(tmp_path / "store")
     server: S3 = request.getfixturevalue("s3")
     return StorePath(server.uri("tmp"), StoreSettings.load())
+
+
+@pytest.fixture
+def part_bytes(monkeypatch: pytest.MonkeyPatch) -> int:
+    """The size of an upload's parts, made as small as S3 allows."""
+    monkeypatch.setattr(stream, "PART_BYTES", 5 << 20)
+    return stream.PART_BYTES

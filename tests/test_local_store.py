@@ -21,7 +21,6 @@ from percmae import local_process, local_store
 from percmae.errors import StoreError, UserError
 from percmae.local_process import Ports, Process
 from percmae.storage import StorePath, StoreSettings
-from percmae.storage.stream import PART_BYTES
 
 # Enters a `running` block, says which server it got, and leaves when a line arrives.
 IN_A_BLOCK = """
@@ -94,15 +93,15 @@ def test_up_and_down(root: Path) -> None:
     assert local_store.down(root) is False
 
 
-def test_what_was_acknowledged_survives_a_kill(root: Path) -> None:
+def test_what_was_acknowledged_survives_a_kill(root: Path, part_bytes: int) -> None:
     store = local_store.up(root)
     path = StorePath(store.uri, replace(store.settings, retry_seconds=1))
-    large = os.urandom(20_000_000)
+    large = os.urandom(6_000_000)
     (path / "large").write_bytes(large)
 
     def write_until_killed() -> None:
         with (path / "0").create() as unfinished:
-            unfinished.write(bytes(PART_BYTES + 1))
+            unfinished.write(bytes(part_bytes + 1))
             for number in range(30):
                 (path / str(number)).write_text(f"content {number}")
             os.kill(store.pid, signal.SIGKILL)

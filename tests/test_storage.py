@@ -19,7 +19,6 @@ import pytest
 
 from percmae.errors import DataError, StoreAccessError, UserError
 from percmae.storage import Entry, StorePath, StoreSettings
-from percmae.storage.stream import PART_BYTES
 
 if TYPE_CHECKING:
     from conftest import S3
@@ -127,10 +126,12 @@ def test_what_is_absent_says_so(tmp_store: StorePath, tmp_path: Path) -> None:
     assert not (tmp_path / "copy").exists()
 
 
-def test_an_exception_leaves_the_old_content_and_nothing_else(tmp_store: StorePath) -> None:
+def test_an_exception_leaves_the_old_content_and_nothing_else(
+    tmp_store: StorePath, part_bytes: int
+) -> None:
     file = tmp_store / "file"
     file.write_text("old")
-    for count in (10, PART_BYTES + 10):
+    for count in (10, part_bytes + 10):
         with contextlib.suppress(KeyboardInterrupt), file.create() as stream:
             stream.write(bytes(count))
             raise KeyboardInterrupt
@@ -186,8 +187,9 @@ def test_large_content_and_whole_files(tmp_store: StorePath, tmp_path: Path) -> 
     assert copy.read_bytes() == content
 
 
-@pytest.mark.parametrize("size", [PART_BYTES - 1, PART_BYTES, PART_BYTES + 1, 2 * PART_BYTES])
-def test_sizes_around_a_part(s3: S3, size: int) -> None:
+@pytest.mark.parametrize(("parts", "more"), [(1, -1), (1, 0), (1, 1), (2, 0)])
+def test_sizes_around_a_part(s3: S3, part_bytes: int, parts: int, more: int) -> None:
+    size = parts * part_bytes + more
     file = StorePath(s3.uri("parts")) / "file"
     content = some_bytes(size)
     with file.create() as stream:

@@ -12,16 +12,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import urllib3
 from faulty_proxy import FaultyProxy
 
 from percmae.errors import StoreAccessError, StoreError
 from percmae.storage import StorePath, StoreSettings
 from percmae.storage.s3 import client
-from percmae.storage.stream import PART_BYTES
 
 if TYPE_CHECKING:
     from conftest import S3
 
+pytestmark = pytest.mark.usefixtures("part_bytes")
+
+PARTS = 5 << 20  # what the fixture part_bytes sets
 CONTENT = os.urandom(3_000_000)
 
 
@@ -130,7 +133,7 @@ def test_no_server(where: str) -> None:
     settings = StoreSettings(f"http://{host}:{port}", "key", "secret", retry_seconds=1)
     began = time.monotonic()
     with pytest.raises(StoreError) as error:
-        StorePath("s3://bucket/key", settings).write_bytes(bytes(PART_BYTES + 1))
+        StorePath("s3://bucket/key", settings).write_bytes(bytes(PARTS + 1))
     assert time.monotonic() - began < 4
     assert f"{host}:{port}" in str(error.value)
     assert ("refused" in str(error.value)) == (where == "refused")
@@ -143,7 +146,7 @@ def test_a_store_that_goes_away_during_an_upload(s3: S3, file: StorePath) -> Non
         proxy.fault("refuse", times=1000, on="partNumber=2")
         began = time.monotonic()
         with pytest.raises(StoreError, match="no usable answer"):
-            StorePath(file, settings).write_bytes(bytes(3 * PART_BYTES))
+            StorePath(file, settings).write_bytes(bytes(3 * PARTS))
         assert time.monotonic() - began < 10
     assert StorePath(file, s3.settings).read_bytes() == CONTENT
     assert s3.uploads(file) == []
@@ -160,7 +163,7 @@ def test_each_step_of_an_upload_survives_a_failure(
     s3: S3, file: StorePath, proxy: FaultyProxy, step: str, fault: str
 ) -> None:
     proxy.fault(fault, on=step)
-    content = os.urandom(PART_BYTES + 100)
+    content = os.urandom(PARTS + 100)
     file.write_bytes(content)
     assert file.read_bytes() == content
     assert not proxy._faults
@@ -169,7 +172,7 @@ def test_each_step_of_an_upload_survives_a_failure(
 def test_an_upload_that_someone_aborted_is_an_error(s3: S3, file: StorePath) -> None:
     def write_and_abort() -> None:
         with file.create() as stream:
-            stream.write(os.urandom(PART_BYTES + 100))
+            stream.write(os.urandom(PARTS + 100))
             (upload,) = s3.uploads(file)
             client(s3.settings)._abort_multipart_upload(s3.bucket, file._key, upload)
 
@@ -193,5 +196,20 @@ def test_retries_leave_the_global_random_numbers_alone(file: StorePath, proxy: F
     random.seed(7)
     before = random.getstate()
     proxy.fault("503", times=3)
-    file.write_bytes(bytes(PART_BYTES + 1))
+    file.write_bytes(bytes(PARTS + 1))
     assert random.getstate() == before
+
+
+def test_large_bodies_are_sent_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket's timeout covers a whole send, and a slow line must not look like a dead one."""
+    sent: list[list[bytes]] = []
+
+    def urlopen(*_: Any, body: Any, **options: Any) -> urllib3.HTTPResponse:
+        sent.append([body] if isinstance(body, bytes) else list(body))
+        return urllib3.HTTPResponse(body=b"", headers={"ETag": '"1"'}, status=200)
+
+    monkeypatch.setattr(urllib3.PoolManager, "urlopen", urlopen)
+    settings = StoreSettings("http://127.0.0.1:1", "key", "secret", region="us-east-1")
+    StorePath("s3://bucket/key", settings).write_bytes(CONTENT)
+    assert [len(piece) for piece in sent[0]] == [1 << 20, 1 << 20, 3_000_000 - (2 << 20)]
+    assert b"".join(sent[0]) == CONTENT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import multiprocessing
 import os
 import shutil
 import ssl
@@ -23,10 +24,13 @@ from faulty_proxy import FaultyProxy
 from percmae.errors import StoreAccessError, StoreError
 from percmae.storage import StorePath
 from percmae.storage.s3 import client
-from percmae.storage.stream import PART_BYTES
 
 if TYPE_CHECKING:
     from conftest import S3
+
+pytestmark = pytest.mark.usefixtures("part_bytes")
+
+PARTS = 5 << 20  # what the fixture part_bytes sets
 
 ACTIONS: dict[str, Callable[[StorePath], Any]] = {
     "read": lambda path: path.read_bytes(),
@@ -35,7 +39,7 @@ ACTIONS: dict[str, Callable[[StorePath], Any]] = {
     "exists": lambda path: path.exists(),
     "stat": lambda path: path.stat(),
     "write": lambda path: path.write_bytes(b"x"),
-    "write parts": lambda path: path.write_bytes(bytes(PART_BYTES + 1)),
+    "write parts": lambda path: path.write_bytes(bytes(PARTS + 1)),
     "delete": lambda path: path.delete(),
     "list": lambda path: list(path.iter()),
 }
@@ -105,7 +109,7 @@ def test_content_types(s3: S3) -> None:
     folder = StorePath(s3.uri(), s3.settings)
     (folder / "report.html").write_text("<p>")
     (folder / "image").write_bytes(b"", "image/png")
-    (folder / "weights.pt").write_bytes(bytes(PART_BYTES + 1))
+    (folder / "weights.pt").write_bytes(bytes(PARTS + 1))
     found = {
         entry.name: client(s3.settings).stat_object(s3.bucket, entry.path._key).content_type
         for entry in folder.iter()
@@ -120,7 +124,7 @@ def test_content_types(s3: S3) -> None:
 def test_an_abandoned_upload_is_removed(s3: S3) -> None:
     path = StorePath(s3.uri(), s3.settings) / "large"
     with contextlib.suppress(KeyboardInterrupt), path.create() as stream:
-        stream.write(bytes(2 * PART_BYTES + 1))
+        stream.write(bytes(2 * PARTS + 1))
         assert len(s3.uploads(path)) == 1
         raise KeyboardInterrupt
     assert s3.uploads(path) == []
@@ -132,7 +136,7 @@ def test_a_refused_part_removes_the_upload_and_keeps_the_old(s3: S3, proxy: Faul
     path.write_text("old")
     proxy.fault("page", on="partNumber=2")
     with pytest.raises(StoreError, match="does not answer like an S3 store"):
-        path.write_bytes(bytes(2 * PART_BYTES + 1))
+        path.write_bytes(bytes(2 * PARTS + 1))
     assert s3.uploads(path) == []
     assert path.read_text() == "old"
 
@@ -250,3 +254,21 @@ def test_https_checks_the_certificate(s3: S3, tmp_path: Path) -> None:
 def test_one_client_for_equal_settings(s3: S3) -> None:
     assert client(s3.settings) is client(replace(s3.settings))
     assert client(s3.settings) is not client(replace(s3.settings, retry_seconds=1))
+
+
+def test_a_forked_child_has_connections_of_its_own(s3: S3) -> None:
+    path = StorePath(s3.uri(), s3.settings) / "file"
+    path.write_text("x")
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+
+    def child() -> None:
+        results.put((path.read_text(), id(client(s3.settings))))
+
+    process = context.Process(target=child)
+    process.start()
+    text, identity = results.get()
+    process.join(10)
+    assert process.exitcode == 0
+    assert text == "x"
+    assert identity != id(client(s3.settings))

@@ -165,7 +165,7 @@ def _train(config: Config, run: str, data: str, to: str, resume: str, untrained:
         # Everything that may be refused comes before the run's folder is made.
         model = _model(config, parent, dataset, untrained)
         loader = train_loader(config, dataset, here)
-        plan = Plan.make(config, loader.samples, here.size)
+        plan = Plan.make(config, len(loader.split), here.size)
         warn_of_schedule(config)
         learner = ClassifyLearner(config, model, here, eval_loader(config, dataset, "val", here))
         if folder is None:

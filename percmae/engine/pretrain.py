@@ -184,7 +184,7 @@ def pretrain(config: Config, data: str, to: str, resume: str = "auto") -> RunRes
             what = f"model.init_from={config.model.init_from}"
             load_strict(objective.generator, initial_weights(config.model.init_from), what)
         loader = train_loader(config, dataset, here)
-        plan = Plan.make(config, loader.samples, here.size)
+        plan = Plan.make(config, len(loader.split), here.size)
         warn_of_schedule(config)
         learner = PretrainLearner(
             config, objective, here, eval_loader(config, dataset, "val", here)

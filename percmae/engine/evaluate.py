@@ -13,7 +13,7 @@ from percmae.data.shards import Dataset
 from percmae.engine.distributed import World, mask_noise, world
 from percmae.engine.finetune import score, trained_classifier
 from percmae.engine.metrics import psnr, ssim
-from percmae.engine.pictures import denormalise, reconstruction_grid
+from percmae.engine.pictures import denormalise, paste_visible, reconstruction_grid
 from percmae.engine.pretrain import FIXED_MASK_SEED, autocast, eval_loader
 from percmae.engine.runs import Run
 from percmae.engine.tracking import png
@@ -34,8 +34,8 @@ def evaluate(run: str, data: str) -> dict[str, Any]:
     """Figures of a finished run on the test set of the dataset whose manifest is ``data``.
 
     A probe or fine-tuning gives top1, top5, loss, calibration error, per-class figures and the
-    confusion matrix; a pretraining run gives PSNR and SSIM of its reconstructions under fixed
-    masks and a picture. Written to ``<run>/evaluation.json`` (and ``mae_recon_out/
+    confusion matrix; a pretraining run gives PSNR and SSIM of its reconstructions (visible
+    patches pasted) under fixed masks, and a picture. Written to ``<run>/evaluation.json`` (and ``mae_recon_out/
     evaluation.png``) and returned; an evaluation of the same weights on the same data is reused.
 
     Raises DataError when there is no such run or the classes differ, UserError when it is not
@@ -130,8 +130,10 @@ def _reconstruction(run: Run, dataset: Dataset, here: World) -> dict[str, Any]:
             break
         images, ids = batch.images[wanted], batch.ids[wanted]
         originals, made, mask = _pictures(objective, run, images, noise[ids], here)
-        figures["psnr"].append(psnr(made, originals).cpu())
-        figures["ssim"].append(ssim(made, originals).cpu())
+        # As one looks at it: what was seen is pasted over, so only the removed patches can err.
+        pasted = paste_visible(originals, made, mask)
+        figures["psnr"].append(psnr(pasted, originals).cpu())
+        figures["ssim"].append(ssim(pasted, originals).cpu())
         if grid is None:
             grid = reconstruction_grid(originals[:PICTURED], made[:PICTURED], mask[:PICTURED])
     if grid is not None:

@@ -27,6 +27,12 @@ def pixel_mask(mask: Tensor, size: int) -> Tensor:
     )
 
 
+def paste_visible(originals: Tensor, reconstructions: Tensor, mask: Tensor) -> Tensor:
+    """Reconstructions (N, 3, H, W) with the patches that were seen taken from the originals."""
+    removed = pixel_mask(mask, originals.shape[-1])
+    return originals * (1 - removed) + reconstructions * removed
+
+
 def reconstruction_grid(originals: Tensor, reconstructions: Tensor, mask: Tensor) -> Tensor:
     """One picture (3, rows, columns) in [0, 1]; each image a row of four (see COLUMNS).
 
@@ -34,7 +40,7 @@ def reconstruction_grid(originals: Tensor, reconstructions: Tensor, mask: Tensor
     """
     removed = pixel_mask(mask, originals.shape[-1])
     masked = originals * (1 - removed) + _GREY * removed
-    pasted = originals * (1 - removed) + reconstructions * removed
+    pasted = paste_visible(originals, reconstructions, mask)
     pictures = torch.stack([originals, masked, reconstructions, pasted], dim=1)
     framed = torch.nn.functional.pad(pictures, (0, _GAP, 0, _GAP), value=_WHITE)
     n, columns, channels, h, w = framed.shape

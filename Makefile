@@ -1,0 +1,57 @@
+# Everything here works on a fresh machine with Python 3.11 (or newer) and make; the first call
+# makes .venv and installs into it.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+
+# make run VARIANT=ssim TAG=try1 ARGS="optim.epochs=3"
+VARIANT ?= mae
+TAG ?=
+SOURCE ?= mnist
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-fast lint format golden bench clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+run: $(VENV)/.installed-run ## Run the whole pipeline on real images (VARIANT= TAG= SOURCE= ARGS=)
+	@$(BIN)/percmae run --variant $(VARIANT) $(if $(TAG),--tag $(TAG)) --source $(SOURCE) $(ARGS)
+
+test: $(VENV)/.installed-dev ## Run all tests
+	@$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.installed-dev ## Run the tests that take no real training or processes
+	@$(BIN)/python -m pytest -m "not slow"
+
+lint: $(VENV)/.installed-dev ## Check style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev ## Put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+golden: $(VENV)/.installed-dev ## Compile the pipeline anew into the golden file of the tests
+	$(BIN)/python -m pipelines compile --output tests/pipelines/golden/pretrain.yaml
+
+bench: $(VENV)/.installed-dev ## Measure the loader beside WebDataset
+	$(BIN)/python tests/benchmarks/loader.py
+
+clean: ## Remove the virtual environment and what runs have left here
+	rm -rf $(VENV) .percmae runs
+
+# A stamp for each set of dependencies: made anew when the project file changes.
+$(VENV)/.installed-run: pyproject.toml
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	@echo "installing percmae into $(VENV) (once; a few minutes)" >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[pipelines,local]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed-run
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[pipelines,local,dev]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""Kubernetes jobs built from a configuration (no torch here); see the Kubernetes manifests."""

@@ -221,7 +221,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="percmae",
         description=_ABOUT,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
+            prog, max_help_position=20
+        ),
     )
     parser.add_argument("--version", action="version", version=f"percmae {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -17,20 +18,8 @@ from percmae.cli import main
 from percmae.data.sample import SampleArchives
 from percmae.data.shards import Dataset
 
-VERBS = [
-    "run",
-    "sample-data",
-    "ingest",
-    "pretrain",
-    "finetune",
-    "probe",
-    "evaluate",
-    "reconstruct",
-    "report",
-    "store",
-    "config",
-    "doctor",
-]
+VERBS = ["run", "sample-data", "ingest", "pretrain", "finetune", "probe", "evaluate"]
+VERBS += ["reconstruct", "report", "store", "config", "doctor"]
 QUICK = [
     "optim.max_steps=2",
     "data.workers=0",
@@ -73,7 +62,7 @@ def test_help_names_every_verb_and_loads_nothing_heavy() -> None:
     shown = percmae("--help")
     assert shown.returncode == 0
     for verb in VERBS:
-        assert f"\n    {verb} " in shown.stdout, verb
+        assert re.search(rf"^ +{verb}  +[a-z]", shown.stdout, re.MULTILINE), verb
     code = (
         "import sys; from percmae.cli import main\n"
         "try: main(['--help'])\n"

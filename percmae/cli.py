@@ -221,12 +221,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="percmae",
         description=_ABOUT,
         epilog=_EXAMPLES,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
-            prog, max_help_position=20
-        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"percmae {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    # The long metavar also makes argparse leave room for the longest verb on its line.
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB [options]", required=True)
 
     def verb(name: str, text: str, work: Callable[[argparse.Namespace], None]) -> Any:
         sub = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")

@@ -174,9 +174,14 @@ def test_published_md5_is_checked_after_resuming_too(
     with pytest.raises(KeyboardInterrupt):
         run(archives, tmp_path / "out")
     monkeypatch.undo()
+    assert (tmp_path / "out" / ".ingest" / "state.json").exists()
+    right = hashlib.md5(archives.train.read_bytes()).hexdigest()
     publish(monkeypatch, archives.train, "0" * 32)
-    with pytest.raises(DataError, match="not 0000"):
+    with pytest.raises(DataError, match=f"but MD5 {right}, not 0000"):
         run(archives, tmp_path / "out")
+    publish(monkeypatch, archives.train, right)
+    sources = run(archives, tmp_path / "out").dataset.manifest["sources"]
+    assert [s["md5"] for s in sources if s["role"] == "train"] == [right]
 
 
 def test_the_real_archives_are_known_by_name_and_size() -> None:

@@ -315,6 +315,18 @@ def test_workers_end_with_the_iterator(train: Split) -> None:
     assert not children()
 
 
+def test_workers_leave_ctrl_c_to_the_main_process(train: Split) -> None:
+    """Which may want to finish its step and write a checkpoint."""
+    stream = make(train, workers=2).batches(epochs=None)
+    next(stream)
+    for pid in children():
+        os.kill(pid, signal.SIGINT)
+    for _ in range(60):
+        next(stream)
+    assert len(children()) == 2
+    stream.close()
+
+
 def test_a_killed_worker_is_one_clear_line(train: Split) -> None:
     stream = make(train, workers=2).batches(epochs=None)
     next(stream)

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your rate</Message></Error>"
+NO_UPLOAD = b"<Error><Code>NoSuchUpload</Code><Message>Never heard of it</Message></Error>"
 INTERNAL = b"<Error><Code>InternalError</Code><Message>Try again</Message></Error>"
 
 
@@ -43,8 +44,8 @@ class FaultyProxy:
 
         Actions: "refuse" (close without an answer), "503", "500", "cut" (half of the body),
         "hang" (no answer at all), "lose" (do it, but lose the answer), "error200" (an error in
-        the body of a 200, as S3 may answer to the end of an upload), "page" and "text" (what a
-        web server answers).
+        the body of a 200, as S3 may answer to the end of an upload), "no upload" (it is unknown),
+        "page" and "text" (what a web server answers).
         """
         self._faults += [(on, action)] * times
 
@@ -92,6 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
         answers = {
             "503": (503, SLOW_DOWN, "application/xml"),
             "500": (500, INTERNAL, "application/xml"),
+            "no upload": (404, NO_UPLOAD, "application/xml"),
             "error200": (200, INTERNAL, "application/xml"),
             "page": (200, b"<html>console</html>", "text/html"),
             "text": (200, b"It works & this is no XML", "text/plain"),

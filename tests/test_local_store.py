@@ -95,12 +95,13 @@ def test_up_and_down(root: Path) -> None:
 
 def test_what_was_acknowledged_survives_a_kill(root: Path, part_bytes: int) -> None:
     store = local_store.up(root)
-    path = StorePath(store.uri, replace(store.settings, retry_seconds=1))
+    path = StorePath(store.uri, store.settings)
+    impatient = StorePath(path, replace(store.settings, retry_seconds=2))
     large = os.urandom(6_000_000)
     (path / "large").write_bytes(large)
 
     def write_until_killed() -> None:
-        with (path / "0").create() as unfinished:
+        with (impatient / "0").create() as unfinished:
             unfinished.write(bytes(part_bytes + 1))
             for number in range(30):
                 (path / str(number)).write_text(f"content {number}")
@@ -132,22 +133,31 @@ def wait_until_gone(pid: int) -> None:
     raise AssertionError(f"process {pid} does not end")
 
 
-def test_a_session_of_its_own_on_this_machine_only(root: Path) -> None:
+def test_what_a_killed_process_started_is_taken_over(root: Path) -> None:
+    killed = Other(root)
+    killed.end(signal.SIGKILL)
     with local_store.running(root) as store:
-        assert os.getsid(store.pid) == store.pid
-        ports = vars(ports_of(root)).values()
-        listening: dict[int, set[str]] = {}
-        for table in ("tcp", "tcp6"):
-            for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-                _, local, _, state = line.split()[:4]
-                address, _, port = local.partition(":")
-                if state == "0A":
-                    listening.setdefault(int(port, 16), set()).add(address)
-        for port in ports:
-            assert listening[port] == listening[port + 10_000] == {"0100007F"}
-        resident = Path(f"/proc/{store.pid}/status").read_text().split("VmRSS:")[1].split()[0]
-        assert int(resident) < 400_000
+        assert store.pid == killed.server
+        check_isolation(root, store)
+    assert not is_running(store.pid)
     assert local_store.status(root) is None
+
+
+def check_isolation(root: Path, store: local_store.LocalStore) -> None:
+    """Away from the terminal, from the network and from most of the memory."""
+    assert os.getsid(store.pid) == store.pid
+    ports = vars(ports_of(root)).values()
+    listening: dict[int, set[str]] = {}
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state = line.split()[:4]
+            address, _, port = local.partition(":")
+            if state == "0A":
+                listening.setdefault(int(port, 16), set()).add(address)
+    for port in ports:
+        assert listening[port] == listening[port + 10_000] == {"0100007F"}
+    resident = Path(f"/proc/{store.pid}/status").read_text().split("VmRSS:")[1].split()[0]
+    assert int(resident) < 400_000
 
 
 def test_two_at_once_share_one_server(root: Path) -> None:
@@ -170,15 +180,23 @@ def test_who_stops_the_server(root: Path) -> None:
     killed = Other(root)
     killed.end(signal.SIGKILL)
     assert is_running(killed.server)
-    with local_store.running(root) as store:
-        assert store.pid == killed.server
-    assert not is_running(store.pid), "the last to leave stops what a killed one left"
 
-    kept = local_store.up(root)
-    with local_store.running(root) as store:
-        assert store.pid == kept.pid
-    assert is_running(kept.pid), "what `up` started is left alone"
+    first, second = local_store.running(root), local_store.running(root)
+    assert first.__enter__().pid == killed.server
+    child = os.fork()
+    if child == 0:
+        first.__exit__(None, None, None)
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert is_running(killed.server), "a forked child stops nothing"
+
     assert local_store.down(root)
+    store = second.__enter__()
+    first.__exit__(None, None, None)
+    assert store.answers(), "a block stops its own server, not a later one"
+    assert local_store.up(root).pid == store.pid
+    second.__exit__(None, None, None)
+    assert store.answers(), "what `up` wants is left alone"
 
 
 def test_a_recycled_process_id_is_never_killed(root: Path) -> None:
@@ -260,12 +278,12 @@ def test_a_port_taken_at_the_last_moment_means_another(root: Path, fake_weed: Pa
 def test_a_server_that_is_never_ready(
     root: Path, fake_weed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake_weed.write_text("#!/bin/sh\necho thinking\nexec sleep 60\n")
+    fake_weed.write_text("#!/bin/sh\necho $$ > ../pid\necho thinking\nexec sleep 60\n")
     monkeypatch.setattr(local_store, "_START_SECONDS", 0.5)
     with pytest.raises(StoreError, match=r"not ready within 0\.5 s; end of .*log: thinking$"):
         local_store.up(root)
     assert local_store.status(root) is None
-    assert all(child.poll() is not None for child in local_process._children.values())
+    assert not is_running(int((root.parent / "pid").read_text()))
 
 
 def test_damaged_files_say_what_to_do(root: Path) -> None:

@@ -80,6 +80,15 @@ def test_a_body_cut_short_is_taken_up_where_it_broke(file: StorePath, proxy: Fau
         assert stream.read() == CONTENT[100:]
 
 
+def test_patience_lasts_as_long_as_there_is_progress(
+    s3: S3, file: StorePath, proxy: FaultyProxy
+) -> None:
+    settings = replace(s3.settings, endpoint=proxy.endpoint, retry_seconds=2)
+    proxy.fault("cut", times=12, on="GET")
+    assert StorePath(file, settings).read_bytes() == CONTENT
+    assert not proxy._faults
+
+
 def test_half_of_one_version_is_never_joined_to_half_of_another(
     s3: S3, file: StorePath, proxy: FaultyProxy
 ) -> None:
@@ -104,12 +113,12 @@ def test_a_server_that_stops_answering_is_asked_again(file: StorePath, proxy: Fa
     proxy.fault("hang")
     began = time.monotonic()
     assert patient.read_bytes() == CONTENT
-    assert time.monotonic() - began < 3
+    assert 1.9 < time.monotonic() - began < 4
 
 
 @pytest.mark.parametrize("fault", ["hang", "refuse", "503"])
 def test_gives_up_in_bounded_time(s3: S3, file: StorePath, proxy: FaultyProxy, fault: str) -> None:
-    settings = replace(s3.settings, endpoint=proxy.endpoint, retry_seconds=1)
+    settings = replace(s3.settings, endpoint=proxy.endpoint, retry_seconds=0.6)
     impatient = StorePath(file, settings)
     proxy.fault(fault, times=1000)
     words = {"hang": "timed out", "refuse": "without response", "503": "HTTP 503 SlowDown"}
@@ -117,7 +126,7 @@ def test_gives_up_in_bounded_time(s3: S3, file: StorePath, proxy: FaultyProxy, f
     with pytest.raises(StoreError, match=words[fault]) as error:
         impatient.read_bytes()
     seconds = time.monotonic() - began
-    assert 0.3 < seconds < 2.5
+    assert 0.2 < seconds < 2.5
     assert not isinstance(error.value, StoreAccessError)
     assert error.value.exit_code == 1
     assert proxy.endpoint in str(error.value)
@@ -130,7 +139,7 @@ def test_no_server(where: str) -> None:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
     host = "127.0.0.1" if where == "refused" else "no-such-host.invalid"
-    settings = StoreSettings(f"http://{host}:{port}", "key", "secret", retry_seconds=1)
+    settings = StoreSettings(f"http://{host}:{port}", "key", "secret", retry_seconds=0.5)
     began = time.monotonic()
     with pytest.raises(StoreError) as error:
         StorePath("s3://bucket/key", settings).write_bytes(bytes(PARTS + 1))
@@ -142,7 +151,7 @@ def test_no_server(where: str) -> None:
 
 def test_a_store_that_goes_away_during_an_upload(s3: S3, file: StorePath) -> None:
     with FaultyProxy(s3.endpoint) as proxy:
-        settings = replace(s3.settings, endpoint=proxy.endpoint, retry_seconds=1)
+        settings = replace(s3.settings, endpoint=proxy.endpoint, retry_seconds=2)
         proxy.fault("refuse", times=1000, on="partNumber=2")
         began = time.monotonic()
         with pytest.raises(StoreError, match="no usable answer"):
@@ -167,6 +176,21 @@ def test_each_step_of_an_upload_survives_a_failure(
     file.write_bytes(content)
     assert file.read_bytes() == content
     assert not proxy._faults
+
+
+def test_a_completed_upload_whose_answer_was_lost_is_recognised(
+    s3: S3, file: StorePath, proxy: FaultyProxy
+) -> None:
+    content = os.urandom(PARTS + 100)
+    proxy.fault("lose", on="?uploadId=")
+    proxy.fault("no upload", on="?uploadId=")  # as most stores answer the second time
+    file.write_bytes(content)
+    assert not proxy._faults
+    assert StorePath(file, s3.settings).read_bytes() == content
+    proxy.fault("no upload", on="?uploadId=")
+    with pytest.raises(StoreError, match="NoSuchUpload"):
+        file.write_bytes(os.urandom(PARTS + 100))
+    assert StorePath(file, s3.settings).read_bytes() == content
 
 
 def test_an_upload_that_someone_aborted_is_an_error(s3: S3, file: StorePath) -> None:

@@ -121,6 +121,14 @@ def test_content_types(s3: S3) -> None:
     }
 
 
+def test_markers_of_empty_folders_are_not_listed(s3: S3) -> None:
+    folder = StorePath(s3.uri(), s3.settings)
+    for key in (f"{folder._key}/", f"{folder._key}/empty/"):
+        client(s3.settings).put_object(s3.bucket, key, io.BytesIO(), 0)
+    (folder / "file").write_text("x")
+    assert [entry.name for entry in folder.iter()] == ["file"]
+
+
 def test_an_abandoned_upload_is_removed(s3: S3) -> None:
     path = StorePath(s3.uri(), s3.settings) / "large"
     with contextlib.suppress(KeyboardInterrupt), path.create() as stream:

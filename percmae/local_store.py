@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 from percmae.errors import StoreError, UserError
@@ -306,6 +307,7 @@ def _start(folder: _Folder, binary: str, port: int | None, bucket: str) -> _Stat
         state = _spawn(folder, binary, Ports.choose(port), bucket)
         try:
             folder.save(state)
+            import_module("percmae.storage.s3")  # half a second, best spent while waiting
             _wait_until_ready(folder, state)
         except BaseException as error:
             _stop(folder, state)

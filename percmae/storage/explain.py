@@ -61,7 +61,7 @@ def is_absent(error: BaseException | None) -> bool:
 def explain(error: Exception, doing: str, target: S3Object) -> StoreError:
     """The error to raise for what minio raised while ``doing`` something with ``target``."""
     if isinstance(error, S3Error) and _came_without_a_reason(error):
-        error = _ask_why(target) or error
+        error = _ask_why(target, error) or error
     if isinstance(error, S3Error):
         explained = _explain_code(error, doing, target)
     elif isinstance(error, InvalidResponseError | ServerError):
@@ -113,12 +113,14 @@ def _came_without_a_reason(error: S3Error) -> bool:
     return not error.response.data and _code(error) in ("AccessDenied", "NoSuchKey")
 
 
-def _ask_why(target: S3Object) -> Exception | None:
+def _ask_why(target: S3Object, bare: S3Error) -> S3Error | None:
     """The reason behind a bare 403 or 404, by a request whose answer has a body."""
     try:
         next(iter(target._client.list_objects(target.bucket, prefix=target.key)), None)
     except S3Error as error:
-        return error if _code(error) in _ACCESS else None
-    except (MinioException, StoreError):
+        # Not being allowed to list does not change that the object is absent.
+        telling = {"NoSuchBucket"} if _code(bare) == "NoSuchKey" else _ACCESS.keys()
+        return error if _code(error) in telling else None
+    except (MinioException, StoreError, ValueError, ParseError):
         return None
     return None

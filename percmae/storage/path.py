@@ -169,7 +169,8 @@ class StorePath:
         """A binary stream to write to; what was written becomes the content at a clean exit.
 
         After an exception nothing has changed and nothing is left behind. On a store, large
-        content goes up in parts of 16 MiB as it is written; that much memory is used.
+        content goes up in parts of 16 MiB as it is written; that much memory is used, and the
+        stream cannot seek.
         ``content_type`` is what browsers are told; default: by the name's ending.
         """
         guess = _CONTENT_TYPES.get(Path(self.name).suffix.lower())

@@ -174,7 +174,7 @@ class Loader:
         last = None if epochs is None else start_epoch + epochs
         size, total = self.batch_size, self.batch_size * self.world
         for epoch in itertools.count(start_epoch):
-            if epoch == last:
+            if epoch == last or not self.batches_per_epoch:
                 return
             n = len(self.split)
             order = epoch_order(n, self.seed, epoch) if self.shuffle else np.arange(n)

@@ -39,7 +39,7 @@ def make(split: Split, **changed: Any) -> Loader:
     return Loader(split, noisy, **options | changed)
 
 
-def collect(loader: Loader, *args: int, **kwargs: int) -> list[tuple[int, int, Batch]]:
+def collect(loader: Loader, *args: int, **kwargs: int | None) -> list[tuple[int, int, Batch]]:
     return list(loader.batches(*args, **kwargs))
 
 
@@ -233,6 +233,11 @@ def test_seeds_and_epochs_change_the_augmentation(train: Split) -> None:
     assert torch.equal(base, images(0, 0))
     assert not torch.isclose(base, images(1, 0)).any(dim=0).all()
     assert not torch.isclose(base, images(0, 1)).any(dim=0).all()
+
+
+def test_an_empty_split_ends_at_once(train: Split) -> None:
+    empty = train.subset("val", np.arange(0))
+    assert collect(make(empty, drop_last=False), epochs=None) == []
 
 
 def test_senseless_arguments(train: Split) -> None:

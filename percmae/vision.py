@@ -40,7 +40,6 @@ except RuntimeError as error:
     import torchvision
 
 
-
 def load_timm() -> ModuleType:
     """The timm package, imported on first use (it takes most of a second)."""
     import timm

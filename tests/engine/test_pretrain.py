@@ -186,7 +186,11 @@ def test_bad_input_is_refused_before_anything_is_written(
 ) -> None:
     for config, error, words in (
         (tiny("data.batch_size=4096"), UserError, "has 216 samples"),
-        (tiny("optim.accumulate=50"), UserError, "one step takes 800 images, the training set has 216"),
+        (
+            tiny("optim.accumulate=50"),
+            UserError,
+            "one step takes 800 images, the training set has 216",
+        ),
         (tiny("trainer.num_nodes=3"), ConfigError, "trainer.num_nodes=3"),
         (tiny("trainer.devices=5"), ConfigError, "trainer.devices=5"),
     ):

@@ -1,0 +1,159 @@
+"""``python -m pipelines``: compile the pipeline for a cluster, or run it on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from percmae.errors import Interrupted, PercmaeError, UserError
+
+_RUN = """\
+Run the whole pipeline on this machine: sample images, an embedded S3 server, and the same KFP
+pipeline that runs in a cluster. Ends with a table and the path of an HTML report.
+
+What is finished and unchanged is reused. Ctrl-C saves what is being trained; the same command goes
+on from there. Another configuration needs another --tag."""
+
+_RUN_EXAMPLES = """\
+examples:
+  percmae run
+  percmae run --variant ssim --tag try1 optim.epochs=3
+  percmae run --source my-images/ --seeds 0 probe.optim.epochs=20 all.data.workers=2
+
+key=value is a setting of the pretraining, or with probe., finetune. or all. in front of that stage;
+`percmae config show --docs` explains them all."""
+
+
+def _compile(args: argparse.Namespace) -> None:
+    from pipelines.train import compile_pipeline
+
+    compile_pipeline(args.output, args.image)
+    print(args.output)
+
+
+def _run(args: argparse.Namespace) -> None:
+    from percmae.report import summary_table
+    from pipelines.local import run, steps_table
+
+    outcome = run(
+        args.variant,
+        args.tag,
+        args.recipe,
+        args.source,
+        args.seeds,
+        args.overrides,
+        args.to,
+        size=args.size,
+        fine_tune=args.fine_tune,
+        store=args.store,
+    )
+    print(summary_table(outcome.report))
+    print()
+    print(steps_table(outcome.steps))
+    print()
+    print(outcome.html)
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a list of whole numbers such as 0,1,2"
+        ) from None
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    from components import IMAGE
+
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    def action(name: str, text: str, work: Callable[[argparse.Namespace], None], **kw: Any) -> Any:
+        sub = actions.add_parser(name, help=text, **{"description": text, **kw})
+        sub.set_defaults(work=work)
+        return sub
+
+    sub = action("compile", "Write the pipeline as YAML for the KFP UI or client.", _compile)
+    sub.add_argument(
+        "--output", default="percmae-train.yaml", metavar="FILE", help="default: %(default)s"
+    )
+    sub.add_argument(
+        "--image",
+        default=IMAGE,
+        help="container image of all steps, best pinned by digest (default: %(default)s)",
+    )
+
+    sub = action(
+        "run",
+        "Run the pipeline on this machine.",
+        _run,
+        prog="percmae run",
+        usage="percmae run [options] [key=value …]",
+        description=_RUN,
+        epilog=_RUN_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sub.set_defaults(overrides=[])
+    sub.add_argument("--variant", default="mae", metavar="V", help="objective (default: mae)")
+    sub.add_argument("--tag", default="", help="experiment tag; runs are named <tag>_<variant>")
+    sub.add_argument("--recipe", default="demo", metavar="R", help="default: demo")
+    sub.add_argument("--size", default="", metavar="S", help="encoder: tiny, small, base …")
+    sub.add_argument(
+        "--source",
+        default="mnist",
+        metavar="NAME|DIR",
+        help="images, as for `percmae sample-data` (default: mnist)",
+    )
+    sub.add_argument(
+        "--seeds", type=_seeds, default=[0, 1, 2], metavar="N,…", help="default: 0,1,2"
+    )
+    sub.add_argument(
+        "--no-fine-tune", dest="fine_tune", action="store_false", help="probe only: quicker"
+    )
+    sub.add_argument("--to", default="runs", metavar="DIR", help="where reports go (default: runs)")
+    sub.add_argument(
+        "--store",
+        metavar="URI",
+        help="keep datasets and runs there (s3://… or a folder), not in the embedded server",
+    )
+    return parser
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """Options may stand before, between and behind ``key=value`` settings."""
+    parser = _parser("python -m pipelines")
+    args, rest = parser.parse_known_args(arguments)
+    foreign = [text for text in rest if text.startswith("-") or not hasattr(args, "overrides")]
+    if foreign:
+        parser.error(f"unrecognized arguments: {' '.join(foreign)}")
+    if rest:
+        args.overrides = rest
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return its exit code (percmae.errors says what they mean)."""
+    args = _parse(sys.argv[1:] if argv is None else argv)
+    try:
+        args.work(args)
+    except PercmaeError as error:
+        kind = "stopped" if isinstance(error, Interrupted) else "error"
+        print(f"percmae: {kind}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("percmae: stopped: nothing half-written is left", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except ModuleNotFoundError as error:
+        if error.name is None or not error.name.startswith("kfp"):
+            raise
+        print("percmae: error: the pipeline needs kfp: pip install 'percmae[pipelines]'")
+        return UserError.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

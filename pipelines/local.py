@@ -1,0 +1,174 @@
+"""The whole pipeline on this machine, from sample images to a report: what ``make run`` does."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from percmae import stages
+from percmae.data.sample import SOURCES, make_sample_archives
+from percmae.data.sample_sources import fingerprint
+from percmae.errors import UserError
+from percmae.storage import StorePath
+from pipelines.console import Console
+
+HOME = ".percmae"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """A finished pipeline: the content of report.json, the steps with their seconds, files here."""
+
+    report: dict[str, Any]
+    steps: list[dict[str, Any]]
+    html: Path
+    json: Path
+
+
+def run(
+    variant: str = "mae",
+    tag: str = "",
+    recipe: str = "demo",
+    source: str = "mnist",
+    seeds: Sequence[int] = (0, 1, 2),
+    overrides: Sequence[str] = (),
+    to: str | Path = "runs",
+    *,
+    size: str = "",
+    fine_tune: bool = True,
+    store: str | None = None,
+) -> Outcome:
+    """Run the DAG through ``kfp.local`` on sample images and copy its report to ``<to>/<name>/``.
+
+    source: images as for :func:`percmae.data.sample.make_sample_archives`. overrides: as the
+    pipeline takes them (``optim.epochs=3``, ``probe.optim.epochs=5``, ``all.data.workers=2``).
+    store: where datasets and runs are kept; by default an embedded S3 server below ``.percmae``
+    (or ``PERCMAE_HOME``) that runs as long as this does. What is there already is reused.
+
+    Raises UserError for bad input before anything is started, StepError for a step that failed,
+    Interrupted after Ctrl-C; the same call goes on from where it was stopped.
+    """
+    name = _check(variant, tag, recipe, size, seeds, overrides)
+    home = Path(os.environ.get("PERCMAE_HOME") or HOME)
+    console, folder = Console(), Path(to) / name
+    dataset = _dataset_name(source)
+    # Read where they are: the store need not hold the images twice.
+    archives = make_sample_archives(home / "samples" / dataset, source)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _store(store, console) as base, (folder / "pipeline.log").open("w", buffering=1) as log:
+        steps = _run_dag(
+            {
+                "archive_train": str(archives.train),
+                "archive_val": str(archives.val),
+                "archive_devkit": str(archives.devkit),
+                "dataset": dataset,
+                "store": base,
+                "variant": variant,
+                "recipe": recipe,
+                "size": size,
+                "tag": tag,
+                "seeds": list(seeds),
+                "overrides": list(overrides),
+                "fine_tune": fine_tune,
+            },
+            console,
+            log,
+        )
+        made = StorePath(stages.report_folder(base, name))
+        for file in ("report.html", "report.json"):
+            (made / file).read_file(folder / file)
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    html, figures = (folder / "report.html").resolve(), (folder / "report.json").resolve()
+    return Outcome(report, steps, html, figures)
+
+
+def _check(
+    variant: str,
+    tag: str,
+    recipe: str,
+    size: str,
+    seeds: Sequence[int],
+    overrides: Sequence[str],
+) -> str:
+    """The name of the runs; raises UserError for what could not work, before anything starts."""
+    from percmae.config import load_config
+
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise UserError(f"seeds {list(seeds)}: give one or more different whole numbers")
+    config = stages.pretrain_config(variant, recipe, size, tag, overrides, seeds[0])
+    for stage in stages.TRAININGS[1:]:
+        chosen = stages.overrides_for(stage, overrides)
+        load_config(variant, recipe, stage, overrides=chosen, size=size or None)
+    return config.run_name
+
+
+def _dataset_name(source: str) -> str:
+    """Name of a source's dataset; a folder's has a mark that changes with its images."""
+    if source in SOURCES:
+        return source
+    mark = fingerprint(source)[:8]
+    return f"{Path(source).resolve().name}-{mark}"
+
+
+@contextlib.contextmanager
+def _store(uri: str | None, console: Console) -> Iterator[str]:
+    """The store's URI; the steps inherit its address and keys through the environment."""
+    if uri is not None:
+        base = StorePath(uri)
+        base.prepare()
+        yield base.uri
+        return
+    from percmae import local_store
+
+    with local_store.running() as server:
+        console.line("store", f"{server.uri} at {server.endpoint}")
+        before = {name: os.environ.get(name) for name in (*server.environ, *_OVERRULING)}
+        os.environ.update(server.environ)
+        for name in _OVERRULING:
+            os.environ.pop(name, None)
+        try:
+            yield server.uri
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+
+# Settings of another store that would be taken before those of the embedded one.
+_OVERRULING = ("AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN", "PERCMAE_STORE_CONFIG")
+
+
+def _run_dag(arguments: dict[str, Any], console: Console, log: Any) -> list[dict[str, Any]]:
+    from pipelines.tasks import run_pipeline
+    from pipelines.train import train_pipeline
+
+    steps = run_pipeline(train_pipeline(), arguments, console, log)
+    return [dataclasses.asdict(step) for step in steps]
+
+
+def steps_table(steps: Sequence[dict[str, Any]]) -> str:
+    """Seconds of each step, a column a seed; in brackets where a finished run was reused."""
+    seeds = sorted({step["seed"] for step in steps if step["seed"] is not None})
+    cells = {(step["name"], step["seed"]): _seconds(step) for step in steps}
+    names = list(dict.fromkeys(step["name"] for step in steps))
+    width = max(len(name) for name in names)
+    head = "".join(f"{f'seed {seed}':>12}" for seed in seeds)
+    lines = [f"{'Seconds':<{width}}{head}"]
+    for name in names:
+        row = "".join(f"{cells.get((name, seed), ''):>12}" for seed in seeds)
+        whole = f"{cells[name, None]:>12}" if (name, None) in cells else row
+        lines.append(f"{name:<{width}}{whole}".rstrip())
+    if any(step["reused"] for step in steps):
+        lines.append("(n): unchanged since an earlier run, reused")
+    return "\n".join(lines)
+
+
+def _seconds(step: dict[str, Any]) -> str:
+    return f"({step['seconds']:.0f})" if step["reused"] else f"{step['seconds']:.0f}"

@@ -35,8 +35,9 @@ def evaluate(run: str, data: str) -> dict[str, Any]:
 
     A probe or fine-tuning gives top1, top5, loss, calibration error, per-class figures and the
     confusion matrix; a pretraining run gives PSNR and SSIM of its reconstructions (visible
-    patches pasted) under fixed masks, and a picture. Written to ``<run>/evaluation.json`` (and ``mae_recon_out/
-    evaluation.png``) and returned; an evaluation of the same weights on the same data is reused.
+    patches pasted) under fixed masks, and a picture. Written to ``<run>/evaluation.json`` (and
+    ``mae_recon_out/evaluation.png``) and returned; an evaluation of the same weights on the same
+    data is reused.
 
     Raises DataError when there is no such run or the classes differ, UserError when it is not
     complete.

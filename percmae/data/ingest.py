@@ -3,7 +3,7 @@
 What happens to an image: its bytes are copied unchanged into a shard. Before that all of its coded
 data is read once (:func:`percmae.data.decode.verify`), because a truncated JPEG that slips through
 would stop a training days later; one that fails is left out and listed in the manifest. This takes
-0.8 ms of a core for a 48 KB photo, against 1.4 ms for a full decode: about 40 core-minutes for
+0.9 ms of a core for a 48 KB photo, against 1.2 ms for a full decode: about 45 core-minutes for
 ImageNet, spread over all cores.
 
 An interrupted ingest goes on after the last finished shard. Its state lies in

@@ -165,7 +165,8 @@ def test_bad_archives_and_stores(
     fault: str,
 ) -> None:
     a = sample_archives
-    train, devkit, to = a.train, a.devkit, str(tmp_path / "dataset")
+    train: Path | str = a.train
+    devkit, to = a.devkit, str(tmp_path / "dataset")
     words = {
         "absent": "nowhere.tar",
         "truncated": "train.tar",
@@ -184,7 +185,8 @@ def test_bad_archives_and_stores(
     elif fault == "devkit":
         devkit = a.val
     elif fault == "bucket":
-        to = "s3://no-such-bucket/dataset"
+        s3.uri("bad")  # a store that answers, but holds no such bucket
+        train = "s3://no-such-bucket/train.tar"
     else:
         to = s3.uri("bad")
         if fault == "key":

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import itertools
 import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -145,7 +147,7 @@ class Loader:
                 f"{self.batches_per_epoch} batches"
             )
         plan = _Plan(self, start_epoch, start_batch, epochs)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _same_child_handler():
             # More workers than cores: the configuration's business, and no reason to warn twice.
             warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
             loader = DataLoader(
@@ -161,7 +163,7 @@ class Loader:
             )
             iterator = iter(loader)
         try:
-            yield from _unpacked(iterator)
+            yield from _unpacked(iterator, self.workers)
         finally:
             if self.workers:
                 # It would do so when collected, but an exception on its way up keeps it alive.
@@ -230,12 +232,14 @@ class _Plan(IterableDataset[Any]):
             yield _Failure(error)
 
 
-def _unpacked(iterator: Iterator[Any]) -> Iterator[tuple[int, int, Batch]]:
+def _unpacked(iterator: Iterator[Any], workers: int) -> Iterator[tuple[int, int, Batch]]:
     while True:
         try:
             item = next(iterator, None)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:
+            # With workers, an OSError here is the broken connection to one: they do the reading.
+            found_dead = isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+            if not found_dead and (not workers or isinstance(error, RuntimeError)):
                 raise
             raise PercmaeError(
                 f"a data worker ended unexpectedly ({' '.join(str(error).split())}); if it was "
@@ -247,6 +251,20 @@ def _unpacked(iterator: Iterator[Any]) -> Iterator[tuple[int, int, Batch]]:
             raise item.error
         if item[2] is not None:
             yield tuple(item)
+
+
+@contextmanager
+def _same_child_handler() -> Iterator[None]:
+    """Undo the SIGCHLD handler that DataLoader installs.
+
+    It would raise its RuntimeError for a dead worker out of whatever line the main process is at,
+    in the midst of a training step or of the shutdown. Without it, the next batch raises it.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    if in_main and before is not None:  # None: a handler that was not installed from Python
+        signal.signal(signal.SIGCHLD, before)
 
 
 def _describe(split: Split, id_: int) -> str:

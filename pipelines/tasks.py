@@ -132,7 +132,12 @@ def _quiet(log: TextIO) -> Iterator[None]:
     root, original_print = logging.getLogger(), builtins.print
     handlers, level = root.handlers[:], root.level
     try:
-        with contextlib.redirect_stdout(log), warnings.catch_warnings():
+        with (
+            contextlib.redirect_stdout(log),
+            # Parallel iterations take each other's log handlers away; logging then makes one here.
+            contextlib.redirect_stderr(log),
+            warnings.catch_warnings(),
+        ):
             # That the image is no Python image, that display names mean nothing here.
             warnings.filterwarnings("ignore", module=r"kfp\.")
             yield
@@ -244,9 +249,12 @@ def _patient(command: list[str]) -> list[str]:
 
     The trap does nothing; unlike an ignored signal, it is not handed down to the program.
     """
-    if command[:2] != ["sh", "-c"]:
-        return command
-    return ["sh", "-c", f"trap : INT TERM HUP\n{command[2]}", *command[3:]]
+    shell, option, script, *rest = command
+    if (shell, option[:1], option[-1:]) != ("sh", "-", "c"):
+        raise UserError(
+            f"kfp starts local tasks with {shell!r} instead of a shell; install kfp 2.17"
+        )
+    return [shell, option, f"trap : INT TERM HUP\n{script}", *rest]
 
 
 def _copy(source: IO[bytes], label: str, log: TextIO) -> None:
@@ -256,9 +264,14 @@ def _copy(source: IO[bytes], label: str, log: TextIO) -> None:
 
 
 def _shared_cores() -> dict[str, str]:
-    """Steps share the cores: torch would take all of them in each, and spin waiting for them."""
+    """Steps share the cores.
+
+    Left alone, torch takes all of them in each process, and its threads spin while they wait for
+    each other: a step of the demo's training takes 12 times the CPU on two cores that are shared.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"OMP_NUM_THREADS": str(max(1, (cores or 1) // PARALLEL))}
+    threads = max(1, (cores or 1) // PARALLEL)
+    return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @dataclass(frozen=True)

@@ -271,7 +271,10 @@ def evaluate(model: Artifact, dataset: Artifact, metrics: Metrics, confusion: Co
     """A run's figures on the test set, also as ``<run>/evaluation.json``."""
     from percmae.engine.evaluate import evaluate
 
+    written = StorePath(model.metadata["uri"]) / "evaluation.json"
+    before = written.stat() if written.exists() else None
     found = evaluate(model.metadata["uri"], dataset.metadata["uri"])
+    confusion.metadata["reused"] = written.stat() == before
     if "reconstruction" in found:
         _log(metrics, {key: found["reconstruction"][key] for key in ("psnr", "ssim")})
         return

@@ -74,7 +74,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 
     def action(name: str, text: str, work: Callable[[argparse.Namespace], None], **kw: Any) -> Any:
         sub = actions.add_parser(name, help=text, **{"description": text, **kw})
-        sub.set_defaults(work=work)
+        sub.set_defaults(work=work, parser=sub)
         return sub
 
     sub = action("compile", "Write the pipeline as YAML for the KFP UI or client.", _compile)
@@ -129,7 +129,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     args, rest = parser.parse_known_args(arguments)
     foreign = [text for text in rest if text.startswith("-") or not hasattr(args, "overrides")]
     if foreign:
-        parser.error(f"unrecognized arguments: {' '.join(foreign)}")
+        args.parser.error(f"unrecognized arguments: {' '.join(foreign)}")
     if rest:
         args.overrides = rest
     return args
@@ -150,7 +150,8 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or not error.name.startswith("kfp"):
             raise
-        print("percmae: error: the pipeline needs kfp: pip install 'percmae[pipelines]'")
+        message = "percmae: error: the pipeline needs kfp: pip install 'percmae[pipelines]'"
+        print(message, file=sys.stderr)
         return UserError.exit_code
     return 0
 

@@ -39,7 +39,9 @@ class Console:
             if self._bars:
                 tqdm.write(_labelled(label, text), file=self._stream)
             else:
-                print(_labelled(label, text), file=self._stream, flush=True)
+                # Where tqdm has taken its last bar away, the cursor may stand anywhere in the line.
+                start = "\r\x1b[K" if self.is_terminal else ""
+                print(start + _labelled(label, text), file=self._stream, flush=True)
 
     def live(self, label: str, text: str) -> None:
         """Where a step stands, replacing what was said before. Shown on a terminal only."""

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from percmae import stages
 from percmae.data.sample import SOURCES, make_sample_archives
@@ -17,15 +17,18 @@ from percmae.errors import UserError
 from percmae.storage import StorePath
 from pipelines.console import Console
 
+if TYPE_CHECKING:
+    from pipelines.tasks import Step
+
 HOME = ".percmae"
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """A finished pipeline: the content of report.json, the steps with their seconds, files here."""
+    """A finished pipeline: the content of report.json, the steps as they ended, the files here."""
 
     report: dict[str, Any]
-    steps: list[dict[str, Any]]
+    steps: list[Step]
     html: Path
     json: Path
 
@@ -145,19 +148,18 @@ def _store(uri: str | None, console: Console) -> Iterator[str]:
 _OVERRULING = ("AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN", "PERCMAE_STORE_CONFIG")
 
 
-def _run_dag(arguments: dict[str, Any], console: Console, log: Any) -> list[dict[str, Any]]:
+def _run_dag(arguments: dict[str, Any], console: Console, log: TextIO) -> list[Step]:
     from pipelines.tasks import run_pipeline
     from pipelines.train import train_pipeline
 
-    steps = run_pipeline(train_pipeline(), arguments, console, log)
-    return [dataclasses.asdict(step) for step in steps]
+    return run_pipeline(train_pipeline(), arguments, console, log)
 
 
-def steps_table(steps: Sequence[dict[str, Any]]) -> str:
+def steps_table(steps: Sequence[Step]) -> str:
     """Seconds of each step, a column a seed; in brackets where a finished run was reused."""
-    seeds = sorted({step["seed"] for step in steps if step["seed"] is not None})
-    cells = {(step["name"], step["seed"]): _seconds(step) for step in steps}
-    names = list(dict.fromkeys(step["name"] for step in steps))
+    seeds = sorted({step.seed for step in steps if step.seed is not None})
+    cells = {(step.name, step.seed): _seconds(step) for step in steps}
+    names = list(dict.fromkeys(step.name for step in steps))
     width = max(len(name) for name in names)
     head = "".join(f"{f'seed {seed}':>12}" for seed in seeds)
     lines = [f"{'Seconds':<{width}}{head}"]
@@ -165,10 +167,10 @@ def steps_table(steps: Sequence[dict[str, Any]]) -> str:
         row = "".join(f"{cells.get((name, seed), ''):>12}" for seed in seeds)
         whole = f"{cells[name, None]:>12}" if (name, None) in cells else row
         lines.append(f"{name:<{width}}{whole}".rstrip())
-    if any(step["reused"] for step in steps):
+    if any(step.reused for step in steps):
         lines.append("(n): unchanged since an earlier run, reused")
     return "\n".join(lines)
 
 
-def _seconds(step: dict[str, Any]) -> str:
-    return f"({step['seconds']:.0f})" if step["reused"] else f"{step['seconds']:.0f}"
+def _seconds(step: Step) -> str:
+    return f"({step.seconds:.0f})" if step.reused else f"{step.seconds:.0f}"

@@ -20,6 +20,8 @@ _TRACEBACK = (
     "During handling of the above exception",
     "The above exception was the direct cause",
 )
+# What the shell around a step says when the step is ended by a signal; the exit code says it too.
+_SHELL = ("Hangup", "Killed", "Terminated")
 
 
 class Errors:
@@ -44,7 +46,7 @@ class Errors:
             if not line.startswith((" ", "\t")):
                 self._message, self._unexpected, self._in_traceback = line, True, False
             return True
-        return False
+        return line in _SHELL
 
     def summary(self, code: int) -> str:
         """In one line, why a step ended with this exit code (negative: the signal's number)."""

@@ -50,12 +50,20 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(frozen=True)
 class Step:
-    """A step that has ended well: which, for which seed, seconds it took, whether all was there."""
+    """A step that has ended well.
+
+    artifacts: the metadata of each artifact that the step has made, by name.
+    """
 
     name: str
     seed: int | None
     seconds: float
-    reused: bool
+    artifacts: dict[str, dict[str, Any]]
+
+    @property
+    def reused(self) -> bool:
+        """Whether the step has said that there was nothing to do."""
+        return any(metadata.get("reused") is True for metadata in self.artifacts.values())
 
 
 class StepError(PercmaeError):
@@ -166,7 +174,7 @@ class _Tasks:
         self._console.done(call.label)
         with self._lock:
             if code == 0:
-                step = Step(call.name, call.seed, time.monotonic() - began, call.reused())
+                step = Step(call.name, call.seed, time.monotonic() - began, call.artifacts())
                 self.steps.append(step)
                 how = "unchanged, reused" if step.reused else f"done in {step.seconds:.0f} s"
                 self._console.line(call.label, how)
@@ -308,8 +316,7 @@ class _Call:
     def label(self) -> str:
         return self.name if self.seed is None else f"seed {self.seed} {self.name}"
 
-    def reused(self) -> bool:
-        """Whether the step said that there was nothing to do."""
+    def artifacts(self) -> dict[str, dict[str, Any]]:
+        """What the step has written about each of its artifacts."""
         made = json.loads(self.output.read_bytes()).get("artifacts", {})
-        artifacts = [item for value in made.values() for item in value["artifacts"]]
-        return any(item.get("metadata", {}).get("reused") is True for item in artifacts)
+        return {name: value["artifacts"][0].get("metadata", {}) for name, value in made.items()}

@@ -1,0 +1,171 @@
+"""What is uploaded to a cluster: the compiled pipeline, held against a golden file.
+
+After a change that is meant: ``make golden``, and look at the difference.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kfp import components as kfp_components
+
+from components import IMAGE
+from components.evaluate.component import evaluate
+from components.finetune.component import finetune
+from components.ingest.component import ingest
+from components.pretrain.component import pretrain
+from components.probe.component import probe
+from components.report.component import report
+from pipelines.__main__ import main
+
+GOLDEN = Path(__file__).parent / "golden" / "train.yaml"
+COMPONENTS = {
+    "ingest": ingest,
+    "pretrain": pretrain,
+    "finetune": finetune,
+    "probe": probe,
+    "evaluate": evaluate,
+    "report": report,
+}
+PINNED = "registry.example/percmae@sha256:" + "0" * 64
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The text of the pipeline, compiled by the command with an image of its own."""
+    output = tmp_path_factory.mktemp("compiled") / "train.yaml"
+    assert main(["compile", "--output", str(output), "--image", PINNED]) == 0
+    return output.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def spec(compiled: str) -> dict[str, Any]:
+    return next(iter(yaml.safe_load_all(compiled)))
+
+
+def containers(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    executors = spec["deploymentSpec"]["executors"]
+    return {name: value["container"] for name, value in executors.items()}
+
+
+def tasks(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every task of the DAG and of the DAGs in it, by path."""
+
+    def walk(component: dict[str, Any], path: str) -> dict[str, dict[str, Any]]:
+        found = {}
+        for name, task in component["dag"]["tasks"].items():
+            inner = spec["components"][task["componentRef"]["name"]]
+            found[path + name] = task
+            if "dag" in inner:
+                found |= walk(inner, f"{path}{name}/")
+        return found
+
+    return walk(spec["root"], "")
+
+
+def outline(text: str) -> dict[str, Any]:
+    """The pipeline without what depends on the version of kfp and on the components' source."""
+    spec = next(iter(yaml.safe_load_all(text)))
+    del spec["sdkVersion"]
+    for container in containers(spec).values():
+        del container["command"]
+        container["args"] = container["args"][-1]  # the function that is called
+    return spec
+
+
+def test_same_as_the_golden_file(compiled: str) -> None:
+    golden = GOLDEN.read_text(encoding="utf-8")
+    assert outline(compiled.replace(PINNED, IMAGE)) == outline(golden), "see `make golden`"
+
+
+def test_compiling_twice_gives_the_same_bytes(compiled: str, tmp_path: Path) -> None:
+    again = tmp_path / "again.yaml"
+    assert main(["compile", "--output", str(again), "--image", PINNED]) == 0
+    assert again.read_text(encoding="utf-8") == compiled
+
+
+def test_kfp_loads_it(compiled: str) -> None:
+    loaded = kfp_components.load_component_from_text(compiled)
+    assert loaded.name == "percmae-train"
+    assert set(loaded.component_spec.inputs) >= {"archive_train", "store", "variant", "seeds"}
+
+
+def test_every_step_runs_in_the_given_image(spec: dict[str, Any]) -> None:
+    assert {container["image"] for container in containers(spec).values()} == {PINNED}
+    assert {value["args"][-1] for value in containers(spec).values()} == set(COMPONENTS)
+
+
+def test_no_step_installs_anything(spec: dict[str, Any]) -> None:
+    for name, container in containers(spec).items():
+        words = " ".join([*container["command"], *container["args"]])
+        assert "pip" not in re.findall(r"\w+", words), name
+
+
+def test_no_step_relies_on_kfps_cache(spec: dict[str, Any]) -> None:
+    cached = [n for n, task in tasks(spec).items() if task.get("cachingOptions", {}) != {}]
+    assert not cached
+
+
+def test_order_of_the_steps(spec: dict[str, Any]) -> None:
+    found = tasks(spec)
+    assert found["for-loop-1"]["dependentTasks"] == ["ingest"]
+    assert found["for-loop-1"]["parameterIterator"]["items"] == {
+        "inputParameter": "pipelinechannel--seeds"
+    }
+    for name in ("probe", "probe-2", "condition-2"):
+        # Fine-tuning and probes wait for pretraining, not for each other.
+        assert found[f"for-loop-1/{name}"]["dependentTasks"] == ["pretrain"]
+    assert found["report"]["dependentTasks"] == ["for-loop-1"]
+
+
+def test_only_fine_tuning_depends_on_the_switch(spec: dict[str, Any]) -> None:
+    condition = tasks(spec)["for-loop-1/condition-2"]["triggerPolicy"]["condition"]
+    assert condition == "inputs.parameter_values['pipelinechannel--fine_tune'] == true"
+    inside = {n.rpartition("/")[2] for n in tasks(spec) if "/condition-2/" in n}
+    assert {name.split("-")[0] for name in inside} == {"finetune", "evaluate"}
+
+
+def test_the_control_differs_from_the_probe_in_one_parameter(spec: dict[str, Any]) -> None:
+    inputs = [tasks(spec)[f"for-loop-1/{name}"]["inputs"] for name in ("probe", "probe-2")]
+    untrained = inputs[1]["parameters"].pop("untrained")
+    assert untrained["runtimeValue"]["constant"] is True
+    assert inputs[0] == inputs[1]
+
+
+def test_parameters_explain_themselves(spec: dict[str, Any]) -> None:
+    parameters = spec["root"]["inputDefinitions"]["parameters"]
+    for name, parameter in parameters.items():
+        assert "defaultValue" in parameter, name
+        assert len(parameter["description"]) > 20, name
+        assert "\n" not in parameter["description"], name
+    types = {name: parameter["parameterType"] for name, parameter in parameters.items()}
+    assert types["seeds"] == types["overrides"] == "LIST"
+    assert types["fine_tune"] == "BOOLEAN"
+    assert types["variant"] == "STRING"
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_components_are_thin(name: str) -> None:
+    """One import inside, from percmae, and one call: KFP copies the function's source alone."""
+    function = COMPONENTS[name].python_func
+    source = Path(inspect.getsourcefile(function) or "").read_text(encoding="utf-8")
+    assert len(source.splitlines()) < 60
+    definition = ast.parse(inspect.getsource(function)).body[0]
+    assert isinstance(definition, ast.FunctionDef)
+    docstring, imported, call = definition.body
+    assert isinstance(docstring, ast.Expr)
+    assert ast.unparse(imported) == "from percmae import stages"
+    assert ast.unparse(call).startswith(f"stages.{name}(")
+
+
+def test_default_image_bears_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["compile", "--help"])
+    assert ended.value.code == 0
+    assert IMAGE in capsys.readouterr().out

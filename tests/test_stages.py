@@ -1,0 +1,74 @@
+"""What stands around a verb when it is a step of the pipeline."""
+
+from __future__ import annotations
+
+import pytest
+
+from percmae import stages
+from percmae.errors import ConfigError, DataError, Interrupted, StoreError
+
+MIXED = [
+    "optim.epochs=3",
+    "pretrain.optim.lr=1e-3",
+    "probe.optim.epochs=5",
+    "finetune.classifier.mixup=0.8",
+    "all.data.workers=2",
+    " model.encoder.depth = 2",
+]
+
+
+def test_overrides_go_to_their_stage() -> None:
+    assert stages.overrides_for("pretrain", MIXED) == [
+        "optim.epochs=3",
+        "optim.lr=1e-3",
+        "data.workers=2",
+        "model.encoder.depth = 2",
+    ]
+    assert stages.overrides_for("probe", MIXED) == ["optim.epochs=5", "data.workers=2"]
+    assert stages.overrides_for("finetune", MIXED) == ["classifier.mixup=0.8", "data.workers=2"]
+
+
+@pytest.mark.parametrize("override", ["seed=1", "tag=x", "name = x", "probe.tag=x", "all.seed=2"])
+def test_parameters_of_the_pipeline_are_no_overrides(override: str) -> None:
+    for stage in stages.TRAININGS:
+        with pytest.raises(ConfigError, match="agree"):
+            stages.overrides_for(stage, [override])
+
+
+def test_one_seed_one_folder() -> None:
+    config = stages.pretrain_config("ssim", "demo", "", "try", ["optim.epochs=3"], 7)
+    assert (config.run_name, config.seed, config.optim.epochs) == ("try_ssim", 7, 3)
+    assert stages.pretrain_config("mae", "mae", "tiny", "", [], 0).model.encoder.width == 192
+    assert stages.runs_folder("s3://bucket", 7) == "s3://bucket/runs/seed-7"
+    assert stages.dataset_folder("s3://bucket/x", "mnist") == "s3://bucket/x/datasets/mnist"
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "line"),
+    [
+        (DataError("no such archive"), 2, "percmae: error: no such archive"),
+        (StoreError("no answer"), 1, "percmae: error: no answer"),
+        (Interrupted(15, "saved"), 143, "percmae: stopped: saved"),
+        (KeyboardInterrupt(), 130, "percmae: stopped: nothing half-written is left"),
+    ],
+)
+def test_a_step_ends_as_the_command_line_does(
+    raised: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @stages._step
+    def step() -> None:
+        raise raised
+
+    with pytest.raises(SystemExit) as ended:
+        step()
+    assert ended.value.code == code
+    assert capsys.readouterr().err == line + "\n"
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    @stages._step
+    def step() -> None:
+        raise ValueError("odd")
+
+    with pytest.raises(ValueError, match="odd"):
+        step()

@@ -12,7 +12,7 @@ SOURCE ?= mnist
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast lint format bench clean
+.PHONY: help run test test-fast lint format golden bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -35,6 +35,9 @@ lint: $(VENV)/.installed-dev ## Check style, types and the direction of imports
 format: $(VENV)/.installed-dev ## Put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+golden: $(VENV)/.installed-dev ## Compile the pipeline anew into the golden file of the tests
+	$(BIN)/python -m pipelines compile --output tests/pipelines/golden/train.yaml
 
 bench: $(VENV)/.installed-dev ## Measure the loader beside WebDataset
 	$(BIN)/python tests/benchmarks/loader.py

@@ -88,6 +88,7 @@ class Tracker:
 
             purge = self._resumed + 1 if self._resumed else None
             self._writer = SummaryWriter(str(self._scratch), purge_step=purge)
+            self._resumed = 0  # a later file of this process must not take back what it logged
         return self._writer
 
 

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from percmae import __version__
-from percmae.errors import Interrupted, PercmaeError, UserError
+from percmae.command import exit_code, parse
+from percmae.errors import UserError
 
 if TYPE_CHECKING:
     from percmae.config import Config
@@ -342,19 +343,6 @@ def _training(sub: argparse.ArgumentParser, resume: str) -> None:
     _overrides(sub)
 
 
-def _parse(arguments: list[str]) -> argparse.Namespace:
-    """Options may stand before, between and behind ``key=value`` settings."""
-    parser = _parser()
-    args, rest = parser.parse_known_args(arguments)
-    foreign = [text for text in rest if text.startswith("-") or not hasattr(args, "overrides")]
-    if foreign:
-        # Through argparse, so that it reads and exits like any other usage error.
-        parser.error(f"unrecognized arguments: {' '.join(foreign)}")
-    if rest:
-        args.overrides = rest
-    return args
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
@@ -362,20 +350,12 @@ def main(argv: list[str] | None = None) -> int:
         # All that follows belongs to the pipeline's own parser, --help included.
         args = argparse.Namespace(work=_run, rest=arguments[1:])
     else:
-        args = _parse(arguments)
+        args = parse(_parser(), arguments)
     try:
-        args.work(args)
-    except PercmaeError as error:
-        kind = "stopped" if isinstance(error, Interrupted) else "error"
-        print(f"percmae: {kind}: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("percmae: stopped: nothing half-written is left", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return exit_code(lambda: args.work(args))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    return 0
 
 
 def entry() -> NoReturn:

@@ -17,13 +17,12 @@ from __future__ import annotations
 import functools
 import json
 import math
-import signal
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol
 
-from percmae.errors import ConfigError, Interrupted, PercmaeError
+from percmae.command import exit_code
+from percmae.errors import ConfigError
 from percmae.storage import StorePath
 
 if TYPE_CHECKING:
@@ -119,15 +118,9 @@ def _step(work: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(work)
     def step(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            work(*args, **kwargs)
-        except PercmaeError as error:
-            kind = "stopped" if isinstance(error, Interrupted) else "error"
-            print(f"percmae: {kind}: {error}", file=sys.stderr, flush=True)
-            raise SystemExit(error.exit_code) from None
-        except KeyboardInterrupt:
-            print("percmae: stopped: nothing half-written is left", file=sys.stderr, flush=True)
-            raise SystemExit(128 + signal.SIGINT) from None
+        code = exit_code(lambda: work(*args, **kwargs))
+        if code:
+            raise SystemExit(code)
 
     return step
 

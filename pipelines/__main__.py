@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from percmae.errors import Interrupted, PercmaeError, UserError
+from percmae.command import exit_code, parse
+from percmae.errors import UserError
 
 _RUN = """\
 Run the whole pipeline on this machine: sample images, an embedded S3 server, and the same KFP
@@ -123,37 +123,17 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _parse(arguments: list[str]) -> argparse.Namespace:
-    """Options may stand before, between and behind ``key=value`` settings."""
-    parser = _parser("python -m pipelines")
-    args, rest = parser.parse_known_args(arguments)
-    foreign = [text for text in rest if text.startswith("-") or not hasattr(args, "overrides")]
-    if foreign:
-        args.parser.error(f"unrecognized arguments: {' '.join(foreign)}")
-    if rest:
-        args.overrides = rest
-    return args
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code (percmae.errors says what they mean)."""
-    args = _parse(sys.argv[1:] if argv is None else argv)
+    args = parse(_parser("python -m pipelines"), sys.argv[1:] if argv is None else argv)
     try:
-        args.work(args)
-    except PercmaeError as error:
-        kind = "stopped" if isinstance(error, Interrupted) else "error"
-        print(f"percmae: {kind}: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("percmae: stopped: nothing half-written is left", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return exit_code(lambda: args.work(args))
     except ModuleNotFoundError as error:
         if error.name is None or not error.name.startswith("kfp"):
             raise
         message = "percmae: error: the pipeline needs kfp: pip install 'percmae[pipelines]'"
         print(message, file=sys.stderr)
         return UserError.exit_code
-    return 0
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import itertools
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -133,7 +133,7 @@ class Loader:
 
     def batches(
         self, start_epoch: int = 0, start_batch: int = 0, epochs: int | None = 1
-    ) -> Iterator[tuple[int, int, Batch]]:
+    ) -> Generator[tuple[int, int, Batch], None, None]:
         """(epoch, batch, Batch), from a given batch on, to the end of the last of ``epochs``.
 
         epochs: counted from ``start_epoch``; None goes on for ever. Workers live as long as the

@@ -49,9 +49,9 @@ class Checkpoints:
         name = f"step-{step:08d}.pt"
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        data = buffer.getbuffer()
+        data = buffer.getvalue()
         saved = Saved(name, hashlib.sha256(data).hexdigest(), step, epoch, val_loss, milestone)
-        (self.folder / name).write_bytes(bytes(data))
+        (self.folder / name).write_bytes(data)
         everything = [s for s in self.kept if s.step != step] + [saved]
         self.kept = self._choose(everything)
         (self.folder / "latest.json").write_json(

@@ -13,22 +13,14 @@ from percmae.config import Config, load_config, to_dict
 from percmae.data.shards import Dataset
 from percmae.data.stream import Batch, Loader
 from percmae.engine.distributed import World, world
-from percmae.engine.loop import Learner, Loop, Micro, Plan, Terms
+from percmae.engine.loop import Learner, Micro, Terms
 from percmae.engine.metrics import ClassifierScores
 from percmae.engine.optim import build_optimizer, parameter_groups
-from percmae.engine.pretrain import (
-    autocast,
-    eval_loader,
-    train_loader,
-    training_call,
-    versions,
-    warn_of_schedule,
-)
-from percmae.engine.runs import Identity, Run, RunResult, existing_run
+from percmae.engine.runs import Identity, Run, RunResult
+from percmae.engine.training import autocast, carry_out, eval_loader, training_call
 from percmae.engine.weights import network_weights
 from percmae.errors import ConfigError, UserError
 from percmae.models.classifier import Classifier
-from percmae.progress import note
 from percmae.vision import load_timm
 
 UNTRAINED = "_untrained"
@@ -158,20 +150,13 @@ def _train(config: Config, run: str, data: str, to: str, resume: str, untrained:
         identity = Identity(
             name, config, dataset.uri, dataset.digest, parent.uri, parent.key, untrained
         )
-        folder = here.first(lambda: existing_run(to, identity, resume))
-        if folder is not None and folder.complete:
-            note(f"{folder.uri}: unchanged, reused")
-            return folder.result(reused=True)
-        # Everything that may be refused comes before the run's folder is made.
-        model = _model(config, parent, dataset, untrained)
-        loader = train_loader(config, dataset, here)
-        plan = Plan.make(config, len(loader.split), here.size)
-        warn_of_schedule(config)
-        learner = ClassifyLearner(config, model, here, eval_loader(config, dataset, "val", here))
-        if folder is None:
-            folder = here.first(lambda: Run.create(to, identity, versions()))
-        Loop(learner, config, folder, loader, here, plan).run()
-        return folder.result()
+
+        def learner(fresh: bool) -> ClassifyLearner:
+            model = _model(config, parent, dataset, untrained)
+            val = eval_loader(config, dataset, "val", here)
+            return ClassifyLearner(config, model, here, val)
+
+        return carry_out(identity, dataset, to, resume, here, learner)
 
 
 def _classes(config: Config, dataset: Dataset) -> int:

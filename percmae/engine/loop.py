@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -184,7 +184,9 @@ class Loop:
                 bar.update(self.step)
             else:
                 bar = None
-            self._train(tracker, bar, signals)
+            # Closed however training ends, so that no loader process outlives it.
+            steps = stack.enter_context(closing(self._steps()))
+            self._train(steps, tracker, bar, signals)
         if self.world.main:
             self.run_folder.save(
                 status="complete", finished=time.time(), metrics=self.metrics, **self._progress()
@@ -192,11 +194,17 @@ class Loop:
         self.world.barrier()
         return self.metrics
 
-    def _train(self, tracker: Tracker | None, bar: Progress | None, signals: Signals) -> None:
+    def _train(
+        self,
+        steps: Iterator[list[Batch]],
+        tracker: Tracker | None,
+        bar: Progress | None,
+        signals: Signals,
+    ) -> None:
         began, earlier, saved_at = time.time(), self.seconds, time.monotonic()
         window = _Window()
         self.learner.train(True)
-        for micros in self._steps():
+        for micros in steps:
             seed_step(self.config.seed, self.step, self.world.rank)
             self._optimise(micros, window)
             self.step += 1
@@ -226,25 +234,22 @@ class Loop:
     def _due(self, every: int, last: bool) -> bool:
         return last or self.step % every == 0
 
-    def _steps(self) -> Iterator[list[Batch]]:
+    def _steps(self) -> Generator[list[Batch], None, None]:
         """The micro-batches of each remaining step."""
-        plan, loader = self.plan, self.loader
+        plan = self.plan
         epoch, step = divmod(self.step, plan.epoch)
         whole = plan.epoch * plan.accumulate
         micros: list[Batch] = []
-        batches = loader.batches(epoch, step * plan.accumulate, epochs=None)
-        for _, index, batch in batches:
-            if index >= whole:  # what an epoch has beyond its whole steps
-                continue
-            micros.append(batch)
-            if len(micros) == plan.accumulate:
-                yield micros
-                micros = []
-                if self.step >= plan.total:
-                    break
-        close = getattr(batches, "close", None)
-        if close is not None:
-            close()
+        with closing(self.loader.batches(epoch, step * plan.accumulate, epochs=None)) as batches:
+            for _, index, batch in batches:
+                if index >= whole:  # what an epoch has beyond its whole steps
+                    continue
+                micros.append(batch)
+                if len(micros) == plan.accumulate:
+                    yield micros
+                    micros = []
+                    if self.step >= plan.total:
+                        return
 
     def _optimise(self, micros: list[Batch], window: _Window) -> None:
         totals = self._backward(micros)

@@ -1,6 +1,6 @@
 """From presets, files and ``key=value`` to one checked Config, knowing where each value came from.
 
-Layers, the later one winning: schema defaults, recipe, size, the run that is built upon, variant,
+Layers, the later one winning: schema defaults, recipe (and what it fits to the variant), size, the run that is built upon, variant,
 user file, overrides.
 """
 
@@ -94,6 +94,8 @@ def load_layers(
     sections = _read_preset("recipes", recipe)
     for section in ("all", stage):
         _merge(merged, origin, sections.get(section) or {}, f"recipe {recipe}")
+    fitted = (sections.get("variants") or {}).get(variant) or {}
+    _merge(merged, origin, fitted.get(stage) or {}, f"recipe {recipe}, variant {variant}")
     if size is not None:
         _known("size", size, preset_names("sizes"))
         _merge(merged, origin, _read_preset("sizes", size), f"size {size}")

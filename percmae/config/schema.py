@@ -258,6 +258,11 @@ class Tracking:
     """Images reconstructed for mae_recon_out and TensorBoard; 0 for none."""
     images_every: Annotated[float, Field(gt=0, json_schema_extra=OPERATIONAL)] = 1.0
     """Epochs between reconstructions."""
+    knn_samples: Annotated[NonNegativeInt, Field(json_schema_extra=OPERATIONAL)] = 1000
+    """Labelled training images whose encoder features classify the validation slice by nearest
+    neighbours at each validation; 0 for none."""
+    knn_neighbours: Annotated[PositiveInt, Field(json_schema_extra=OPERATIONAL)] = 20
+    """Neighbours that vote."""
 
 
 @dataclass(config=SETTINGS)

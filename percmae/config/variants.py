@@ -14,12 +14,14 @@ SETTINGS = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True
 class Perceptual:
     """The frozen feature network of variant perceptual."""
 
-    extractor: Literal["vgg16", "dalle"] = "vgg16"
-    """Feature network: torchvision's VGG16 or the DALL-E dVAE encoder."""
+    extractor: Literal["vgg16", "dalle", "efficientnet_lite0"] = "vgg16"
+    """Feature network: torchvision's VGG16, the DALL-E dVAE encoder, or EfficientNet-Lite0, whose
+    ImageNet weights come in a package (for demonstrations without internet; not in the paper)."""
     weights: str | None = None
-    """Its weights (path or s3:// URI)."""
+    """Its weights (path or s3:// URI of what percmae import wrote, or of a state dict); null
+    downloads vgg16's from torchvision and finds efficientnet_lite0's in its package."""
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
-    """Expected checksum of the weights."""
+    """Expected checksum of the weights' file."""
 
 
 @dataclass(config=SETTINGS)

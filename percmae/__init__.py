@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from percmae.config import load_config as load_config
-    from percmae.models.mae import build_model as build_model
+    from percmae.models import build_model as build_model
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "build_model", "load_config"]
@@ -22,7 +22,7 @@ def __getattr__(name: str) -> Any:
 
         return load_config
     if name == "build_model":
-        from percmae.models.mae import build_model
+        from percmae.models import build_model
 
         return build_model
     raise AttributeError(f"module 'percmae' has no attribute {name!r}")

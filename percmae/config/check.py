@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from percmae.config.scales import MULTI_SCALE, scales
 from percmae.config.schema import Config
 from percmae.errors import ConfigError
 
@@ -58,6 +59,24 @@ def _pixels(config: Config) -> None:
             )
 
 
+def _adversarial(config: Config) -> None:
+    if config.stage != "pretrain":
+        return
+    if config.variant in MULTI_SCALE:
+        scales(config)
+    if config.variant in ADVERSARIAL and config.trainer.compile and _differentiates_twice(config):
+        raise ConfigError(
+            "trainer.compile=true cannot be used with stylegan.path_length above 0: the gradient "
+            "of a gradient does not pass through compiled code; set stylegan.path_length=0 or "
+            "trainer.compile=false"
+        )
+
+
+def _differentiates_twice(config: Config) -> bool:
+    """Whether a loss takes the gradient of a gradient through the generator."""
+    return config.adversarial.kind == "stylegan2_ada" and config.stylegan.path_length > 0
+
+
 def _ranges(config: Config) -> None:
     augment = config.data.augment
     for key, (low, high), least, most in (
@@ -90,10 +109,13 @@ def _classifier(config: Config) -> None:
         )
 
 
+ADVERSARIAL = ("ls_gan", "msg_gan", "stylegan2_ada")  # variants
+
 _RULES: tuple[Callable[[Config], None], ...] = (
     _patches,
     _transformers,
     _pixels,
+    _adversarial,
     _ranges,
     _batches,
     _classifier,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
 SETTINGS = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
@@ -46,11 +46,13 @@ class Discriminator:
     """Discriminator sizes."""
 
     depth: Annotated[int, Field(ge=1)] = 6
-    """Scales of the MSG discriminator at 224 pixels."""
-    width: Annotated[int, Field(ge=4)] = 512
-    """Feature size of its deepest blocks."""
+    """Most scales of the multi-scale networks; image size and decoder depth may allow fewer."""
+    width: Annotated[int, Field(ge=8, multiple_of=8)] = 512
+    """Channels of its deepest convolutions; the others have a half, a quarter, an eighth."""
     layer: Literal["conv", "equalized"] = "conv"
     """Convolution type; equalized scales weights at run time (equalised learning rate)."""
+    group: PositiveInt = 4
+    """Samples over which the multi-scale discriminator takes its minibatch standard deviation."""
     lr: Annotated[float, Field(gt=0)] | None = None
     """Learning rate of the discriminator; null uses the generator's."""
 
@@ -71,7 +73,9 @@ class StyleGAN2ADA:
     """Decay of the running mean of path lengths."""
     latent: NonNegativeFloat = 1.0
     """Weight of latent reconstruction."""
-    ada_target: float = 0.6
-    """Target of the overfitting heuristic."""
-    ada_kimg: NonNegativeInt = 500
+    ada_target: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.6
+    """Target of the overfitting heuristic, the mean sign of D(real)."""
+    ada_interval: PositiveInt = 4
+    """Steps between adjustments of the augmentation strength."""
+    ada_kimg: Annotated[float, Field(gt=0)] = 500.0
     """Thousands of images in which the augmentation strength can go from 0 to 1."""

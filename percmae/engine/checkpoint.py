@@ -47,9 +47,7 @@ class Checkpoints:
     ) -> Saved:
         """Write a checkpoint, move the pointer to it, drop those no rule keeps."""
         name = f"step-{step:08d}.pt"
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        data = buffer.getvalue()
+        data = archive(state)
         saved = Saved(name, hashlib.sha256(data).hexdigest(), step, epoch, val_loss, milestone)
         (self.folder / name).write_bytes(data)
         everything = [s for s in self.kept if s.step != step] + [saved]
@@ -79,6 +77,13 @@ class Checkpoints:
         record = pointer.read_json()
         self.kept = [Saved(**entry) for entry in record["kept"]]
         return read_state(self.folder / record["checkpoint"], record["sha256"])
+
+
+def archive(state: State) -> bytes:
+    """A state as a torch archive."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
 
 
 def read_state(path: StorePath, sha256: str | None = None) -> State:

@@ -20,7 +20,8 @@ from percmae.engine.tracking import png
 from percmae.engine.training import autocast, eval_loader
 from percmae.engine.weights import network_weights
 from percmae.errors import DataError, UserError
-from percmae.losses.objective import Objective, build_objective
+from percmae.models import build_model
+from percmae.models.mae import MaskedAutoencoder
 from percmae.models.weights import load_strict
 from percmae.progress import note
 from percmae.storage import StorePath
@@ -98,32 +99,29 @@ def _classification(run: Run, dataset: Dataset, here: World) -> dict[str, Any]:
     }
 
 
-def _objective(run: Run, here: World) -> Objective:
-    objective = build_objective(run.config)
-    weights = network_weights(run.uri, "generator")
-    load_strict(objective.generator, weights, f"run {run.uri}")
-    objective.to(here.device)
-    objective.train(False)
-    return objective
+def _generator(run: Run, here: World) -> MaskedAutoencoder:
+    generator = build_model(run.config)
+    load_strict(generator, network_weights(run.uri, "generator"), f"run {run.uri}")
+    return generator.to(here.device).eval()
 
 
 def _pictures(
-    objective: Objective, run: Run, images: Tensor, noise: Tensor, here: World
+    generator: MaskedAutoencoder, run: Run, images: Tensor, noise: Tensor, here: World
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(originals, reconstructions) in [0, 1] and the mask, for normalised images."""
     images = images.to(here.device)
     with autocast(run.config, here.device):
-        made, mask = objective.reconstruct(images, noise.to(here.device))
+        made, mask = generator.reconstructions(images, noise.to(here.device))
     augment = run.config.data.augment
-    return denormalise(images, augment), denormalise(made, augment), mask
+    return denormalise(images, augment), denormalise(made[0], augment), mask
 
 
 @torch.no_grad()
 def _reconstruction(run: Run, dataset: Dataset, here: World) -> dict[str, Any]:
-    objective = _objective(run, here)
+    generator = _generator(run, here)
     loader = eval_loader(run.config, dataset, "test", here)
     count = min(RECONSTRUCTED, loader.samples)
-    noise = mask_noise(FIXED_MASK_SEED, 0, range(count), count, objective.generator.patches)
+    noise = mask_noise(FIXED_MASK_SEED, 0, range(count), count, generator.patches)
     figures: dict[str, list[Tensor]] = {"psnr": [], "ssim": []}
     grid: Tensor | None = None
     for _, _, batch in loader.batches():
@@ -131,7 +129,7 @@ def _reconstruction(run: Run, dataset: Dataset, here: World) -> dict[str, Any]:
         if not bool(wanted.any()):
             break
         images, ids = batch.images[wanted], batch.ids[wanted]
-        originals, made, mask = _pictures(objective, run, images, noise[ids], here)
+        originals, made, mask = _pictures(generator, run, images, noise[ids], here)
         # As one looks at it: what was seen is pasted over, so only the removed patches can err.
         pasted = paste_visible(originals, made, mask)
         figures["psnr"].append(psnr(pasted, originals).cpu())
@@ -168,10 +166,10 @@ def reconstruct(run: str, images: list[str], to: str) -> None:
     transform = build_transform(config.data.augment, config.data.image_size, False, "pretrain")
     batch = torch.stack([transform(_read(image)) for image in images])
     with world(config) as here:
-        objective = _objective(opened, here)
-        patches = objective.generator.patches
+        generator = _generator(opened, here)
+        patches = generator.patches
         noise = mask_noise(FIXED_MASK_SEED, 0, range(len(batch)), len(batch), patches)
-        grid = reconstruction_grid(*_pictures(objective, opened, batch, noise, here))
+        grid = reconstruction_grid(*_pictures(generator, opened, batch, noise, here))
     StorePath(to).write_bytes(png(grid))
 
 

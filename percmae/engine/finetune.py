@@ -13,13 +13,14 @@ from percmae.config import Config, load_config, to_dict
 from percmae.data.shards import Dataset
 from percmae.data.stream import Batch, Loader
 from percmae.engine.distributed import World, world
-from percmae.engine.loop import Learner, Micro, Terms
+from percmae.engine.loop import Learner, Terms
 from percmae.engine.metrics import ClassifierScores
 from percmae.engine.optim import build_optimizer, parameter_groups
 from percmae.engine.runs import Identity, Run, RunResult
 from percmae.engine.training import autocast, carry_out, eval_loader, training_call
 from percmae.engine.weights import network_weights
 from percmae.errors import ConfigError, UserError
+from percmae.losses.objective import Micro
 from percmae.models.classifier import Classifier
 from percmae.vision import load_timm
 
@@ -68,7 +69,9 @@ class ClassifyLearner(Learner):
         self.classes = model.head.linear.out_features
         model.to(world.device)
         self.networks: dict[str, nn.Module] = {"classifier": model}
-        self.calls = {"classifier": training_call(model, config, world)}
+        self.calls: dict[str, nn.Module] = {
+            "classifier": training_call(model, config, world, compiled=True)
+        }
         groups = parameter_groups(model, config.optim, model.layer_of, model.layers)
         self.optimizers = {"classifier": build_optimizer(config.optim, groups)}
         self._mixup = self._build_mixup()
@@ -170,7 +173,7 @@ def _classes(config: Config, dataset: Dataset) -> int:
 
 
 def _model(config: Config, parent: Run, dataset: Dataset, untrained: bool) -> Classifier:
-    from percmae.models.mae import build_model
+    from percmae.models import build_model
 
     torch.manual_seed(config.seed)
     model = Classifier(config, len(dataset.classes))

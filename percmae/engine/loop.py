@@ -11,35 +11,27 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from percmae.config import Config
 from percmae.data.stream import Batch, Loader
-from percmae.engine.checkpoint import Checkpoints, State
+from percmae.engine.checkpoint import Checkpoints, State, archive
 from percmae.engine.distributed import World, seed_step
 from percmae.engine.optim import Schedule, effective_lr
 from percmae.engine.runs import Run
 from percmae.engine.signals import Signals
 from percmae.engine.tracking import Tracker
 from percmae.errors import PercmaeError, UserError
+from percmae.losses.objective import Micro
 from percmae.progress import Progress, note
 
 Terms = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Micro:
-    """One micro-batch's place: its global index, the optimiser step, its share of the step."""
-
-    index: int
-    step: int
-    weight: float
 
 
 class Learner(ABC):
@@ -47,7 +39,7 @@ class Learner(ABC):
 
     networks: dict[str, nn.Module]
     optimizers: dict[str, torch.optim.Optimizer]
-    calls: dict[str, Callable[..., Any]]
+    calls: dict[str, nn.Module]
 
     @abstractmethod
     def backward(self, batch: Batch, micro: Micro) -> Terms:
@@ -61,9 +53,9 @@ class Learner(ABC):
     def train(self, mode: bool) -> None:
         """Put the networks into training or evaluation mode."""
 
-    def picture(self) -> Tensor | None:
-        """A picture (3, H, W) of how things stand, if the learner has one."""
-        return None
+    def pictures(self) -> dict[str, Tensor]:
+        """Pictures (3, H, W) of how things stand, by name."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """Running state beside weights and optimisers."""
@@ -125,29 +117,31 @@ class Plan:
 
 @dataclass
 class _Window:
-    """Sums of the terms since the last log, kept on the device: reading them would wait for it."""
+    """Sums of the terms since the last log, kept on the device: reading them would wait for it.
+
+    A term that is not computed at every step is averaged over those where it was.
+    """
 
     sums: Terms = field(default_factory=dict)
-    count: int = 0
-    bad_step: Tensor | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+    steps: int = 0
     started: float = field(default_factory=time.perf_counter)
 
-    def add(self, step: int, terms: Terms) -> None:
-        """Count a step, and remember the first one in which the loss was not finite."""
-        self.count += 1
+    def add(self, terms: Terms) -> None:
+        """Count one step."""
+        self.steps += 1
         for name, value in terms.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
-        bad = ~torch.isfinite(terms["loss"])
-        if self.bad_step is None:
-            self.bad_step = torch.full((), -1, device=bad.device)
-        self.bad_step = torch.where(bad & (self.bad_step < 0), step, self.bad_step)
+            self.counts[name] = self.counts.get(name, 0) + 1
 
     def means(self, world: World) -> dict[str, float]:
         names = sorted(self.sums)
         if not names:
             return {}
-        stacked = torch.stack([torch.as_tensor(self.sums[name]).float() for name in names])
-        values = (world.sum(stacked) / (world.size * max(self.count, 1))).tolist()
+        stacked = torch.stack(
+            [self.sums[name].float().to(world.device) / self.counts[name] for name in names]
+        )
+        values = (world.sum(stacked) / world.size).tolist()
         return dict(zip(names, values, strict=True))
 
 
@@ -206,7 +200,7 @@ class Loop:
         self.learner.train(True)
         for micros in steps:
             seed_step(self.config.seed, self.step, self.world.rank)
-            self._optimise(micros, window)
+            stop = self._optimise(micros, window, signals)
             self.step += 1
             self.seconds = earlier + time.time() - began
             last = self.step == self.plan.total
@@ -216,13 +210,11 @@ class Loop:
             elif bar is not None:
                 bar.update(1)
             val_loss = self._validate(tracker) if self._due(self.plan.val, last) else None
-            stop = self.world.any(signals.received is not None)
             minutes = self.config.checkpoint.every_minutes
             overdue = minutes is not None and self.world.any(
                 time.monotonic() - saved_at > 60 * minutes
             )
             if self._due(self.plan.save, last) or stop or overdue:
-                self._check_finite(window)
                 self._save(tracker, val_loss)
                 saved_at = time.monotonic()
             if stop and not last:
@@ -251,32 +243,48 @@ class Loop:
                     if self.step >= plan.total:
                         return
 
-    def _optimise(self, micros: list[Batch], window: _Window) -> None:
-        totals = self._backward(micros)
-        if not self.config.trainer.exit_on_nan_losses and self.world.any(
-            not bool(torch.isfinite(totals["loss"]))
-        ):
-            note(f"step {self.step + 1}: the loss is not finite; step skipped")
-            self._zero()
-            return
-        window.add(self.step + 1, totals)
-        for name, optimizer in self.learner.optimizers.items():
-            self.schedule.apply(optimizer, self.step)
-            if self.config.optim.clip_grad is not None:
-                nn.utils.clip_grad_norm_(
-                    self.learner.networks[name].parameters(), self.config.optim.clip_grad
-                )
-            optimizer.step()
+    def _optimise(self, micros: list[Batch], window: _Window, signals: Signals) -> bool:
+        """One step; whether a signal asks to stop after it.
+
+        The weights are changed only by losses and gradients that are finite in every process.
+        """
+        terms = self._backward(micros)
+        norms = {name: self._clip(name) for name in self.learner.optimizers}
+        bad = _not_finite(terms, norms)
+        # One message a step between the processes tells both.
+        worst = int(self.world.max(2 * bool(bad) + (signals.received is not None)))
+        if worst >= 2:
+            if self.config.trainer.exit_on_nan_losses:
+                self._give_up(bad, micros)
+            note(f"step {self.step + 1}: not finite: {_listed(bad)}; step skipped")
+        else:
+            for name, optimizer in self.learner.optimizers.items():
+                self.schedule.apply(optimizer, self.step)
+                optimizer.step()
+                terms[f"grad_norm/{name}"] = norms[name]
+            window.add(terms)
         self._zero()
+        return worst % 2 == 1
+
+    def _clip(self, network: str) -> Tensor:
+        """The norm of a network's gradients, clipped where the config says so."""
+        parameters = [p for p in self.learner.networks[network].parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.config.optim.clip_grad is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.config.optim.clip_grad, norm)
+        return norm
 
     def _backward(self, micros: list[Batch]) -> Terms:
         """Gradients of one step; the mean of each term over its micro-batches."""
         weight = 1.0 / len(micros)
         totals: Terms = {}
+        epoch = self.step // self.plan.epoch
         for place, batch in enumerate(micros):
-            micro = Micro(self.step * len(micros) + place, self.step, weight)
+            last = place == len(micros) - 1
+            index = self.step * len(micros) + place
+            micro = Micro(index, self.step, epoch, weight, first=place == 0, last=last)
             with ExitStack() as stack:
-                if place < len(micros) - 1:
+                if not last:
                     for call in self.learner.calls.values():
                         if isinstance(call, nn.parallel.DistributedDataParallel):
                             stack.enter_context(call.no_sync())
@@ -289,24 +297,30 @@ class Loop:
         for optimizer in self.learner.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
 
-    def _check_finite(self, window: _Window) -> None:
-        """Raise when a loss was not finite, before weights it has spoilt are kept."""
-        bad = -1 if window.bad_step is None else int(window.bad_step.item())
-        worst = int(self.world.max(bad))
-        if worst >= 0 and self.config.trainer.exit_on_nan_losses:
-            terms = [k for k, v in window.sums.items() if not torch.isfinite(torch.as_tensor(v))]
-            where = ", ".join(terms) if terms else "loss of another process"
-            raise PercmaeError(
-                f"run {self.run_folder.uri}: not finite at step {worst}: {where}; the last "
-                "checkpoint is sound. Lower optim.lr or set optim.clip_grad"
-            )
+    def _give_up(self, bad: list[str], micros: list[Batch]) -> NoReturn:
+        """Save what is needed to look into it, and raise PercmaeError."""
+        found = self.world.gather((bad, torch.cat([batch.ids for batch in micros]).tolist()))
+        names = list(dict.fromkeys(name for terms, _ in found for name in terms))
+        where = self.checkpoints.folder / f"diagnostic-step-{self.step + 1:08d}.pt"
+        if self.world.main:
+            diagnosis = {
+                "step": self.step + 1,
+                "not_finite": names,
+                "samples": [ids for terms, ids in found if terms],
+            }
+            where.write_bytes(archive({**self._state(), "diagnosis": diagnosis}))
+        self.world.barrier()
+        raise PercmaeError(
+            f"run {self.run_folder.uri}: not finite at step {self.step + 1}: {_listed(names)}; "
+            f"weights as they were before it, and the samples: {where}. Lower optim.lr, set "
+            "optim.clip_grad, or skip such steps with trainer.exit_on_nan_losses=false"
+        )
 
     def _log(self, window: _Window, tracker: Tracker | None, bar: Progress | None) -> None:
-        self._check_finite(window)
         values = window.means(self.world)
         elapsed = time.perf_counter() - window.started
         values["lr"] = self.schedule(self.step - 1)
-        values["images_per_second"] = round(window.count * self.plan.batch / elapsed, 2)
+        values["images_per_second"] = round(window.steps * self.plan.batch / elapsed, 2)
         self.metrics.update({f"train/{k}": v for k, v in values.items()})
         if tracker is not None and bar is not None:
             tracker.log(self.step, self.step / self.plan.epoch, "train", values)
@@ -320,9 +334,8 @@ class Loop:
         if tracker is not None:
             tracker.log(self.step, self.step / self.plan.epoch, "val", values)
             if self._due(self.plan.picture, self.step == self.plan.total):
-                picture = self.learner.picture()
-                if picture is not None:
-                    tracker.image(self.step, picture)
+                for name, picture in self.learner.pictures().items():
+                    tracker.image(self.step, name, picture)
         self.learner.train(True)
         return values["loss"]
 
@@ -367,6 +380,24 @@ class Loop:
         self.learner.load_state_dict(state["learner"])
         if self.world.main:
             note(f"{self.run_folder.uri}: going on from step {self.step} of {self.plan.total}")
+
+
+def _not_finite(terms: Terms, norms: Terms) -> list[str]:
+    """Names of the losses, or else of the networks' gradients, that are not finite."""
+    losses = {name: value for name, value in terms.items() if name.startswith("loss")}
+    checked = {**losses, **{f"gradient of {name}": norm for name, norm in norms.items()}}
+    device = next(iter(norms.values())).device
+    values = torch.stack([value.detach().float().to(device) for value in checked.values()])
+    fine = torch.isfinite(values)
+    if bool(fine.all()):
+        return []
+    bad = [name for name, ok in zip(checked, fine.tolist(), strict=True) if not ok]
+    # The total and the gradients follow from a term: name the cause alone where there is one.
+    return [name for name in bad if name.startswith("loss/")] or bad
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names) if names else "a loss of another process"
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from percmae.config import Augment
@@ -22,9 +23,7 @@ def denormalise(images: Tensor, augment: Augment) -> Tensor:
 def pixel_mask(mask: Tensor, size: int) -> Tensor:
     """Patch mask (N, L), 1 where removed, as (N, 1, size, size)."""
     grid = round(mask.shape[1] ** 0.5)
-    return torch.nn.functional.interpolate(
-        mask.view(-1, 1, grid, grid).float(), size=size, mode="nearest"
-    )
+    return F.interpolate(mask.view(-1, 1, grid, grid).float(), size=size, mode="nearest")
 
 
 def paste_visible(originals: Tensor, reconstructions: Tensor, mask: Tensor) -> Tensor:
@@ -41,8 +40,24 @@ def reconstruction_grid(originals: Tensor, reconstructions: Tensor, mask: Tensor
     removed = pixel_mask(mask, originals.shape[-1])
     masked = originals * (1 - removed) + _GREY * removed
     pasted = paste_visible(originals, reconstructions, mask)
-    pictures = torch.stack([originals, masked, reconstructions, pasted], dim=1)
-    framed = torch.nn.functional.pad(pictures, (0, _GAP, 0, _GAP), value=_WHITE)
-    n, columns, channels, h, w = framed.shape
-    grid = framed.permute(2, 0, 3, 1, 4).reshape(channels, n * h, columns * w)
+    return _framed([originals, masked, reconstructions, pasted])
+
+
+def scales_grid(originals: Tensor, scales: list[Tensor]) -> Tensor:
+    """One picture of what a multi-scale network makes: each image a row, the smallest scale first.
+
+    originals (N, 3, H, W), the last column; scales: images of each size, the full one first; all
+    in [0, 1]. Smaller ones are enlarged without smoothing, so that each shows its pixels.
+    """
+    size = originals.shape[-1]
+    enlarged = [F.interpolate(image, size, mode="nearest-exact") for image in reversed(scales)]
+    return _framed([*enlarged, originals])
+
+
+def _framed(columns: list[Tensor]) -> Tensor:
+    """Columns of images (N, 3, H, W) as one picture with white lines between them."""
+    pictures = torch.stack(columns, dim=1)
+    framed = F.pad(pictures, (0, _GAP, 0, _GAP), value=_WHITE)
+    n, count, channels, h, w = framed.shape
+    grid = framed.permute(2, 0, 3, 1, 4).reshape(channels, n * h, count * w)
     return grid[:, :-_GAP, :-_GAP]

@@ -6,19 +6,20 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from percmae.config import Config
 from percmae.data.shards import Dataset
 from percmae.data.stream import Batch, Loader
 from percmae.engine.distributed import World, mask_noise, world
-from percmae.engine.loop import Learner, Micro, Terms
-from percmae.engine.optim import build_optimizer, parameter_groups
-from percmae.engine.pictures import denormalise, reconstruction_grid
+from percmae.engine.loop import Learner, Terms
+from percmae.engine.optim import Group, build_optimizer, parameter_groups
+from percmae.engine.pictures import denormalise, reconstruction_grid, scales_grid
 from percmae.engine.runs import Identity, RunResult
 from percmae.engine.training import autocast, carry_out, eval_loader, training_call
 from percmae.engine.weights import initial_weights
-from percmae.losses.objective import Objective, build_objective
+from percmae.losses.build import build_objective
+from percmae.losses.objective import Draws, Micro, Objective
 from percmae.models.weights import load_strict
 
 # Masks of validation and pictures never change, so that figures can be compared over steps, seeds
@@ -32,22 +33,32 @@ class PretrainLearner(Learner):
     def __init__(self, config: Config, objective: Objective, world: World, val: Loader) -> None:
         self.config, self.objective, self.world, self.val = config, objective, world, val
         objective.to(world.device)
-        objective.wrap(lambda network: training_call(network, config, world))
+        objective.wrap(
+            lambda name, call: training_call(call, config, world, compiled=name == "generator"),
+            lambda: autocast(config, world.device),
+        )
         self.networks, self.calls = objective.networks, objective.calls
         self.optimizers = {
-            name: build_optimizer(config.optim, parameter_groups(network, config.optim))
+            name: build_optimizer(config.optim, self._groups(name, network))
             for name, network in objective.networks.items()
         }
         self._shown: Tensor | None = None
+
+    def _groups(self, name: str, network: nn.Module) -> list[Group]:
+        """A network's parameter groups; the discriminator may have a rate of its own."""
+        groups = parameter_groups(network, self.config.optim)
+        own = self.config.discriminator.lr
+        if name == "discriminator" and own is not None:
+            for group in groups:
+                group["lr_scale"] *= own / self.config.optim.lr
+        return groups
 
     def backward(self, batch: Batch, micro: Micro) -> Terms:
         n, patches = batch.images.shape[0], self.objective.generator.patches
         mine = range(self.world.rank * n, (self.world.rank + 1) * n)
         noise = mask_noise(self.config.seed, micro.index, mine, n * self.world.size, patches)
-        with autocast(self.config, self.world.device):
-            return self.objective.backward(
-                batch.images, noise.to(self.world.device), micro.weight, micro.step
-            )
+        draws = Draws(self.config.seed, micro.index, mine, self.world.device)
+        return self.objective.backward(batch.images, noise.to(self.world.device), micro, draws)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -57,8 +68,7 @@ class PretrainLearner(Learner):
         for _, _, batch in self.val.batches():
             images = batch.images.to(self.world.device)
             noise = self._val_noise[batch.ids].to(self.world.device)
-            with autocast(self.config, self.world.device):
-                terms = self.objective.terms(images, noise)
+            terms = self.objective.terms(images, noise)
             for name, value in terms.items():
                 sums[name] = sums.get(name, torch.zeros_like(total)) + value.double() * len(images)
             total += len(images)
@@ -78,17 +88,20 @@ class PretrainLearner(Learner):
     def train(self, mode: bool) -> None:
         self.objective.train(mode)
 
-    def picture(self) -> Tensor | None:
+    def pictures(self) -> dict[str, Tensor]:
         if self._shown is None or not self._shown.shape[0]:
-            return None
+            return {}
         images = self._shown
         patches = self.objective.generator.patches
         noise = mask_noise(FIXED_MASK_SEED, 0, range(len(images)), len(images), patches)
         made, mask = self.objective.reconstruct(images, noise.to(images.device))
         augment = self.config.data.augment
-        return reconstruction_grid(
-            denormalise(images, augment), denormalise(made, augment), mask
-        ).cpu()
+        originals = denormalise(images, augment)
+        scales = [denormalise(image, augment) for image in made]
+        pictures = {"reconstruction": reconstruction_grid(originals, scales[0], mask)}
+        if len(scales) > 1:
+            pictures["scales"] = scales_grid(originals, scales)
+        return {name: picture.cpu() for name, picture in pictures.items()}
 
     def state_dict(self) -> dict[str, Any]:
         return self.objective.state_dict()
@@ -109,8 +122,13 @@ def pretrain(config: Config, data: str, to: str, resume: str = "auto") -> RunRes
         identity = Identity(config.run_name, config, dataset.uri, dataset.digest)
 
         def learner(fresh: bool) -> PretrainLearner:
+            features = None
+            if config.variant == "perceptual":
+                from percmae.engine.features import feature_network
+
+                features = feature_network(config)
             torch.manual_seed(config.seed)
-            objective = build_objective(config)
+            objective = build_objective(config, features)
             if config.model.init_from is not None and fresh:
                 what = f"model.init_from={config.model.init_from}"
                 load_strict(objective.generator, initial_weights(config.model.init_from), what)

@@ -55,10 +55,15 @@ class Tracker:
         for name, value in values.items():
             self.writer.add_scalar(f"{split}/{name}", value, step)
 
-    def image(self, step: int, grid: Tensor) -> None:
-        """Keep a picture (3, H, W) in [0, 1] as mae_recon_out/step-N.png and in TensorBoard."""
-        (self.folder / "mae_recon_out" / f"step-{step:08d}.png").write_bytes(png(grid))
-        self.writer.add_image("reconstruction", grid, step)
+    def image(self, step: int, name: str, picture: Tensor) -> None:
+        """Keep a picture (3, H, W) in [0, 1] under mae_recon_out and in TensorBoard.
+
+        The file is step-N.png for the picture called reconstruction, <name>-step-N.png for others.
+        """
+        prefix = "" if name == "reconstruction" else f"{name}-"
+        file = self.folder / "mae_recon_out" / f"{prefix}step-{step:08d}.png"
+        file.write_bytes(png(picture))
+        self.writer.add_image(name, picture, step)
 
     def flush(self) -> None:
         """Put what is new into the store."""

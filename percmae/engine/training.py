@@ -98,10 +98,10 @@ def _train_loader(config: Config, dataset: Dataset, world: World) -> Loader:
     )
 
 
-def training_call(network: nn.Module, config: Config, world: World) -> nn.Module:
-    """The network as training calls it: compiled and under data parallelism where asked for."""
+def training_call(network: nn.Module, config: Config, world: World, compiled: bool) -> nn.Module:
+    """The network as training calls it: under data parallelism, compiled where asked for."""
     # Compiled inside, so that DistributedDataParallel (and its no_sync) stays on the outside.
-    inner = torch.compile(network) if config.trainer.compile else network
+    inner = torch.compile(network) if compiled and config.trainer.compile else network
     return world.wrap(cast("nn.Module", inner), config.trainer.strategy == "ddp")
 
 

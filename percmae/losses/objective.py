@@ -9,51 +9,118 @@ other loop: it names a second network and calls ``backward`` for each loss.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from percmae.config import Config
-from percmae.errors import ConfigError
-from percmae.losses.pixel import multiscale_ssim_terms
-from percmae.models.mae import MaskedAutoencoder, build_model
+from percmae.models import build_model
+from percmae.models.mae import Generated, MaskedAutoencoder
 
 Terms = dict[str, Tensor]
+Weighted = dict[str, tuple[float, Tensor]]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Random numbers of a micro-batch, a function of (seed, micro-batch, row of the whole batch).
+
+    They do not depend on how many processes share the batch. rows: this process's rows.
+    """
+
+    seed: int
+    index: int
+    rows: range
+    device: torch.device
+
+    def uniform(self, purpose: int, *shape: int) -> Tensor:
+        """(rows, *shape) in [0, 1); another purpose gives other numbers."""
+        return self._stack(lambda generator: torch.rand(shape, generator=generator), purpose)
+
+    def normal(self, purpose: int, *shape: int) -> Tensor:
+        """(rows, *shape) from the standard normal distribution."""
+        return self._stack(lambda generator: torch.randn(shape, generator=generator), purpose)
+
+    def _stack(self, draw: Callable[[torch.Generator], Tensor], purpose: int) -> Tensor:
+        made = []
+        for row in self.rows:
+            words = [self.seed, self.index, row, purpose]
+            state = np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
+            made.append(draw(torch.Generator().manual_seed(int(state) & (2**63 - 1))))
+        return torch.stack(made).to(self.device)
+
+
+@dataclass(frozen=True)
+class Micro:
+    """One micro-batch's place in the run.
+
+    index: global count of micro-batches; step: of optimiser steps, from 0; epoch: from 0; weight:
+    its share of the step; first, last: of its step.
+    """
+
+    index: int
+    step: int
+    epoch: int
+    weight: float
+    first: bool = True
+    last: bool = True
+
+
+class Call(nn.Module):
+    """A network under the method that training calls.
+
+    What wraps networks for training (DistributedDataParallel, torch.compile) wraps ``forward``
+    alone; this gives a variant's own method that name.
+    """
+
+    def __init__(self, network: nn.Module, method: str) -> None:
+        super().__init__()
+        self.network, self._method = network, method
+
+    def forward(self, *args: Any) -> Any:
+        return getattr(self.network, self._method)(*args)
 
 
 class Objective(ABC):
     """One variant's networks and losses.
 
-    ``networks`` holds what is trained, by name, ``generator`` first; ``calls`` the same networks as
-    they must be called in training (wrapped for data parallelism or compilation).
+    ``networks`` holds what is trained, by name, ``generator`` first; ``calls`` what training calls,
+    by the same names: the networks, wrapped for data parallelism or compilation.
     """
+
+    method = "generate"
+    """What training calls of the generator."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.networks: dict[str, nn.Module] = {"generator": build_model(config)}
-        self.calls: dict[str, Callable[..., Any]] = dict(self.networks)
+        self.generator: MaskedAutoencoder = build_model(config)
+        self.networks: dict[str, nn.Module] = {"generator": self.generator}
+        self.calls: dict[str, nn.Module] = {"generator": Call(self.generator, self.method)}
+        self.autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
 
-    @property
-    def generator(self) -> MaskedAutoencoder:
-        """The masked autoencoder, unwrapped."""
-        network = self.networks["generator"]
-        assert isinstance(network, MaskedAutoencoder)
-        return network
-
-    def wrap(self, wrapper: Callable[[nn.Module], Callable[..., Any]]) -> None:
-        """Wrap each trained network (DistributedDataParallel, torch.compile) for training calls."""
-        self.calls = {name: wrapper(network) for name, network in self.networks.items()}
+    def wrap(
+        self,
+        wrapper: Callable[[str, nn.Module], nn.Module],
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        """Wrap each call (given its name) for training, and run the networks under ``autocast``."""
+        self.calls = {name: wrapper(name, call) for name, call in self.calls.items()}
+        self.autocast = autocast
 
     @abstractmethod
-    def backward(self, images: Tensor, noise: Tensor, weight: float, step: int) -> Terms:
+    def backward(self, images: Tensor, noise: Tensor, micro: Micro, draws: Draws) -> Terms:
         """Forward passes, losses and their gradients for one micro-batch.
 
-        images (N, 3, H, W) normalised; noise (N, L) fixes the mask; weight is the micro-batch's
-        share of the step; step counts optimiser steps from 0. Gradients accumulate into the
-        networks. Returns detached scalars: ``loss`` (the generator's total) and its unweighted
-        terms as ``loss/<term>``.
+        images (N, 3, H, W) normalised; noise (N, L) fixes the mask; draws: all other randomness.
+        Gradients, times the micro-batch's weight, accumulate into the networks. Returns detached
+        scalars: ``loss`` (the generator's total), its terms as ``loss/<term>`` and, where they are
+        weighted, ``weighted/<term>``; a term that is not computed at every step is absent from the
+        others.
         """
 
     @abstractmethod
@@ -61,10 +128,13 @@ class Objective(ABC):
         """The same figures without gradients, for validation."""
 
     @torch.no_grad()
-    def reconstruct(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Reconstructed images (N, 3, H, W) in the input's range, and the mask (N, L)."""
-        prediction, mask = self.generator.reconstruct(images, noise)
-        return self.generator.to_images(prediction.float(), images), mask
+    def reconstruct(self, images: Tensor, noise: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Reconstructed images of every scale, the full size first, and the mask (N, L).
+
+        In the input's normalisation.
+        """
+        with self.autocast():
+            return self.generator.reconstructions(images, noise)
 
     def train(self, mode: bool = True) -> None:
         """Put every network into training or evaluation mode."""
@@ -85,21 +155,20 @@ class Objective(ABC):
         assert not state, f"variant {self.config.variant} keeps no running state"
 
 
-class MaskedPatches(Objective):
-    """Variant ``mae``: mean squared error on the removed patches."""
+def total(terms: Weighted, prefix: str = "") -> tuple[Tensor, Terms]:
+    """The weighted sum of terms, and what is logged of them (detached).
 
-    def backward(self, images: Tensor, noise: Tensor, weight: float, step: int) -> Terms:
-        loss = self.calls["generator"](images, noise).loss
-        (loss * weight).backward()
-        return {"loss": loss.detach()}
+    terms: name to (weight, value).
+    """
+    logged: Terms = {}
+    for name, (weight, value) in terms.items():
+        logged[f"loss/{prefix}{name}"] = value.detach()
+        logged[f"weighted/{prefix}{name}"] = weight * value.detach()
+    return torch.stack([weight * value for weight, value in terms.values()]).sum(), logged
 
-    @torch.no_grad()
-    def terms(self, images: Tensor, noise: Tensor) -> Terms:
-        return {"loss": self.generator(images, noise).loss}
 
-
-class MultiscaleSSIM(Objective):
-    """Variant ``ssim``: SSIM and L1 over a pyramid of the whole reconstructed image."""
+class WholeImage(Objective):
+    """A variant whose loss compares the whole reconstructed image with the input."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -107,34 +176,24 @@ class MultiscaleSSIM(Objective):
         self._mean = torch.tensor(augment.mean)[:, None, None]
         self._std = torch.tensor(augment.std)[:, None, None]
 
-    def _terms(self, images: Tensor, prediction: Tensor) -> Terms:
-        share, levels = self.config.loss.ssim, self.config.loss.ssim_levels
-        # SSIM's constants are for images in [0, 1]; both terms see the images there.
-        mean, std = self._mean.to(images.device), self._std.to(images.device)
-        reconstruction = self.generator.unpatchify(prediction.float()) * std + mean
-        ssim, l1 = multiscale_ssim_terms(reconstruction, images.float() * std + mean, levels)
-        return {"loss": share * ssim + (1 - share) * l1, "loss/ssim": ssim, "loss/l1": l1}
+    @abstractmethod
+    def weighted(self, made: Sequence[Tensor], images: Tensor) -> Weighted:
+        """The terms: made, from the full size down, and images, (N, 3, H, W) normalised."""
 
-    def backward(self, images: Tensor, noise: Tensor, weight: float, step: int) -> Terms:
-        terms = self._terms(images, self.calls["generator"](images, noise).prediction)
-        (terms["loss"] * weight).backward()
-        return {name: value.detach() for name, value in terms.items()}
+    def to_unit(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) back in [0, 1] (a reconstruction may lie beyond)."""
+        return images.float() * self._std.to(images.device) + self._mean.to(images.device)
+
+    def backward(self, images: Tensor, noise: Tensor, micro: Micro, draws: Draws) -> Terms:
+        with self.autocast():
+            generated: Generated = self.calls["generator"](images, noise)
+        loss, logged = total(self.weighted(generated.images, images))
+        (loss * micro.weight).backward()
+        return {"loss": loss.detach(), **logged}
 
     @torch.no_grad()
     def terms(self, images: Tensor, noise: Tensor) -> Terms:
-        return self._terms(images, self.generator(images, noise).prediction)
-
-
-OBJECTIVES: dict[str, type[Objective]] = {"mae": MaskedPatches, "ssim": MultiscaleSSIM}
-
-
-def build_objective(config: Config) -> Objective:
-    """The objective of ``config.variant``. Raises ConfigError for one that is not built in."""
-    try:
-        kind = OBJECTIVES[config.variant]
-    except KeyError:
-        raise ConfigError(
-            f"variant {config.variant} is not available in this version; "
-            f"available: {', '.join(OBJECTIVES)}"
-        ) from None
-    return kind(config)
+        with self.autocast():
+            generated = self.generator.generate(images, noise)
+        loss, logged = total(self.weighted(generated.images, images))
+        return {"loss": loss, **logged}

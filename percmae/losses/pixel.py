@@ -38,13 +38,15 @@ def ssim_loss(prediction: Tensor, target: Tensor) -> Tensor:
     return ((1 - ssim_map(prediction, target)) / 2).clamp(0, 1).mean()
 
 
+def resized(images: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Images (N, C, H, W) resized bilinearly, corner to corner (METHOD section 2)."""
+    return F.interpolate(images, size, mode="bilinear", align_corners=True)
+
+
 def pyramid(images: Tensor, levels: int) -> list[Tensor]:
     """The images and their halvings: level i is the *full* image resized to H//2^i × W//2^i."""
     h, w = images.shape[2:]
-    return [images] + [
-        F.interpolate(images, (h // 2**i, w // 2**i), mode="bilinear", align_corners=True)
-        for i in range(1, levels)
-    ]
+    return [images] + [resized(images, (h // 2**i, w // 2**i)) for i in range(1, levels)]
 
 
 def multiscale_ssim_terms(prediction: Tensor, target: Tensor, levels: int) -> tuple[Tensor, Tensor]:

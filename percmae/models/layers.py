@@ -22,12 +22,23 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        n, t, d = x.shape
-        qkv = self.qkv(x).view(n, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)
+    def forward(self, x: Tensor, only: Tensor | None = None) -> Tensor:
+        """With ``only`` (N, M), the outputs (N, M, D) of the tokens at those places alone."""
+        if only is None:
+            q, k, v = self._heads(self.qkv(x), 3)
+        else:
+            d = x.shape[-1]
+            weight, bias = self.qkv.weight, self.qkv.bias
+            (q,) = self._heads(F.linear(take(x, only), weight[:d], bias[:d]), 1)
+            k, v = self._heads(F.linear(x, weight[d:], bias[d:]), 2)
         out = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(out.transpose(1, 2).reshape(n, t, d))
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """(N, T, parts·D) as ``parts`` tensors (N, heads, T, D / heads)."""
+        n, t, d = x.shape
+        split = x.view(n, t, parts, self.heads, d // (parts * self.heads))
+        return split.permute(2, 0, 3, 1, 4).unbind(0)
 
 
 class Mlp(nn.Module):
@@ -52,8 +63,10 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width, int(width * mlp_ratio))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, only: Tensor | None = None) -> Tensor:
+        """With ``only`` (N, M), the outputs (N, M, D) of the tokens at those places alone."""
+        attended = self.attn(self.norm1(x), only)
+        x = (x if only is None else take(x, only)) + attended
         return x + self.mlp(self.norm2(x))
 
 
@@ -73,6 +86,11 @@ class PatchEmbed(nn.Module):
         """(N, T, p²·C) in (row, column, channel) order to (N, T, D)."""
         weight = self.proj.weight.permute(0, 2, 3, 1).flatten(1)
         return F.linear(patches, weight, self.proj.bias)
+
+
+def take(x: Tensor, places: Tensor) -> Tensor:
+    """The tokens (N, M, D) of x (N, T, D) at the places (N, M)."""
+    return x.gather(1, places[:, :, None].expand(-1, -1, x.shape[2]))
 
 
 def sincos_positions(width: int, grid: int) -> Tensor:

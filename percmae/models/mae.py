@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,14 @@ from torch import Tensor, nn
 
 from percmae.config import Config
 from percmae.errors import UserError
-from percmae.models.layers import NORM_EPS, Block, PatchEmbed, init_linear, sincos_positions
+from percmae.models.layers import (
+    NORM_EPS,
+    Block,
+    PatchEmbed,
+    init_linear,
+    sincos_positions,
+    take,
+)
 
 CHANNELS = 3
 
@@ -28,13 +36,27 @@ class MaskedOutput(NamedTuple):
 class Masking(NamedTuple):
     """Which patches are seen.
 
-    keep: (N, K) positions of the visible patches, in shuffled order; restore: (N, L) place of each
-    patch in the shuffled sequence; mask: (N, L) float, 1 where removed.
+    keep: (N, K) and removed: (N, L − K), positions of the visible and the removed patches, in
+    shuffled order; restore: (N, L) place of each patch in the shuffled sequence; mask: (N, L)
+    float, 1 where removed.
     """
 
     keep: Tensor
+    removed: Tensor
     restore: Tensor
     mask: Tensor
+
+
+class Generated(NamedTuple):
+    """The whole image as the network makes it, for losses that compare whole images.
+
+    images: (N, 3, H, W) float32 in the input's normalisation, from the full size down (that size
+    alone but for multi-scale networks); latent: (N, 1 + K, D), the encoder's output.
+    """
+
+    images: list[Tensor]
+    latent: Tensor
+    masking: Masking
 
 
 class MaskedAutoencoder(nn.Module):
@@ -97,9 +119,7 @@ class MaskedAutoencoder(nn.Module):
 
     def unpatchify(self, patches: Tensor) -> Tensor:
         """(N, L, p²·3) to (N, 3, H, W); the inverse of :meth:`patchify`."""
-        n, g, p = patches.shape[0], self.grid, self.patch_size
-        x = patches.reshape(n, g, g, p, p, CHANNELS)
-        return x.permute(0, 5, 1, 3, 2, 4).reshape(n, CHANNELS, g * p, g * p)
+        return patches_to_image(patches, self.patch_size)
 
     def masking(self, noise: Tensor) -> Masking:
         """Keep the int(L·(1 − ratio)) patches with the smallest noise (N, L) of each image.
@@ -111,30 +131,64 @@ class MaskedAutoencoder(nn.Module):
         kept = int(self.patches * (1 - self.mask_ratio))
         shuffle = noise.argsort(dim=1, stable=True)
         restore = shuffle.argsort(dim=1)
-        return Masking(shuffle[:, :kept], restore, (restore >= kept).to(noise.dtype))
+        mask = (restore >= kept).to(noise.dtype)
+        return Masking(shuffle[:, :kept], shuffle[:, kept:], restore, mask)
 
     def encode(self, patches: Tensor, keep: Tensor) -> Tensor:
         """Latent (N, 1 + K, D) of the patches (N, L, p²·3) at the places keep (N, K)."""
-        visible = patches.gather(1, keep[:, :, None].expand(-1, -1, patches.shape[2]))
-        positions = self.pos_embed[0, 1:][keep]
-        x = self.patch_embed(visible) + positions
-        token = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
-        x = torch.cat([token.to(x.dtype), x], dim=1)
+        x = self._embed(patches, keep)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
 
-    def decode(self, latent: Tensor, restore: Tensor) -> Tensor:
-        """Prediction (N, L, p²·3) from a latent (N, 1 + K, D) and the places restore (N, L)."""
+    def _embed(self, patches: Tensor, keep: Tensor) -> Tensor:
+        """Encoder tokens (N, 1 + K, D): the class token and the visible patches."""
+        x = self.patch_embed(take(patches, keep)) + self.pos_embed[0, 1:][keep]
+        token = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
+        return torch.cat([token.to(x.dtype), x], dim=1)
+
+    def _unmask(self, latent: Tensor, restore: Tensor) -> Tensor:
+        """Decoder tokens (N, 1 + L, d): latent tokens in their places, mask tokens elsewhere."""
         x = self.decoder_embed(latent)
-        n, _, d = x.shape
-        removed = self.mask_token.to(x.dtype).expand(n, self.patches - (x.shape[1] - 1), -1)
+        n, visible, d = x.shape
+        removed = self.mask_token.to(x.dtype).expand(n, self.patches - (visible - 1), -1)
         tokens = torch.cat([x[:, 1:], removed], dim=1)
         tokens = tokens.gather(1, restore[:, :, None].expand(-1, -1, d))
-        x = torch.cat([x[:, :1], tokens], dim=1) + self.decoder_pos_embed
+        return torch.cat([x[:, :1], tokens], dim=1) + self.decoder_pos_embed
+
+    def decode(self, latent: Tensor, restore: Tensor) -> Tensor:
+        """Prediction (N, L, p²·3) from a latent (N, 1 + K, D) and the places restore (N, L)."""
+        x = self._unmask(latent, restore)
         for block in self.decoder_blocks:
             x = block(x)
         return self.decoder_pred(self.decoder_norm(x[:, 1:]))
+
+    def generate(self, images: Tensor, noise: Tensor) -> Generated:
+        """The whole image from its visible patches; images (N, 3, H, W), noise (N, L)."""
+        patches = self.patchify(self._checked(images))
+        masking = self.masking(noise)
+        latent = self.encode(patches, masking.keep)
+        made = self.unpatchify(self.decode(latent, masking.restore).float())
+        return Generated([made], latent, masking)
+
+    def generate_and_encode(self, images: Tensor, noise: Tensor) -> tuple[Generated, Tensor]:
+        """Like :meth:`generate`, with the latent of the image it made, seen at the same places."""
+        generated = self.generate(images, noise)
+        patches = self.patchify(generated.images[0])
+        return generated, self.encode(patches, generated.masking.keep)
+
+    def removed_loss(self, images: Tensor, noise: Tensor) -> Tensor:
+        """The loss of :meth:`forward`, predicting only the patches it is taken over."""
+        patches = self.patchify(self._checked(images))
+        masking = self.masking(noise)
+        x = self._unmask(self.encode(patches, masking.keep), masking.restore)
+        *blocks, last = self.decoder_blocks
+        for block in blocks:
+            x = block(x)
+        x = last(x, masking.removed + 1)  # behind the class token
+        prediction = self.decoder_pred(self.decoder_norm(x))
+        target = self.target_of(take(patches, masking.removed)).float()
+        return (prediction.float() - target).square().mean()
 
     def reconstruct(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """One pass without a loss: (prediction (N, L, p²·3), mask (N, L))."""
@@ -154,17 +208,24 @@ class MaskedAutoencoder(nn.Module):
 
     def masked_loss(self, images: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
         """Mean squared error of each patch, averaged over the removed ones (float32 scalar)."""
-        target = self.target(images).float()
+        target = self.target_of(self.patchify(images)).float()
         error = (prediction.float() - target).square().mean(dim=-1)
         return (error * mask).sum() / mask.sum()
 
-    def target(self, images: Tensor) -> Tensor:
-        """What the prediction is compared with, (N, L, p²·3)."""
-        patches = self.patchify(images)
+    def target_of(self, patches: Tensor) -> Tensor:
+        """What the prediction of original patches (N, M, p²·3) is compared with."""
         if not self.norm_pix_loss:
             return patches
         mean, std = patch_statistics(patches)
         return (patches - mean) / std
+
+    def reconstructions(self, images: Tensor, noise: Tensor) -> tuple[list[Tensor], Tensor]:
+        """What the network makes of images, in their normalisation, and the mask (N, L).
+
+        The images are (N, 3, H, W) float32, from the full size down; see :meth:`to_images`.
+        """
+        prediction, mask = self.reconstruct(images, noise)
+        return [self.to_images(prediction.float(), images)], mask
 
     def to_images(self, prediction: Tensor, images: Tensor) -> Tensor:
         """A prediction (N, L, p²·3) as images (N, 3, H, W) in the input's own range.
@@ -187,12 +248,15 @@ class MaskedAutoencoder(nn.Module):
         return images
 
 
+def patches_to_image(patches: Tensor, patch_size: int) -> Tensor:
+    """Patches (N, g², p²·3), each in (row, column, channel) order, as images (N, 3, g·p, g·p)."""
+    n, p = patches.shape[0], patch_size
+    g = math.isqrt(patches.shape[1])
+    x = patches.reshape(n, g, g, p, p, CHANNELS)
+    return x.permute(0, 5, 1, 3, 2, 4).reshape(n, CHANNELS, g * p, g * p)
+
+
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each patch, (N, L, 1): unbiased variance + 1e-6."""
     mean = patches.mean(dim=-1, keepdim=True)
     return mean, (patches.var(dim=-1, keepdim=True) + 1e-6).sqrt()
-
-
-def build_model(config: Config) -> MaskedAutoencoder:
-    """The network that ``config`` describes, freshly initialised from torch's global generator."""
-    return MaskedAutoencoder(config)

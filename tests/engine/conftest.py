@@ -31,6 +31,15 @@ TINY = [
 ]
 
 
+# The multi-scale networks need a decoder block a scale, and an encoder map for each.
+DEEP = ["model.encoder.depth=3", "model.decoder.depth=3", "discriminator.width=16"]
+
+
+def tiny_overrides(variant: str) -> list[str]:
+    """The smallest network of a variant."""
+    return [*TINY, *(DEEP if variant in ("msg_gan", "stylegan2_ada") else ())]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
@@ -64,6 +73,8 @@ def tiny(tmp_path: Path) -> Callable[..., Config]:
     def make(
         *overrides: str, variant: str = "mae", stage: str = "pretrain", tag: str = "t"
     ) -> Config:
-        return load_config(variant, "demo", stage, overrides=[*TINY, *overrides], tag=tag)
+        return load_config(
+            variant, "demo", stage, overrides=[*tiny_overrides(variant), *overrides], tag=tag
+        )
 
     return make

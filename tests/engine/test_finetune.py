@@ -20,7 +20,7 @@ from percmae.engine.pretrain import pretrain
 from percmae.engine.runs import Run, RunResult
 from percmae.engine.weights import network_weights
 from percmae.errors import CheckpointError, ConfigError, DataError, UserError
-from percmae.models.mae import build_model
+from percmae.models import build_model
 
 Make = Callable[..., Config]
 SHORT = ["data.workers=0", "trainer.threads=1", "optim.epochs=2", "data.batch_size=16"]

@@ -14,11 +14,13 @@ import torch
 from percmae.config import Config
 from percmae.data.shards import Dataset
 from percmae.engine import loop
+from percmae.engine.checkpoint import read_state
 from percmae.engine.pretrain import pretrain
 from percmae.engine.runs import Run
 from percmae.engine.weights import network_weights
 from percmae.errors import ConfigError, DataError, PercmaeError, UserError
-from percmae.losses.objective import MaskedPatches
+from percmae.losses.objective import Objective
+from percmae.losses.reconstruction import MaskedPatches, MultiscaleSSIM
 from percmae.storage import StorePath
 
 Make = Callable[..., Config]
@@ -83,10 +85,10 @@ def test_resumed_run_equals_an_uninterrupted_one(
 
     original = loop.Loop._optimise
 
-    def break_down(self: loop.Loop, *args: Any) -> None:
+    def break_down(self: loop.Loop, *args: Any) -> bool:
         if self.step == 5:
             raise OSError("power cut")
-        original(self, *args)
+        return original(self, *args)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.Loop, "_optimise", break_down)
@@ -158,27 +160,69 @@ def test_max_steps_ends_the_run(tiny: Make, tiny_dataset: Dataset, tmp_path: Pat
     assert Run.open(run).record["step"] == 3
 
 
-class Exploding(MaskedPatches):
-    """A loss that is infinite from its fourth step on."""
+class Exploding(MultiscaleSSIM):
+    """A term that is infinite in the fourth step."""
 
-    def backward(self, *args: Any) -> dict[str, torch.Tensor]:
-        terms = super().backward(*args)
-        if args[3] >= 3:
-            terms["loss"] = terms["loss"] * torch.inf
+    fatal = False
+
+    def backward(self, images: torch.Tensor, noise: torch.Tensor, micro: Any, draws: Any) -> Any:
+        self.fatal = micro.step == 3
+        return super().backward(images, noise, micro, draws)
+
+    def weighted(self, made: Any, images: torch.Tensor) -> Any:
+        terms = super().weighted(made, images)
+        weight, value = terms["l1"]
+        return {**terms, "l1": (weight, value * (torch.inf if self.fatal else 1))}
+
+
+class ExplodingGradient(MaskedPatches):
+    """A finite loss whose gradient is not, in the fourth step."""
+
+    def backward(self, images: torch.Tensor, noise: torch.Tensor, micro: Any, draws: Any) -> Any:
+        terms = super().backward(images, noise, micro, draws)
+        if micro.step == 3:
+            assert self.generator.cls_token.grad is not None
+            self.generator.cls_token.grad[0, 0, 0] = torch.nan
         return terms
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(
-    tiny: Make, tiny_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("objective", "variant", "named"),
+    [
+        (Exploding, "ssim", "loss/l1"),
+        (ExplodingGradient, "mae", "gradient of generator"),
+    ],
+)
+def test_what_is_not_finite_stops_the_run_before_it_touches_the_weights(
+    tiny: Make,
+    tiny_dataset: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    objective: type[Objective],
+    variant: str,
+    named: str,
 ) -> None:
-    monkeypatch.setattr("percmae.engine.pretrain.build_objective", Exploding)
-    config = tiny("trainer.log_interval=2", "checkpoint.every_steps=1")
-    with pytest.raises(PercmaeError, match="not finite at step 4: loss"):
+    monkeypatch.setattr(
+        "percmae.engine.pretrain.build_objective", lambda config, _: objective(config)
+    )
+    two = ("data.batch_size=8", "optim.accumulate=2")
+    config = tiny("checkpoint.every_steps=1", *two, variant=variant)
+    with pytest.raises(PercmaeError, match=f"not finite at step 4: .*{named}"):
         pretrain(config, tiny_dataset.uri, str(tmp_path))
-    assert Run.open(str(tmp_path / "t_mae")).record["step"] == 3
-    carried_on = tiny("trainer.exit_on_nan_losses=false", tag="u")
-    run = pretrain(carried_on, tiny_dataset.uri, str(tmp_path)).uri
-    assert Run.open(run).complete
+    folder = tmp_path / f"t_{variant}"
+    assert Run.open(str(folder)).record["step"] == 3
+    saved = read_state(StorePath(folder / "checkpoints" / "diagnostic-step-00000004.pt"))
+    assert saved["diagnosis"]["step"] == 4
+    assert saved["diagnosis"]["not_finite"] == [named]
+    assert len(saved["diagnosis"]["samples"][0]) == 16
+    before = network_weights(str(folder), "generator")
+    after = saved["networks"]["generator"]
+    assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())
+    skipping = tiny("trainer.exit_on_nan_losses=false", tag="u", variant=variant)
+    run = Run.open(pretrain(skipping, tiny_dataset.uri, str(tmp_path)).uri)
+    assert run.complete
+    weights = network_weights(run.uri, "generator").values()
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in weights)
 
 
 def test_bad_input_is_refused_before_anything_is_written(

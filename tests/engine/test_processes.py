@@ -15,7 +15,7 @@ import pytest
 from percmae.data.shards import Dataset
 from percmae.engine.runs import Run
 
-from .conftest import TINY
+from .conftest import tiny_overrides
 
 PERCMAE = [sys.executable, "-m", "percmae"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -23,7 +23,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 def command(dataset: Dataset, to: Path, *overrides: str, variant: str = "mae") -> list[str]:
     options = ["--data", dataset.uri, "--to", str(to), "--recipe", "demo", "--resume", "auto"]
-    return ["pretrain", *options, "--variant", variant, *TINY, *overrides]
+    return ["pretrain", *options, "--variant", variant, *tiny_overrides(variant), *overrides]
 
 
 def run(*parts: str) -> subprocess.CompletedProcess[str]:

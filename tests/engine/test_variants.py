@@ -1,0 +1,178 @@
+"""Every variant through the whole of pretraining: long enough, in both precisions, resumed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from percmae.config import Config
+from percmae.data.shards import Dataset
+from percmae.engine import loop
+from percmae.engine.finetune import downstream_config, probe
+from percmae.engine.pretrain import pretrain
+from percmae.engine.runs import Run
+from percmae.engine.weights import run_state
+from percmae.storage import StorePath
+from percmae.vision import torchvision
+
+Make = Callable[..., Config]
+VARIANTS = ("mae", "ssim", "perceptual", "ls_gan", "msg_gan", "stylegan2_ada")
+# Lazy terms, augmentation and the frozen copy all come up in a short run.
+LIVELY = ("stylegan.ada_kimg=0.5", "stylegan.r1_interval=4", "adversarial.refresh_epochs=2")
+
+
+@pytest.fixture(scope="module")
+def vgg16(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Weights of VGG16's first three stages, drawn from a seed, as a state dict in a file."""
+    torch.manual_seed(11)
+    layers = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"][:10])
+    path = tmp_path_factory.mktemp("weights") / "vgg16.pth"
+    torch.save({f"features.{k}": v for k, v in layers.state_dict().items()}, path)
+    return str(path)
+
+
+@pytest.fixture
+def settings(vgg16: str) -> Callable[[str], list[str]]:
+    """Overrides that a variant needs here."""
+    perceptual = ["perceptual.extractor=vgg16", f"perceptual.weights={vgg16}"]
+    return lambda variant: [*LIVELY, *(perceptual if variant == "perceptual" else [])]
+
+
+def records(run: str, split: str) -> Iterator[dict[str, Any]]:
+    for line in (StorePath(run) / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        if record["split"] == split:
+            yield record
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_two_hundred_steps_stay_finite_and_learn(
+    tiny: Make,
+    tiny_dataset: Dataset,
+    tmp_path: Path,
+    settings: Callable[[str], list[str]],
+    variant: str,
+    precision: str,
+) -> None:
+    config = tiny(
+        *settings(variant),
+        f"trainer.precision={precision}",
+        "optim.epochs=16",
+        "trainer.val_interval=8",
+        "tracking.images_every=16",
+        "loss.style=4",
+        variant=variant,
+    )
+    run = pretrain(config, tiny_dataset.uri, str(tmp_path)).uri
+    trained = list(records(run, "train"))
+    assert len(trained) == Run.open(run).record["step"] >= 200
+    for record in trained:
+        assert all(math.isfinite(v) for v in record.values() if isinstance(v, float)), record
+    term = "loss/l1" if variant not in ("mae",) else "loss"
+    first, last = (sum(r[term] for r in part) for part in (trained[:10], trained[-10:]))
+    assert last < 0.9 * first
+    assert {"lr", "grad_norm/generator", "images_per_second"} <= set(trained[0])
+    if variant in ("ls_gan", "msg_gan", "stylegan2_ada"):
+        shown = {"d_accuracy", "grad_norm/discriminator", "loss/discriminator", "weighted/gan"}
+        assert shown <= set(trained[0])
+        assert {"d_accuracy", "loss/gan", "loss/l1"} <= set(next(records(run, "val")))
+    if variant == "stylegan2_ada":
+        lazy = [r for r in trained if "loss/r1" in r]
+        assert len(lazy) == len(trained) // 4
+        assert max(r["ada_p"] for r in trained) > 0.1
+    pictures = sorted(p.name for p in (tmp_path / f"t_{variant}" / "mae_recon_out").iterdir())
+    multi = variant in ("msg_gan", "stylegan2_ada")
+    assert len(pictures) == (2 if multi else 1)
+    if multi:
+        assert pictures[0].startswith("scales-step-")
+        sheet = Image.open(tmp_path / f"t_{variant}" / "mae_recon_out" / pictures[0])
+        assert sheet.size == (4 * 34 - 2, 4 * 34 - 2)  # 8, 16, 32 px and the original
+
+
+@pytest.mark.parametrize("variant", ["ls_gan", "stylegan2_ada"])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    tiny: Make,
+    tiny_dataset: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: Callable[[str], list[str]],
+    variant: str,
+) -> None:
+    overrides = ("optim.epochs=3", "checkpoint.every_steps=1")
+    config = tiny(*settings(variant), *overrides, variant=variant)
+    whole = pretrain(config, tiny_dataset.uri, str(tmp_path / "whole")).uri
+    original = loop.Loop._optimise
+    broken: list[int] = []
+
+    def break_down(self: loop.Loop, *args: Any) -> bool:
+        # In a resting epoch, between two adjustments of the augmentation; and in a refreshing one.
+        if self.step in (18, 30) and self.step not in broken:
+            broken.append(self.step)
+            raise OSError("power cut")
+        return original(self, *args)
+
+    monkeypatch.setattr(loop.Loop, "_optimise", break_down)
+    for _ in range(2):
+        with pytest.raises(OSError, match="power cut"):
+            pretrain(config, tiny_dataset.uri, str(tmp_path / "cut"))
+    cut = pretrain(config, tiny_dataset.uri, str(tmp_path / "cut")).uri
+    assert broken == [18, 30]
+    one, two = run_state(whole), run_state(cut)
+    for part in ("networks", "learner", "optimizers"):
+        assert same(one[part], two[part]), part
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+@pytest.mark.parametrize("variant", ["perceptual", "ls_gan", "msg_gan", "stylegan2_ada"])
+def test_the_encoder_flows_into_a_probe(
+    tiny: Make,
+    tiny_dataset: Dataset,
+    tmp_path: Path,
+    settings: Callable[[str], list[str]],
+    variant: str,
+) -> None:
+    config = tiny(*settings(variant), "optim.max_steps=2", variant=variant)
+    run = pretrain(config, tiny_dataset.uri, str(tmp_path)).uri
+    overrides = ["optim.epochs=1", "trainer.threads=1", "data.workers=0", "data.batch_size=16"]
+    probed = probe(
+        downstream_config(run, "probe", overrides=overrides), run, tiny_dataset.uri, str(tmp_path)
+    )
+    generator = run_state(run)["networks"]["generator"]  # type: ignore[index]
+    classifier = run_state(probed.uri)["networks"]["classifier"]  # type: ignore[index]
+    taken = {k: v for k, v in classifier.items() if k.startswith("encoder.")}
+    assert len(taken) > 10
+    for key, tensor in taken.items():
+        name = key.removeprefix("encoder.").replace("fc_norm", "norm")
+        assert torch.equal(tensor, generator[name]), key
+
+
+def test_the_discriminator_has_a_rate_of_its_own(
+    tiny: Make, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    config = tiny(
+        "optim.max_steps=1", "optim.lr=1e-3", "discriminator.lr=2e-5", "optim.warmup_epochs=0",
+        variant="ls_gan",
+    )  # fmt: skip
+    state = run_state(pretrain(config, tiny_dataset.uri, str(tmp_path)).uri)
+    rates = {
+        name: {round(group["lr"], 9) for group in optimizer["param_groups"]}
+        for name, optimizer in state["optimizers"].items()  # type: ignore[attr-defined]
+    }
+    assert rates == {"generator": {1e-3}, "discriminator": {2e-5}}

@@ -19,7 +19,8 @@ from percmae.engine.runs import Identity, RunResult
 from percmae.engine.training import autocast, carry_out, eval_loader, training_call
 from percmae.engine.weights import initial_weights
 from percmae.losses.objective import Objective, build_objective
-from percmae.models.weights import load_strict
+from percmae.models.weights import load_generator
+from percmae.progress import note
 
 # Masks of validation and pictures never change, so that figures can be compared over steps, seeds
 # and runs.
@@ -113,7 +114,9 @@ def pretrain(config: Config, data: str, to: str, resume: str = "auto") -> RunRes
             objective = build_objective(config)
             if config.model.init_from is not None and fresh:
                 what = f"model.init_from={config.model.init_from}"
-                load_strict(objective.generator, initial_weights(config.model.init_from), what)
+                weights = initial_weights(config.model.init_from)
+                if load_generator(objective.generator, weights, what) and here.rank == 0:
+                    note(f"{what}: holds the encoder only; the decoder starts fresh")
             val = eval_loader(config, dataset, "val", here)
             return PretrainLearner(config, objective, here, val)
 

@@ -116,6 +116,20 @@ def _report(args: argparse.Namespace) -> None:
     print(f"{args.to.rstrip('/')}/report.html")
 
 
+def _export(args: argparse.Namespace) -> None:
+    from percmae.engine.formats import export_weights
+
+    written = export_weights(args.run, args.to, args.format, args.force)
+    print(f"sha256:{written.sha256}", written.uri, sep="\n")
+
+
+def _import(args: argparse.Namespace) -> None:
+    from percmae.engine.formats import import_weights
+
+    written = import_weights(args.weights, args.to, args.kind, args.force)
+    print(written.uri, f"sha256:{written.sha256}", written.settings, sep="\n")
+
+
 def _store(args: argparse.Namespace) -> None:
     from percmae import local_store
 
@@ -289,6 +303,20 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--runs", required=True, nargs="+", metavar="URI", help="runs of any stage")
     sub.add_argument("--to", required=True, metavar="URI", help="folder of report.html and .json")
 
+    sub = verb("export", "write a run's weights to a file for other tools", _export)
+    sub.add_argument("--run", required=True, metavar="URI", help="the pretraining run")
+    text = "an official MAE checkpoint, the encoder for timm, or every tensor"
+    sub.add_argument("--format", required=True, choices=["mae", "timm", "safetensors"], help=text)
+    _written(sub)
+
+    sub = verb("import", "check weights key by key and write them as safetensors", _import)
+    text = "torch or safetensors file; no code in it is run"
+    sub.add_argument("--weights", required=True, metavar="URI", help=text)
+    kinds = ["mae", "vgg16", "dalle", "efficientnet_lite0"]
+    text = "mae (default): for model.init_from; the others: feature networks"
+    sub.add_argument("--kind", default="mae", choices=kinds, help=text)
+    _written(sub)
+
     sub = verb("store", "the embedded S3 server of a machine without one", _store)
     sub.add_argument("action", choices=["up", "down", "status"])
 
@@ -328,6 +356,11 @@ def _overrides(sub: argparse.ArgumentParser) -> None:
     sub.set_defaults(overrides=[])
     sub.usage = f"{sub.prog} [options] [key=value …]"
     sub.epilog = f"key=value: {_OVERRIDES}"
+
+
+def _written(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--to", required=True, metavar="URI", help="the file to write")
+    sub.add_argument("--force", action="store_true", help="replace a file that exists")
 
 
 def _training(sub: argparse.ArgumentParser, resume: str) -> None:

@@ -39,6 +39,10 @@ class CheckpointError(UserError):
     """Weights that are damaged, unsafe to open, or do not fit the network they were meant for."""
 
 
+class UnsafeFileError(CheckpointError):
+    """A file of weights that could only be opened by running code it contains."""
+
+
 class StoreError(PercmaeError):
     """The object store could not be reached or did not do what was asked."""
 

@@ -116,8 +116,9 @@ class Model:
     norm_pix_loss: bool = False
     """Normalise each target patch by its own mean and variance (variant mae only)."""
     init_from: str | None = None
-    """Start from these weights: a run, a run's checkpoint file, or an official MAE state dict
-    (path or s3:// URI). Every key must find its place."""
+    """Start from these weights: a run, a run's checkpoint file, a safetensors file or an official
+    MAE file (path or s3:// URI). Every key must find its place; only a file with nothing but the
+    encoder leaves the decoder fresh."""
 
 
 @dataclass(config=SETTINGS)

@@ -11,13 +11,15 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import warnings
+from argparse import Namespace
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from percmae.config.schema import Checkpoint as Rules
-from percmae.errors import CheckpointError, UserError
+from percmae.errors import CheckpointError, UnsafeFileError, UserError
 from percmae.storage import StorePath
 
 State = dict[str, Any]
@@ -92,25 +94,52 @@ def read_state(path: StorePath, sha256: str | None = None) -> State:
     Raises CheckpointError when the checksum differs, when it is not such an archive, or when it
     would need to run code to be read.
     """
+    what = f"checkpoint {path}"
+    data = checked_bytes(path, what, sha256, "restore it or start over under another --tag")
+    return torch_dict(data, what)
+
+
+def checked_bytes(path: StorePath, what: str, sha256: str | None, mend: str) -> bytes:
+    """A file's content. Raises CheckpointError when it cannot be read or its checksum is not
+    ``sha256``; ``mend`` says what to do then."""
     try:
         data = path.read_bytes()
     except UserError as error:
-        raise CheckpointError(f"checkpoint {path}: cannot be read ({error})") from None
-    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise CheckpointError(f"{what}: cannot be read ({error})") from None
+    found = hashlib.sha256(data).hexdigest()
+    if sha256 is not None and found != sha256:
         raise CheckpointError(
-            f"checkpoint {path}: its SHA-256 is not the recorded one; it is damaged, so restore it "
-            "or start over under another --tag"
+            f"{what}: its SHA-256 is {found}, not {sha256}; it is damaged or another file: {mend}"
         )
+    return data
+
+
+def torch_dict(data: bytes, what: str) -> State:
+    """The dictionary in a torch archive of either format, read without running pickled code.
+
+    Raises UnsafeFileError for a pickle of anything but plain values, CheckpointError for any other
+    file; both name ``what``.
+    """
     try:
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        # The official MAE code keeps its command line beside the weights: a Namespace holds plain
+        # values and runs nothing.
+        # Its guesses at what is wrong with a pickle it then refuses are no use to anyone here.
+        with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise CheckpointError(
-            f"checkpoint {path}: refused, it is not a plain archive of tensors (opening it could "
-            "run code); export the tensors with torch.save(state_dict) first"
+        raise UnsafeFileError(
+            f"{what}: refused, it is no plain archive of tensors, and opening it could run code; "
+            "where you trust it, save its state_dict() alone with torch.save"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"checkpoint {path}: not a torch checkpoint ({reason})") from None
+    except Exception as error:
+        # Damaged bytes make the parser raise whatever it stumbles over.
+        raise CheckpointError(f"{what}: not a torch checkpoint ({first_line(error)})") from None
     if not isinstance(state, dict):
-        raise CheckpointError(f"checkpoint {path}: expected a dictionary of tensors")
+        raise CheckpointError(f"{what}: expected a dictionary of tensors")
     return state
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says, short enough for a message of one line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]

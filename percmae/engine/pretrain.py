@@ -12,6 +12,7 @@ from percmae.config import Config
 from percmae.data.shards import Dataset
 from percmae.data.stream import Batch, Loader
 from percmae.engine.distributed import World, mask_noise, world
+from percmae.engine.features import feature_network
 from percmae.engine.loop import Learner, Terms
 from percmae.engine.optim import Group, build_optimizer, parameter_groups
 from percmae.engine.pictures import denormalise, reconstruction_grid, scales_grid
@@ -20,7 +21,8 @@ from percmae.engine.training import autocast, carry_out, eval_loader, training_c
 from percmae.engine.weights import initial_weights
 from percmae.losses.build import build_objective
 from percmae.losses.objective import Draws, Micro, Objective
-from percmae.models.weights import load_strict
+from percmae.models.weights import load_generator
+from percmae.progress import note
 
 # Masks of validation and pictures never change, so that figures can be compared over steps, seeds
 # and runs.
@@ -122,16 +124,14 @@ def pretrain(config: Config, data: str, to: str, resume: str = "auto") -> RunRes
         identity = Identity(config.run_name, config, dataset.uri, dataset.digest)
 
         def learner(fresh: bool) -> PretrainLearner:
-            features = None
-            if config.variant == "perceptual":
-                from percmae.engine.features import feature_network
-
-                features = feature_network(config)
+            features = feature_network(config) if config.variant == "perceptual" else None
             torch.manual_seed(config.seed)
             objective = build_objective(config, features)
             if config.model.init_from is not None and fresh:
                 what = f"model.init_from={config.model.init_from}"
-                load_strict(objective.generator, initial_weights(config.model.init_from), what)
+                weights = initial_weights(config.model.init_from)
+                if load_generator(objective.generator, weights, what) and here.rank == 0:
+                    note(f"{what}: holds the encoder only; the decoder starts fresh")
             val = eval_loader(config, dataset, "val", here)
             return PretrainLearner(config, objective, here, val)
 

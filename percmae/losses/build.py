@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from percmae.config import Config
 from percmae.losses.gan import Adversarial, StyleGAN2ADA
 from percmae.losses.objective import Objective
 from percmae.losses.reconstruction import MaskedPatches, MultiscaleSSIM, Perceptual
-
-if TYPE_CHECKING:
-    from percmae.models.features import FeatureNetwork
+from percmae.models.features import FeatureNetwork
 
 
 def build_objective(config: Config, features: FeatureNetwork | None = None) -> Objective:

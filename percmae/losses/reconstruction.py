@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,9 +11,7 @@ from percmae.config import Config
 from percmae.losses.objective import Draws, Micro, Objective, Terms, Weighted, WholeImage
 from percmae.losses.perceptual import perceptual_loss, style_loss
 from percmae.losses.pixel import l1_loss, multiscale_ssim_terms
-
-if TYPE_CHECKING:
-    from percmae.models.features import FeatureNetwork
+from percmae.models.features import FeatureNetwork
 
 
 class MaskedPatches(Objective):

@@ -9,20 +9,29 @@ from torch import Tensor, nn
 
 from percmae.errors import CheckpointError
 
-DECODER_KEYS = ("mask_token", "decoder_")
+# Names of the official MAE code and of timm's Vision Transformers; what a generator has beside
+# them (decoder, compression layers, heads …) is not encoder.
+ENCODER_KEYS = ("cls_token", "pos_embed", "patch_embed.", "blocks.", "norm.")
+OUR_SIZES = (
+    "the sizes in the config (model.*, data.image_size) must be those the weights were trained with"
+)
 
 Tensors = Mapping[str, Tensor]
 
 
-def load_strict(
-    module: nn.Module, tensors: Tensors, what: str, fresh: tuple[str, ...] = ()
+def check_fit(
+    own: Tensors,
+    tensors: Tensors,
+    what: str,
+    fresh: tuple[str, ...] = (),
+    sizes: str = OUR_SIZES,
 ) -> None:
-    """Load tensors into a module; only keys starting with one of ``fresh`` may be absent.
+    """Whether tensors are, key by key, what a network with the state dict ``own`` takes.
 
-    Raises CheckpointError naming the first key that finds no place, is missing or has another
-    shape, before anything is changed.
+    Only the keys in ``fresh`` may be absent. ``own`` may lie on the meta device: names, shapes and
+    kinds of number are compared. Raises CheckpointError naming the first key that finds no place,
+    is missing, or has another shape (``sizes`` says what to do then) or kind.
     """
-    own = module.state_dict()
     for key, tensor in tensors.items():
         if key not in own:
             raise CheckpointError(
@@ -31,17 +40,19 @@ def load_strict(
         if tensor.shape != own[key].shape:
             raise CheckpointError(
                 f"{what}: {key} is {tuple(tensor.shape)}, the network needs "
-                f"{tuple(own[key].shape)}; the sizes in the config (model.*, data.image_size) must "
-                "be those the weights were trained with"
+                f"{tuple(own[key].shape)}; {sizes}"
             )
-    missing = [key for key in own if key not in tensors and not key.startswith(fresh or ("\0",))]
+        if tensor.is_floating_point() != own[key].is_floating_point():
+            raise CheckpointError(
+                f"{what}: {key} holds {tensor.dtype}, the network needs {own[key].dtype}; "
+                "store the weights as floating-point numbers"
+            )
+    missing = [key for key in own if key not in tensors and key not in fresh]
     if missing:
         raise CheckpointError(
             f"{what}: {missing[0]} is missing ({len(missing)} of {len(own)} keys are); these are "
             "not the weights of this network"
         )
-    with torch.no_grad():
-        module.load_state_dict(dict(tensors), strict=False)
 
 
 def _count(tensors: Tensors, own: Tensors) -> str:
@@ -49,9 +60,40 @@ def _count(tensors: Tensors, own: Tensors) -> str:
     return f" ({lost} of {len(tensors)} keys have none); these are not the weights of this network"
 
 
+def load_strict(
+    module: nn.Module, tensors: Tensors, what: str, fresh: tuple[str, ...] = ()
+) -> None:
+    """Load tensors into a module; only the keys in ``fresh`` may be absent.
+
+    Raises CheckpointError as :func:`check_fit` does, before anything is changed.
+    """
+    check_fit(module.state_dict(), tensors, what, fresh)
+    with torch.no_grad():
+        module.load_state_dict(dict(tensors), strict=False)
+
+
+def load_generator(generator: nn.Module, tensors: Tensors, what: str) -> bool:
+    """Load a generator's weights, or those of its encoder alone, strictly.
+
+    Official pretraining releases and timm's MAE models hold the encoder only. Such a file (no key
+    that is not the encoder's) leaves the decoder as it was initialised, and True is returned; of
+    any other file every key must be there. Raises CheckpointError.
+    """
+    own = generator.state_dict()
+    decoder = tuple(key for key in own if not key.startswith(ENCODER_KEYS))
+    encoder_only = is_encoder_only(tensors)
+    load_strict(generator, tensors, what, decoder if encoder_only else ())
+    return encoder_only
+
+
+def is_encoder_only(tensors: Tensors) -> bool:
+    """Whether no key belongs to anything but an encoder."""
+    return all(key.startswith(ENCODER_KEYS) for key in tensors)
+
+
 def encoder_tensors(generator: Tensors) -> dict[str, Tensor]:
-    """The encoder's part of a masked autoencoder's state dict: everything but the decoder."""
-    return {k: v for k, v in generator.items() if not k.startswith(DECODER_KEYS)}
+    """The encoder's part of a generator's state dict, by the known names of an encoder."""
+    return {k: v for k, v in generator.items() if k.startswith(ENCODER_KEYS)}
 
 
 def classifier_tensors(generator: Tensors, pool: str) -> dict[str, Tensor]:

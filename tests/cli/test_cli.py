@@ -19,7 +19,7 @@ from percmae.data.sample import SampleArchives
 from percmae.data.shards import Dataset
 
 VERBS = ["run", "sample-data", "ingest", "pretrain", "finetune", "probe", "evaluate"]
-VERBS += ["reconstruct", "report", "store", "config", "doctor"]
+VERBS += ["reconstruct", "report", "export", "import", "store", "config", "doctor"]
 QUICK = [
     "optim.max_steps=2",
     "data.workers=0",
@@ -126,6 +126,16 @@ def test_the_whole_contract(
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert last("report", "--runs", run, probe, tuned, "--to", str(tmp_path / "r")).endswith("html")
     assert (tmp_path / "r" / "report.html").exists()
+    for form, file in (("mae", "mae.pth"), ("safetensors", "all.safetensors")):
+        args = ["export", "--run", run, "--format", form, "--to", f"{store}/{file}"]
+        assert last(*args) == f"{store}/{file}"
+        code, out, err = call(capsys, *args)
+        assert (code, out) == (2, "")
+        assert err.count("--force") == len(err.splitlines()) == 1
+        imported = str(tmp_path / f"{form}.safetensors")
+        assert last("import", "--weights", f"{store}/{file}", "--to", imported) == (
+            f"model.init_from={imported}"
+        )
     code, out, _ = call(capsys, "config", "diff", run, probe)
     assert code == 0
     assert 'stage: "pretrain" → "probe"' in out

@@ -1,7 +1,7 @@
 """From presets, files and ``key=value`` to one checked Config, knowing where each value came from.
 
-Layers, the later one winning: schema defaults, recipe (and what it fits to the variant), size, the run that is built upon, variant,
-user file, overrides.
+Layers, the later one winning: schema defaults, recipe (and what it fits to the variant), size, the
+run that is built upon, variant, user file, overrides.
 """
 
 from __future__ import annotations

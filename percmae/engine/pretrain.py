@@ -12,6 +12,7 @@ from percmae.config import Config
 from percmae.data.shards import Dataset
 from percmae.data.stream import Batch, Loader
 from percmae.engine.distributed import World, mask_noise, world
+from percmae.engine.knn import KNN, build_knn
 from percmae.engine.loop import Learner, Micro, Terms
 from percmae.engine.optim import build_optimizer, parameter_groups
 from percmae.engine.pictures import denormalise, reconstruction_grid
@@ -27,10 +28,18 @@ FIXED_MASK_SEED = 20221229
 
 
 class PretrainLearner(Learner):
-    """A variant's objective under the loop."""
+    """A variant's objective under the loop; ``knn`` judges its encoder at each validation."""
 
-    def __init__(self, config: Config, objective: Objective, world: World, val: Loader) -> None:
+    def __init__(
+        self,
+        config: Config,
+        objective: Objective,
+        world: World,
+        val: Loader,
+        knn: KNN | None = None,
+    ) -> None:
         self.config, self.objective, self.world, self.val = config, objective, world, val
+        self.knn = knn
         objective.to(world.device)
         objective.wrap(lambda network: training_call(network, config, world))
         self.networks, self.calls = objective.networks, objective.calls
@@ -51,7 +60,10 @@ class PretrainLearner(Learner):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mean of each term over the validation slice, every image under its own fixed mask."""
+        """Mean of each term over the validation slice, every image under its own fixed mask.
+
+        With ``knn_top1``, the encoder's k-NN accuracy there, where that is asked for.
+        """
         sums: dict[str, Tensor] = {}
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
         for _, _, batch in self.val.batches():
@@ -68,7 +80,10 @@ class PretrainLearner(Learner):
         names = self.world.share(sorted(sums))
         stacked = torch.stack([*(sums.get(n, torch.zeros_like(total)) for n in names), total])
         values = self.world.sum(stacked).tolist()
-        return {name: value / values[-1] for name, value in zip(names, values, strict=False)}
+        found = {name: value / values[-1] for name, value in zip(names, values, strict=False)}
+        if self.knn is not None:
+            found["knn_top1"] = self.knn(self.objective.generator)
+        return found
 
     @cached_property
     def _val_noise(self) -> Tensor:
@@ -115,6 +130,7 @@ def pretrain(config: Config, data: str, to: str, resume: str = "auto") -> RunRes
                 what = f"model.init_from={config.model.init_from}"
                 load_strict(objective.generator, initial_weights(config.model.init_from), what)
             val = eval_loader(config, dataset, "val", here)
-            return PretrainLearner(config, objective, here, val)
+            knn = build_knn(config, dataset, val.split, here)
+            return PretrainLearner(config, objective, here, val, knn)
 
         return carry_out(identity, dataset, to, resume, here, learner)

@@ -9,16 +9,21 @@ BIN := $(VENV)/bin
 VARIANT ?= mae
 TAG ?=
 SOURCE ?= mnist
+# make compare VARIANTS=mae,ssim; all of them when it is empty.
+VARIANTS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast lint format golden bench clean
+.PHONY: help run compare test test-fast lint format golden bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 run: $(VENV)/.installed-run ## Run the whole pipeline on real images (VARIANT= TAG= SOURCE= ARGS=)
 	@$(BIN)/percmae run --variant $(VARIANT) $(if $(TAG),--tag $(TAG)) --source $(SOURCE) $(ARGS)
+
+compare: $(VENV)/.installed-run ## Run several variants and compare them (VARIANTS= TAG= SOURCE= ARGS=)
+	@$(BIN)/percmae compare $(if $(VARIANTS),--variants $(VARIANTS)) $(if $(TAG),--tag $(TAG)) --source $(SOURCE) $(ARGS)
 
 test: $(VENV)/.installed-dev ## Run all tests
 	@$(BIN)/python -m pytest

@@ -203,7 +203,7 @@ def _run(args: argparse.Namespace) -> None:
     import subprocess
 
     # The DAG lives in the package above this one: it is started, not imported.
-    command = [sys.executable, "-m", "pipelines", "run", *args.rest]
+    command = [sys.executable, "-m", "pipelines", args.verb, *args.rest]
     child = subprocess.Popen(command)
     # Ctrl-C reaches the child too, which ends in its own way; this process waits for it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -247,8 +247,12 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(work=work)
         return sub
 
-    run = verb("run", "run the whole pipeline on this machine, on real images", _run)
-    run.add_argument("rest", nargs=argparse.REMAINDER, help="see `percmae run --help`")
+    for name, text in (
+        ("run", "run the whole pipeline on this machine, on real images"),
+        ("compare", "run the pipeline for several variants and compare them"),
+    ):
+        sub = verb(name, text, _run)
+        sub.add_argument("rest", nargs=argparse.REMAINDER, help=f"see `percmae {name} --help`")
 
     sub = verb("sample-data", "write real images as small ILSVRC archives", _sample_data)
     sub.add_argument("--out", required=True, metavar="DIR", help="where the archives go")
@@ -379,9 +383,9 @@ def _training(sub: argparse.ArgumentParser, resume: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
-    if arguments[:1] == ["run"]:
+    if arguments[:1] in (["run"], ["compare"]):
         # All that follows belongs to the pipeline's own parser, --help included.
-        args = argparse.Namespace(work=_run, rest=arguments[1:])
+        args = argparse.Namespace(work=_run, verb=arguments[0], rest=arguments[1:])
     else:
         args = parse(_parser(), arguments)
     try:

@@ -27,6 +27,23 @@ key=value is a setting of the pretraining, or with probe., finetune. or all. in 
 `percmae config show --docs` explains them all."""
 
 
+_COMPARE = """\
+Run the whole pipeline for one variant after the other, on the same images with the same seeds and
+settings, and put what they learned side by side: a table, and a picture.
+
+What is finished and unchanged is reused, also what `percmae run` has made with the same tag. When a
+variant fails, the others go on. Ctrl-C saves what is being trained; the same command goes on from
+there."""
+
+_COMPARE_EXAMPLES = """\
+examples:
+  percmae compare
+  percmae compare --variants mae,ssim --seeds 0 --tag quick optim.epochs=3
+
+key=value is a setting of every variant's pretraining, or with probe., finetune. or all. in front of
+that stage; `percmae config show --docs` explains them all."""
+
+
 def _compile(args: argparse.Namespace) -> None:
     from pipelines.train import compile_pipeline
 
@@ -55,6 +72,28 @@ def _run(args: argparse.Namespace) -> None:
     print(steps_table(outcome.steps))
     print()
     print(outcome.html)
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from percmae.report.compare_text import compare_table
+    from pipelines.compare import compare, failures
+
+    document = compare(
+        args.variants,
+        args.tag,
+        args.recipe,
+        args.source,
+        args.seeds,
+        args.overrides,
+        args.to,
+        size=args.size,
+        fine_tune=args.fine_tune,
+        store=args.store,
+    )
+    print(compare_table(document))
+    print()
+    print(*document["files"].values(), sep="\n")
+    failures(document)
 
 
 def _seeds(text: str) -> list[int]:
@@ -97,8 +136,32 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         epilog=_RUN_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    sub.set_defaults(overrides=[])
     sub.add_argument("--variant", default="mae", metavar="V", help="objective (default: mae)")
+    _pipeline_options(sub)
+
+    sub = action(
+        "compare",
+        "Run the pipeline for several variants and compare them.",
+        _compare,
+        prog="percmae compare",
+        usage="percmae compare [options] [key=value …]",
+        description=_COMPARE,
+        epilog=_COMPARE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sub.add_argument(
+        "--variants",
+        type=lambda text: text.split(","),
+        metavar="V,…",
+        help="which, in the order of the table (default: all)",
+    )
+    _pipeline_options(sub)
+    return parser
+
+
+def _pipeline_options(sub: argparse.ArgumentParser) -> None:
+    """What running the pipeline takes, for one variant or several."""
+    sub.set_defaults(overrides=[])
     sub.add_argument("--tag", default="", help="experiment tag; runs are named <tag>_<variant>")
     sub.add_argument("--recipe", default="demo", metavar="R", help="default: demo")
     sub.add_argument("--size", default="", metavar="S", help="encoder: tiny, small, base …")
@@ -120,7 +183,6 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         metavar="URI",
         help="keep datasets and runs there (s3://… or a folder), not in the embedded server",
     )
-    return parser
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from percmae import stages
-from percmae.data.sample import SOURCES, make_sample_archives
+from percmae.data.sample import SOURCES, SampleArchives, make_sample_archives
 from percmae.data.sample_sources import fingerprint
 from percmae.errors import UserError
 from percmae.storage import StorePath
@@ -56,14 +56,14 @@ def run(
     Raises UserError for bad input before anything is started, StepError for a step that failed,
     Interrupted after Ctrl-C; the same call goes on from where it was stopped.
     """
-    name = _check(variant, tag, recipe, size, seeds, overrides)
-    home = Path(os.environ.get("PERCMAE_HOME") or HOME)
+    name = check(variant, tag, recipe, size, seeds, overrides)
     console, folder = Console(), Path(to) / name
-    dataset = _dataset_name(source)
-    # Read where they are: the store need not hold the images twice.
-    archives = make_sample_archives(home / "samples" / dataset, source)
+    dataset, archives = sample_archives(source)
     folder.mkdir(parents=True, exist_ok=True)
-    with _store(store, console) as base, (folder / "pipeline.log").open("w", buffering=1) as log:
+    with (
+        open_store(store, console) as base,
+        (folder / "pipeline.log").open("w", buffering=1) as log,
+    ):
         steps = _run_dag(
             {
                 "archive_train": str(archives.train),
@@ -90,7 +90,7 @@ def run(
     return Outcome(report, steps, html, figures)
 
 
-def _check(
+def check(
     variant: str,
     tag: str,
     recipe: str,
@@ -110,6 +110,17 @@ def _check(
     return config.run_name
 
 
+def sample_archives(source: str) -> tuple[str, SampleArchives]:
+    """Name of a source's dataset, and its archives, made unless they are there.
+
+    Raises DataError for a source that is not known or cannot be had.
+    """
+    home = Path(os.environ.get("PERCMAE_HOME") or HOME)
+    dataset = _dataset_name(source)
+    # Read where they are: the store need not hold the images twice.
+    return dataset, make_sample_archives(home / "samples" / dataset, source)
+
+
 def _dataset_name(source: str) -> str:
     """Name of a source's dataset; a folder's has a mark that changes with its images."""
     if source in SOURCES:
@@ -119,8 +130,11 @@ def _dataset_name(source: str) -> str:
 
 
 @contextlib.contextmanager
-def _store(uri: str | None, console: Console) -> Iterator[str]:
-    """The store's URI; the steps inherit its address and keys through the environment."""
+def open_store(uri: str | None, console: Console) -> Iterator[str]:
+    """The store's URI; the steps inherit its address and keys through the environment.
+
+    uri: a store that is there; None starts the embedded server for as long as the block lasts.
+    """
     if uri is not None:
         base = StorePath(uri)
         base.prepare()

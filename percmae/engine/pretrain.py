@@ -13,6 +13,7 @@ from percmae.data.shards import Dataset
 from percmae.data.stream import Batch, Loader
 from percmae.engine.distributed import World, mask_noise, world
 from percmae.engine.features import feature_network
+from percmae.engine.knn import KNN, build_knn
 from percmae.engine.loop import Learner, Terms
 from percmae.engine.optim import Group, build_optimizer, parameter_groups
 from percmae.engine.pictures import denormalise, reconstruction_grid, scales_grid
@@ -30,10 +31,18 @@ FIXED_MASK_SEED = 20221229
 
 
 class PretrainLearner(Learner):
-    """A variant's objective under the loop."""
+    """A variant's objective under the loop; ``knn`` judges its encoder at each validation."""
 
-    def __init__(self, config: Config, objective: Objective, world: World, val: Loader) -> None:
+    def __init__(
+        self,
+        config: Config,
+        objective: Objective,
+        world: World,
+        val: Loader,
+        knn: KNN | None = None,
+    ) -> None:
         self.config, self.objective, self.world, self.val = config, objective, world, val
+        self.knn = knn
         objective.to(world.device)
         objective.wrap(
             lambda name, call: training_call(call, config, world, compiled=name == "generator"),
@@ -64,7 +73,10 @@ class PretrainLearner(Learner):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mean of each term over the validation slice, every image under its own fixed mask."""
+        """Mean of each term over the validation slice, every image under its own fixed mask.
+
+        With ``knn_top1``, the encoder's k-NN accuracy there, where that is asked for.
+        """
         sums: dict[str, Tensor] = {}
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
         for _, _, batch in self.val.batches():
@@ -80,7 +92,10 @@ class PretrainLearner(Learner):
         names = self.world.share(sorted(sums))
         stacked = torch.stack([*(sums.get(n, torch.zeros_like(total)) for n in names), total])
         values = self.world.sum(stacked).tolist()
-        return {name: value / values[-1] for name, value in zip(names, values, strict=False)}
+        found = {name: value / values[-1] for name, value in zip(names, values, strict=False)}
+        if self.knn is not None:
+            found["knn_top1"] = self.knn(self.objective.generator)
+        return found
 
     @cached_property
     def _val_noise(self) -> Tensor:
@@ -133,6 +148,7 @@ def pretrain(config: Config, data: str, to: str, resume: str = "auto") -> RunRes
                 if load_generator(objective.generator, weights, what) and here.rank == 0:
                     note(f"{what}: holds the encoder only; the decoder starts fresh")
             val = eval_loader(config, dataset, "val", here)
-            return PretrainLearner(config, objective, here, val)
+            knn = build_knn(config, dataset, val.split, here)
+            return PretrainLearner(config, objective, here, val, knn)
 
         return carry_out(identity, dataset, to, resume, here, learner)

@@ -104,12 +104,15 @@ def _charts(report: Json, runs: list[Run]) -> list[Json]:
         svg = line_chart("pretrain", _alt("Pretraining loss", loss), loss, "step", "loss")
         caption = "On the training images and on the validation slice."
         charts.append({"title": "Pretraining loss", "caption": caption, "svg": svg})
+    guess = (report["data"]["random_guess"].get("top1") or {}).get("mean")
+    neighbours = _series(pretrain, [("val", "k-NN", "blue")], "knn_top1", x="epoch")
+    if neighbours:
+        charts.append(_neighbours_chart(neighbours, guess))
     terms = _terms(pretrain)
     if len(terms) > 1:
         svg = line_chart("terms", _alt("Terms of the loss", terms), terms, "step", "term")
         caption = f"The objective's terms on the training images, seed {terms[0].seed}."
         charts.append({"title": "Terms of the pretraining loss", "caption": caption, "svg": svg})
-    guess = report["data"]["random_guess"].get("top1")
     for stage, title in (("probe", "Linear probe"), ("finetune", "Fine-tuning")):
         curves = [
             curve
@@ -129,11 +132,23 @@ def _charts(report: Json, runs: list[Run]) -> list[Json]:
                 "epoch",
                 "top-1",
                 percent=True,
-                guess=guess["mean"] if guess else None,
+                guess=guess,
             )
             caption = "Top-1 accuracy on the validation slice while the classifier learns."
             charts.append({"title": title, "caption": caption, "svg": svg})
     return charts
+
+
+def _neighbours_chart(series: list[Series], guess: float | None) -> Json:
+    title = "k-NN accuracy of the encoder"
+    svg = line_chart(
+        "knn", _alt(title, series), series, "epoch", "top-1", percent=True, guess=guess
+    )
+    caption = (
+        "Validation images classified by their nearest training images in feature space: does the "
+        "representation improve while it is pretrained?"
+    )
+    return {"title": title, "caption": caption, "svg": svg}
 
 
 def _series(

@@ -275,11 +275,12 @@ def read_runs(uris: list[str]) -> list[Run]:
                 f"{run.uri} is of variant {run.info['variant']}, {runs[0].uri} of "
                 f"{runs[0].info['variant']}; make one report for each variant"
             )
-    _check_same_test(runs)
+    check_same_test(runs)
     return sorted(runs, key=lambda run: run.seed)
 
 
-def _check_same_test(runs: list[Run]) -> None:
+def check_same_test(runs: list[Run]) -> None:
+    """Raise UserError unless all classifiers among the runs were judged on the same test images."""
     judged = [run for run in runs if run.evaluation and run.stage != "pretrain"]
     for run in judged[1:]:
         if _test_identity(run) != _test_identity(judged[0]):

@@ -100,6 +100,7 @@ def test_resumed_run_equals_an_uninterrupted_one(
         pretrain(config, tiny_dataset.uri, str(tmp_path / "cut"), resume="never")
     resumed = pretrain(config, tiny_dataset.uri, str(tmp_path / "cut"))
     assert losses(resumed.uri) == losses(whole.uri)
+    assert lines(resumed.uri, "val") == lines(whole.uri, "val")
     assert same_weights(resumed.uri, whole.uri)
 
 

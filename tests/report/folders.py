@@ -103,7 +103,7 @@ def _metrics(stage: str, seed: int, accuracy: float) -> str:
         if step % (STEPS // EPOCHS) == 0:
             row = {"step": step, "epoch": epoch, "split": "val", "loss": loss + 0.02}
             learned = accuracy * (1 - math.exp(-epoch / 2))
-            rows.append(row if stage == "pretrain" else {**row, "top1": learned})
+            rows.append({**row, "knn_top1" if stage == "pretrain" else "top1": learned})
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 

@@ -88,11 +88,22 @@ def test_charts_say_what_they_show(three: str) -> None:
     labels = re.findall(r'<svg[^>]*aria-label="([^"]*)"', three)
     assert [label.split(".")[0] for label in labels] == [
         "Pretraining loss",
+        "k-NN accuracy of the encoder",
         "Linear probe, validation top-1",
         "Fine-tuning, validation top-1",
     ]
     assert "validation, seed 2: from" in labels[0]
-    assert "untrained, seed 0: from" in labels[1]
+    assert "k-NN, seed 1: from" in labels[1]
+    assert "untrained, seed 0: from" in labels[2]
+
+
+def test_a_run_without_knn_figures_has_no_such_chart(tmp_path: Path) -> None:
+    run = Path(write_run(tmp_path))
+    metrics = (run / "metrics.jsonl").read_text().replace("knn_top1", "other")
+    (run / "metrics.jsonl").write_text(metrics)
+    text = page([str(run)], tmp_path)
+    assert "Pretraining loss" in text
+    assert "k-NN" not in words(text)
 
 
 def test_configuration_digests_and_addresses_are_there(three: str) -> None:

@@ -1,0 +1,173 @@
+"""Variants side by side: one table and one figure of what each learned on the same budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from percmae.errors import DataError, UserError
+from percmae.report.compare_chart import draw
+from percmae.report.compare_text import markdown
+from percmae.report.figures import collect, stats
+from percmae.report.read import Json, Run, check_same_test, read_runs
+from percmae.storage import StorePath
+
+FORMAT = "percmae-compare/1"
+FIGURES, PICTURE, MARKDOWN = "compare.json", "compare.png", "compare.md"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One variant: the addresses of its runs, of any stage and seed, or why there are none."""
+
+    variant: str
+    runs: list[str] = field(default_factory=list)
+    error: str | None = None
+
+
+def compare(entries: list[Entry], to: str) -> Json:
+    """Write ``<to>/compare.json``, ``compare.md`` and ``compare.png``; return the first's content.
+
+    Rows stand in the order of ``entries``; each figure is a ``stats`` object as in report.json
+    (:func:`percmae.report.figures.collect`), shares in 0..1. There is no picture when no variant
+    has runs. Raises UserError for entries that do not belong in one table, DataError for a folder
+    that is no run or a damaged file, StoreError when the store cannot be reached.
+    """
+    if not entries:
+        raise UserError("compare needs at least one variant")
+    found = [(entry, _read(entry)) for entry in entries]
+    runs = [run for _, group in found for run in group]
+    check_same_test(runs)
+    folder = StorePath(to)
+    document = _document(found)
+    drawn = any(row["error"] is None for row in document["rows"])
+    names = {"json": FIGURES, **({"picture": PICTURE} if drawn else {}), "markdown": MARKDOWN}
+    document["files"] = {key: (folder / name).uri for key, name in names.items()}
+    folder.prepare()
+    if drawn:
+        (folder / PICTURE).write_bytes(draw(document))
+    elif (folder / PICTURE).exists():
+        (folder / PICTURE).delete()  # of an earlier comparison, which this one replaces
+    (folder / FIGURES).write_json(document)
+    (folder / MARKDOWN).write_text(markdown(document))
+    return document
+
+
+def _read(entry: Entry) -> list[Run]:
+    if entry.error is not None:
+        return []
+    runs = read_runs(entry.runs)
+    if runs[0].info["variant"] != entry.variant:
+        raise UserError(
+            f"{runs[0].uri} is of variant {runs[0].info['variant']}, not {entry.variant}"
+        )
+    if not any(run.kind == "pretrain" for run in runs):
+        raise UserError(f"variant {entry.variant} has no pretraining run; give it among its runs")
+    return runs
+
+
+def _document(found: list[tuple[Entry, list[Run]]]) -> Json:
+    rows = [_row(entry, runs) for entry, runs in found]
+    budgets = {entry.variant: _budget(runs) for entry, runs in found if runs}
+    reports = [collect(runs) for _, runs in found if runs]
+    data = next((r["data"] for r in reports if r["data"]["classes"]), None)
+    guess = data["random_guess"]["top1"]["mean"] if data else None
+    budget, differences = _shared(budgets)
+    return {
+        "format": FORMAT,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "rows": rows,
+        "random_guess": guess,
+        "samples": data["samples"] if data else {},
+        "classes": data["classes"] if data else None,
+        "budget": budget,
+        "differences": differences,
+    }
+
+
+def _row(entry: Entry, runs: list[Run]) -> Json:
+    """One variant's figures; with an error, nothing else."""
+    row: Json = {"variant": entry.variant, "error": entry.error}
+    if not runs:
+        return row
+    report = collect(runs)
+    top1 = {item["row"]: item["top1"] for item in report["table"]}
+    pretrain = [run for run in runs if run.kind == "pretrain"]
+    return {
+        **row,
+        "seeds": report["seeds"],
+        **{kind: top1.get(kind, stats([])) for kind in ("probe", "probe_untrained", "finetune")},
+        "knn": stats((run.seed, _last(run.curve("val", "knn_top1"))) for run in pretrain),
+        "psnr": report["reconstruction"]["psnr"],
+        "ssim": report["reconstruction"]["ssim"],
+        "step_seconds": stats((run.seed, _step_seconds(run)) for run in pretrain),
+        "steps": stats((run.seed, run.info.get("step")) for run in pretrain),
+        "runs": [run.uri for run in runs],
+    }
+
+
+def _last(curve: list[tuple[float, float]]) -> float | None:
+    return curve[-1][1] if curve else None
+
+
+def _step_seconds(run: Run) -> float | None:
+    seconds, steps = run.info.get("seconds"), run.info.get("step")
+    return seconds / steps if seconds and steps else None
+
+
+def _budget(runs: list[Run]) -> Json:
+    """What a variant was given, in words for the table's reader, by the first seed's settings."""
+    pretrain = next(run for run in runs if run.kind == "pretrain")
+    config = _config(pretrain)
+    data, model, optim = config.data, config.model, config.optim
+    length = {run.kind: run.info.get("epochs") for run in runs}
+    sizes = {"encoder": model.encoder, "decoder": model.decoder}
+    return {
+        "recipe": config.recipe,
+        "seeds": ", ".join(str(run.seed) for run in runs if run.kind == "pretrain"),
+        "pretraining epochs": _number(length["pretrain"]),
+        "probe epochs": _number(length.get("probe")),
+        "fine-tuning epochs": _number(length.get("finetune")),
+        "images a step": str(optim.total_batch or data.batch_size * optim.accumulate),
+        "image size": f"{data.image_size} px in patches of {model.patch_size} px",
+        **{
+            name: f"width {size.width}, depth {size.depth}, heads {size.heads}"
+            for name, size in sizes.items()
+        },
+    }
+
+
+def _config(run: Run) -> Any:
+    import yaml
+
+    from percmae.config import config_from_dict
+
+    try:
+        return config_from_dict(yaml.safe_load(run.config or ""))
+    except (UserError, yaml.YAMLError, AttributeError, TypeError) as error:
+        raise DataError(
+            f"{run.uri}/config.yaml cannot be read by this percmae "
+            f"({' '.join(str(error).split())}); compare runs of one version"
+        ) from None
+
+
+def _number(value: Any) -> str | None:
+    return None if value is None else f"{value:g}"
+
+
+def _shared(budgets: dict[str, Json]) -> tuple[dict[str, str], list[str]]:
+    """What all variants have in common, and in words what they have not."""
+    common, differences = {}, []
+    for key in dict.fromkeys(key for budget in budgets.values() for key in budget):
+        values = {variant: budget[key] for variant, budget in budgets.items()}
+        if len(set(values.values())) > 1:
+            differences.append(f"{key}: {_listed(values.items())}")
+        elif (value := next(iter(values.values()))) is not None:
+            common[key] = value
+    return common, differences
+
+
+def _listed(pairs: Iterable[tuple[str, str | None]]) -> str:
+    return "; ".join(f"{variant} {value or 'none'}" for variant, value in pairs)

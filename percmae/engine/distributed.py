@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from percmae.config import Config
+from percmae.engine.memory import keep_freed_memory
 from percmae.errors import ConfigError, PercmaeError
 
 T = TypeVar("T")
@@ -130,6 +131,8 @@ def world(config: Config) -> Iterator[World]:
     device = _device(config, local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
     joined = "RANK" in os.environ and not dist.is_initialized()
     if joined:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")

@@ -60,6 +60,8 @@ class Adversarial(Objective):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.discriminator = build_discriminator(config)
+        # Convolutions spare themselves a change of layout before and after each of them.
+        self.discriminator.to(memory_format=torch.channels_last)
         self.networks["discriminator"] = self.discriminator
         self.calls["discriminator"] = JudgeAll(self.discriminator)
         settings = config.adversarial
@@ -73,6 +75,7 @@ class Adversarial(Objective):
     # One micro-batch
 
     def backward(self, images: Tensor, noise: Tensor, micro: Micro, draws: Draws) -> Terms:
+        images = images.contiguous(memory_format=torch.channels_last)
         with self.autocast(), self._attention(micro):
             generated, extra = self._generate(images, noise, micro)
         real = self.pyramid(images, generated.images)

@@ -47,7 +47,7 @@ class Perceptual(WholeImage):
 
     def __init__(self, config: Config, features: FeatureNetwork) -> None:
         super().__init__(config)
-        self.features = features
+        self.features = features.to(memory_format=torch.channels_last)
 
     def to(self, device: torch.device) -> None:
         super().to(device)
@@ -57,7 +57,9 @@ class Perceptual(WholeImage):
         weights = self.config.loss
         with self.autocast():
             with torch.no_grad():
-                target = self.features(self.to_unit(images))
+                target = self.features(
+                    self.to_unit(images).contiguous(memory_format=torch.channels_last)
+                )
             maps = self.features(self.to_unit(made[0]))
         return {
             "l1": (weights.l1, l1_loss(made[0], images)),

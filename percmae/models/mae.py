@@ -249,11 +249,14 @@ class MaskedAutoencoder(nn.Module):
 
 
 def patches_to_image(patches: Tensor, patch_size: int) -> Tensor:
-    """Patches (N, g², p²·3), each in (row, column, channel) order, as images (N, 3, g·p, g·p)."""
+    """Patches (N, g², p²·3), each in (row, column, channel) order, as images (N, 3, g·p, g·p).
+
+    In memory channels come last, as they do in the patches: convolutions are quicker that way.
+    """
     n, p = patches.shape[0], patch_size
     g = math.isqrt(patches.shape[1])
     x = patches.reshape(n, g, g, p, p, CHANNELS)
-    return x.permute(0, 5, 1, 3, 2, 4).reshape(n, CHANNELS, g * p, g * p)
+    return x.transpose(2, 3).reshape(n, g * p, g * p, CHANNELS).permute(0, 3, 1, 2)
 
 
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,6 +94,9 @@ class World:
         """The network under DistributedDataParallel when there is more than one process."""
         if not dist.is_initialized() or (self.size == 1 and not always):
             return network
+        # 1×1 filters have both layouts at once, and their gradients may come in the other one: a
+        # copy of a few hundred numbers, not worth a warning in every process.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         ids = [self.device.index] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(network, device_ids=ids)
 

@@ -32,6 +32,7 @@ from percmae.losses.objective import Call, Draws, Micro, Objective, Terms, Weigh
 from percmae.losses.perceptual import perceptual_loss, style_loss
 from percmae.losses.pixel import l1_loss, resized
 from percmae.models.discriminators import Discriminator, Judged, build_discriminator
+from percmae.models.layers import channels_last
 from percmae.models.mae import Generated
 
 # What random numbers are for.
@@ -60,8 +61,7 @@ class Adversarial(Objective):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.discriminator = build_discriminator(config)
-        # Convolutions spare themselves a change of layout before and after each of them.
-        self.discriminator.to(memory_format=torch.channels_last)
+        channels_last(self.discriminator)
         self.networks["discriminator"] = self.discriminator
         self.calls["discriminator"] = JudgeAll(self.discriminator)
         settings = config.adversarial

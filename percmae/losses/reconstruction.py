@@ -12,6 +12,7 @@ from percmae.losses.objective import Draws, Micro, Objective, Terms, Weighted, W
 from percmae.losses.perceptual import perceptual_loss, style_loss
 from percmae.losses.pixel import l1_loss, multiscale_ssim_terms
 from percmae.models.features import FeatureNetwork
+from percmae.models.layers import channels_last
 
 
 class MaskedPatches(Objective):
@@ -47,7 +48,8 @@ class Perceptual(WholeImage):
 
     def __init__(self, config: Config, features: FeatureNetwork) -> None:
         super().__init__(config)
-        self.features = features.to(memory_format=torch.channels_last)
+        self.features = features
+        channels_last(features)
 
     def to(self, device: torch.device) -> None:
         super().to(device)

@@ -108,6 +108,14 @@ def sincos_positions(width: int, grid: int) -> Tensor:
     return torch.cat([torch.zeros(1, width), table.float()])[None]
 
 
+def channels_last(network: nn.Module) -> None:
+    """Lay a convolutional network's weights out with channels last, in place.
+
+    Convolutions then spare themselves a change of layout before and after each of them.
+    """
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 def init_linear(module: nn.Module) -> None:
     """MAE's initialisation of linear and norm layers, for ``Module.apply``."""
     if isinstance(module, nn.Linear):

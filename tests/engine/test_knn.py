@@ -24,7 +24,8 @@ from percmae.engine.knn import KNN, build_knn, features, spread_out, vote
 from percmae.engine.pretrain import pretrain
 from percmae.engine.runs import Run
 from percmae.engine.weights import network_weights
-from percmae.models.mae import MaskedAutoencoder, build_model
+from percmae.models import build_model
+from percmae.models.mae import MaskedAutoencoder
 from percmae.storage import StorePath
 
 Make = Callable[..., Config]

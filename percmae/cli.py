@@ -12,37 +12,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from percmae import __version__
+from percmae.arguments import build_parser
 from percmae.command import exit_code, parse
 from percmae.errors import UserError
 
 if TYPE_CHECKING:
     from percmae.config import Config
-
-_ABOUT = """\
-Perceptual MAE: self-supervised vision pretraining as a pipeline.
-
-A URI is s3://bucket/key or a path, everywhere. The store's address and keys come from
-AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or a file, see `percmae doctor`)."""
-
-_EXAMPLES = """\
-a first run, no cluster and no data needed:
-  percmae run
-
-the same by hand:
-  percmae sample-data --out sample
-  percmae ingest --train sample/ILSVRC2012_img_train.tar --val sample/ILSVRC2012_img_val.tar \\
-                 --devkit sample/ILSVRC2012_devkit_t12.tar.gz --to datasets/sample
-  percmae pretrain --data datasets/sample/manifest.json --to runs --recipe demo --tag first
-  percmae probe --run runs/first_mae --data datasets/sample/manifest.json --to runs
-  percmae evaluate --run runs/first_mae_probe --data datasets/sample/manifest.json
-
-exit codes: 0 done, 1 failure, 2 bad usage or input, 128 and above interrupted and resumable
-(128 + the signal's number)."""
-
-_OVERRIDES = "settings such as optim.epochs=3; `percmae config show --docs` explains them all"
 
 
 def _sample_data(args: argparse.Namespace) -> None:
@@ -146,6 +123,10 @@ def _store(args: argparse.Namespace) -> None:
     print(f"export AWS_SECRET_ACCESS_KEY={store.secret_key}")
 
 
+def _config(args: argparse.Namespace) -> None:
+    (_config_show if args.action == "show" else _config_diff)(args)
+
+
 def _config_show(args: argparse.Namespace) -> None:
     from percmae.config import load
 
@@ -192,6 +173,22 @@ def _stored_config(uri: str) -> Config:
         raise UserError(f"{file}: not a saved configuration") from None
 
 
+def _bench(args: argparse.Namespace) -> None:
+    from percmae.bench import step
+
+    document = step.bench(
+        sizes=args.size.split(","),
+        variants=args.variants.split(",") if args.variants else None,
+        batch=args.batch,
+        rounds=args.rounds,
+        precision=args.precision,
+        compiled=args.compile,
+        memory=not args.no_memory,
+        overrides=args.overrides,
+    )
+    print(json.dumps(document) if args.json else step.table(document))
+
+
 def _doctor(args: argparse.Namespace) -> None:
     from percmae.doctor import doctor
 
@@ -231,153 +228,24 @@ def _spread_over_gpus(config: Config) -> None:
         os.execv(sys.executable, command)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="percmae",
-        description=_ABOUT,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"percmae {__version__}")
-    # The long metavar also makes argparse leave room for the longest verb on its line.
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB [options]", required=True)
-
-    def verb(name: str, text: str, work: Callable[[argparse.Namespace], None]) -> Any:
-        sub = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        sub.set_defaults(work=work)
-        return sub
-
-    for name, text in (
-        ("run", "run the whole pipeline on this machine, on real images"),
-        ("compare", "run the pipeline for several variants and compare them"),
-    ):
-        sub = verb(name, text, _run)
-        sub.add_argument("rest", nargs=argparse.REMAINDER, help=f"see `percmae {name} --help`")
-
-    sub = verb("sample-data", "write real images as small ILSVRC archives", _sample_data)
-    sub.add_argument("--out", required=True, metavar="DIR", help="where the archives go")
-    sub.add_argument(
-        "--source",
-        default="mnist",
-        metavar="NAME|DIR",
-        help="mnist (default), fashion-mnist, cifar10, imagenette, or a class-per-folder directory",
-    )
-
-    sub = verb("ingest", "turn ILSVRC archives into a dataset of shards", _ingest)
-    for name, text in (
-        ("train", "the tar of class tars"),
-        ("val", "the tar of validation images, used as the test set"),
-        ("devkit", "the devkit's tar.gz, with classes and labels"),
-    ):
-        sub.add_argument(f"--{name}", required=True, metavar="URI", help=text)
-    sub.add_argument("--to", required=True, metavar="URI", help="folder of the dataset")
-
-    sub = verb("pretrain", "pretrain a masked autoencoder", _pretrain)
-    _presets(sub)
-    _training(sub, "never")
-
-    for name, text in (
-        ("finetune", "fine-tune a pretrained encoder on the labels"),
-        ("probe", "train a linear layer on a frozen pretrained encoder"),
-    ):
-        sub = verb(name, text, _downstream)
-        sub.add_argument("--run", required=True, metavar="URI", help="the pretraining run")
-        sub.add_argument("--recipe", metavar="NAME", help="default: the run's own")
-        sub.add_argument("--tag", help="default: the run's own")
-        sub.add_argument("--config", metavar="FILE", help="YAML with further settings")
-        _training(sub, "auto")
-        if name == "probe":
-            sub.add_argument(
-                "--untrained",
-                action="store_true",
-                help="the control: the same probe on the encoder before its pretraining",
-            )
-
-    sub = verb("evaluate", "figures of a finished run on the test set", _evaluate)
-    sub.add_argument("--run", required=True, metavar="URI", help="any finished run")
-    sub.add_argument("--data", required=True, metavar="MANIFEST", help="the dataset's manifest")
-    sub.add_argument("--json", action="store_true", help="one JSON document on stdout")
-
-    sub = verb("reconstruct", "show what a pretrained model makes of images", _reconstruct)
-    sub.add_argument("--run", required=True, metavar="URI", help="the pretraining run")
-    sub.add_argument("--images", required=True, nargs="+", metavar="FILE", help="image files")
-    sub.add_argument("--to", required=True, metavar="FILE.png", help="the picture to write")
-
-    sub = verb("report", "write the HTML report of finished runs", _report)
-    sub.add_argument("--runs", required=True, nargs="+", metavar="URI", help="runs of any stage")
-    sub.add_argument("--to", required=True, metavar="URI", help="folder of report.html and .json")
-
-    sub = verb("export", "write a run's weights to a file for other tools", _export)
-    sub.add_argument("--run", required=True, metavar="URI", help="the pretraining run")
-    text = "an official MAE checkpoint, the encoder for timm, or every tensor"
-    sub.add_argument("--format", required=True, choices=["mae", "timm", "safetensors"], help=text)
-    _written(sub)
-
-    sub = verb("import", "check weights key by key and write them as safetensors", _import)
-    text = "torch or safetensors file; no code in it is run"
-    sub.add_argument("--weights", required=True, metavar="URI", help=text)
-    kinds = ["mae", "vgg16", "dalle", "efficientnet_lite0"]
-    text = "mae (default): for model.init_from; the others: feature networks"
-    sub.add_argument("--kind", default="mae", choices=kinds, help=text)
-    _written(sub)
-
-    sub = verb("store", "the embedded S3 server of a machine without one", _store)
-    sub.add_argument("action", choices=["up", "down", "status"])
-
-    sub = verb("config", "show or compare configurations", _config_show)
-    actions = sub.add_subparsers(dest="action", required=True, metavar="show|diff")
-    show = actions.add_parser("show", help="the effective configuration")
-    show.set_defaults(work=_config_show)
-    _presets(show)
-    show.add_argument("--stage", default="pretrain", choices=["pretrain", "finetune", "probe"])
-    show.add_argument("--origin", action="store_true", help="where each value came from")
-    show.add_argument("--docs", action="store_true", help="what each setting means")
-    _overrides(show)
-    diff = actions.add_parser("diff", help="what differs between two runs or saved configs")
-    diff.set_defaults(work=_config_diff)
-    diff.add_argument("left", metavar="URI")
-    diff.add_argument("right", metavar="URI")
-
-    verb("doctor", "check this machine: packages, devices, store", _doctor)
-    return parser
-
-
-def _presets(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--variant", default="mae", metavar="V", help="objective (default: mae)")
-    sub.add_argument(
-        "--recipe",
-        default="mae",
-        metavar="R",
-        help="optimiser and schedule: mae (the MAE paper's, default), reference (the Perceptual "
-        "MAE authors'), demo (small and quick)",
-    )
-    sub.add_argument("--size", metavar="S", help="encoder: tiny, small, base, large or huge")
-    sub.add_argument("--tag", help="experiment tag; the run is named <tag>_<variant>")
-    sub.add_argument("--config", metavar="FILE", help="YAML with further settings")
-
-
-def _overrides(sub: argparse.ArgumentParser) -> None:
-    sub.set_defaults(overrides=[])
-    sub.usage = f"{sub.prog} [options] [key=value …]"
-    sub.epilog = f"key=value: {_OVERRIDES}"
-
-
-def _written(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--to", required=True, metavar="URI", help="the file to write")
-    sub.add_argument("--force", action="store_true", help="replace a file that exists")
-
-
-def _training(sub: argparse.ArgumentParser, resume: str) -> None:
-    sub.add_argument("--data", required=True, metavar="MANIFEST", help="the dataset's manifest")
-    sub.add_argument("--to", required=True, metavar="URI", help="folder that holds the runs")
-    sub.add_argument(
-        "--resume",
-        default=resume,
-        choices=["auto", "never"],
-        help="auto: go on with, or reuse, a run of the same name, config and data; "
-        f"never: refuse when the name is taken (default: {resume})",
-    )
-    _overrides(sub)
+_WORK: dict[str, Callable[[argparse.Namespace], None]] = {
+    "run": _run,
+    "compare": _run,
+    "sample-data": _sample_data,
+    "ingest": _ingest,
+    "pretrain": _pretrain,
+    "finetune": _downstream,
+    "probe": _downstream,
+    "evaluate": _evaluate,
+    "reconstruct": _reconstruct,
+    "report": _report,
+    "export": _export,
+    "import": _import,
+    "store": _store,
+    "config": _config,
+    "bench": _bench,
+    "doctor": _doctor,
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -385,11 +253,11 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] in (["run"], ["compare"]):
         # All that follows belongs to the pipeline's own parser, --help included.
-        args = argparse.Namespace(work=_run, verb=arguments[0], rest=arguments[1:])
+        args = argparse.Namespace(verb=arguments[0], rest=arguments[1:])
     else:
-        args = parse(_parser(), arguments)
+        args = parse(build_parser(), arguments)
     try:
-        return exit_code(lambda: args.work(args))
+        return exit_code(lambda: _WORK[args.verb](args))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hf_mae import hf_model
 from skimage.metrics import structural_similarity
 
 from percmae import build_model, load_config
+from percmae.bench.transformers_mae import hf_model
 from percmae.config import Config
 from percmae.losses.pixel import ssim_map
 

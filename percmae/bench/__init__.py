@@ -1,0 +1,1 @@
+"""Benchmarks that ship with percmae: figures are ratios of what is measured in one run."""

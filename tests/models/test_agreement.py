@@ -10,7 +10,9 @@ from skimage.metrics import structural_similarity
 from percmae import build_model, load_config
 from percmae.bench.transformers_mae import hf_model
 from percmae.config import Config
+from percmae.losses.perceptual import perceptual_loss, style_loss
 from percmae.losses.pixel import ssim_map
+from percmae.models.features import build_features
 
 
 def config(norm_pix: bool) -> Config:
@@ -70,3 +72,30 @@ def test_ssim_agrees_with_scikit_image_inside_the_border() -> None:
     inside = np.s_[:, 1:-1, 1:-1]
     assert ours[inside].std() > 0.05
     np.testing.assert_allclose(ours[inside], theirs[inside], atol=1e-5)
+
+
+def test_perceptual_and_style_losses_agree_with_piq() -> None:
+    """The whole path: [0, 1] images, VGG16's normalisation and stages, mean over cells, Gram."""
+    import piq
+
+    from percmae import vision
+
+    torch.manual_seed(7)
+    plan = vision.torchvision.models.vgg.cfgs["D"][:10]
+    layers = vision.torchvision.models.vgg.make_layers(plan)
+    ours = build_features("vgg16", {f"features.{k}": v for k, v in layers.state_dict().items()})
+    made, target = torch.rand(2, 3, 48, 48), torch.rand(2, 3, 48, 48)
+    maps = ours(made), ours(target)
+    pools, widths = ["4", "9", "16"], [64, 128, 256]
+
+    def theirs(kind: str, shares: list[float]) -> torch.Tensor:
+        loss = getattr(piq, kind)(layers, pools, shares, distance="mae")
+        found: torch.Tensor = loss(made, target)
+        return found
+
+    # piq adds up over channels, and leaves Gram matrices undivided.
+    content = theirs("ContentLoss", [1 / c for c in widths])
+    torch.testing.assert_close(perceptual_loss(*maps), content, rtol=1e-5, atol=0)
+    cells = [(48 // 2 ** (k + 1)) ** 2 for k in range(3)]
+    style = theirs("StyleLoss", [1 / (c * n) for c, n in zip(widths, cells, strict=True)])
+    torch.testing.assert_close(style_loss(*maps), style, rtol=1e-5, atol=0)

@@ -44,8 +44,9 @@ format: $(VENV)/.installed-dev ## Put the code into shape
 golden: $(VENV)/.installed-dev ## Compile the pipeline anew into the golden file of the tests
 	$(BIN)/python -m pipelines compile --output tests/pipelines/golden/train.yaml
 
-bench: $(VENV)/.installed-dev ## Measure the loader beside WebDataset
+bench: $(VENV)/.installed-dev ## Measure the loader beside WebDataset, and a training step of each variant
 	$(BIN)/python tests/benchmarks/loader.py
+	$(BIN)/percmae bench step
 
 clean: ## Remove the virtual environment and what runs have left here
 	rm -rf $(VENV) .percmae runs

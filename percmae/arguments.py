@@ -154,7 +154,7 @@ def _bench(sub: argparse.ArgumentParser) -> None:
     step.add_argument("--variants", metavar="V,…", help="which (default: all)")
     step.add_argument("--size", default="base,tiny", metavar="S,…", help="default: base,tiny")
     step.add_argument("--batch", type=int, metavar="N", help="default: 16, on a GPU 64")
-    step.add_argument("--rounds", type=int, default=3, metavar="N", help="timed steps of each")
+    step.add_argument("--rounds", type=int, default=3, metavar="N", help="measurements of each")
     step.add_argument(
         "--precision",
         default="auto",
@@ -162,7 +162,6 @@ def _bench(sub: argparse.ArgumentParser) -> None:
         help="auto: bf16 on a GPU, fp32 on a CPU",
     )
     step.add_argument("--compile", action="store_true", help="also with torch.compile")
-    step.add_argument("--no-memory", action="store_true", help="leave out peak memory: quicker")
     step.add_argument("--json", action="store_true", help="one JSON document on stdout")
     _overrides(step)
 

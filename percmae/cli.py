@@ -183,7 +183,6 @@ def _bench(args: argparse.Namespace) -> None:
         rounds=args.rounds,
         precision=args.precision,
         compiled=args.compile,
-        memory=not args.no_memory,
         overrides=args.overrides,
     )
     print(json.dumps(document) if args.json else step.table(document))

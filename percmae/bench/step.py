@@ -1,8 +1,10 @@
 """``percmae bench step``: a training step of each variant, side by side in one run.
 
-The rounds go through all contenders in turn, so that a machine that slows down slows them all; a
-contender's time is the median of its rounds. The floor is what the machine's own matrix product,
-measured in the same rounds, would need for the FLOPs of the masked autoencoder's step.
+The rounds go through all contenders in turn, so that a machine that slows down slows them all. Each
+measurement is a process of its own: it warms up, times some steps and tells its peak memory, and no
+contender finds the memory that another one has left. A contender's time is the median over the
+rounds. The floor is what the machine's own matrix product, measured in the same processes, would
+need for the FLOPs of the masked autoencoder's step.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from percmae.progress import note
 
 FORMAT = "percmae-bench-step/1"
 COUNTED = 2  # images of the step whose FLOPs are counted
+ENOUGH = 2.0  # seconds: steps are timed until they add up to this
 
 
 def bench(
@@ -42,22 +45,19 @@ def bench(
     rounds: int = 3,
     precision: str = "auto",
     compiled: bool = False,
-    memory: bool = True,
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Measure and return the document that ``--json`` prints.
 
-    sizes, variants: names of presets (None: all variants); batch: images a step; rounds: timed
-    steps of each contender; compiled: measure torch.compile too; memory: measure each contender's
-    peak memory in a process of its own; overrides: ``key=value`` settings. Raises UserError for
-    numbers below 1, ConfigError for unknown names.
+    sizes, variants: names of presets (None: all variants); batch: images a step; rounds: how many
+    times each contender is measured; compiled: measure torch.compile too; overrides: ``key=value``
+    settings. Raises UserError for numbers below 1, ConfigError for unknown names, PercmaeError when
+    a measurement fails (out of memory, say).
     """
     if rounds < 1 or (batch is not None and batch < 1):
         raise UserError(f"--rounds {rounds}, --batch {batch}: give whole numbers from 1")
     chosen = list(contenders(check_variants(variants), compiled))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu":
-        keep_freed_memory()
     batch = batch or (64 if device.type == "cuda" else 16)
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" else "fp32"
@@ -70,101 +70,103 @@ def bench(
         "threads": torch.get_num_threads(),
         "rounds": rounds,
         **options,
-        "sizes": [_size(size, chosen, device, rounds, memory, options) for size in sizes],
+        "sizes": [_size(size, chosen, rounds, options) for size in sizes],
     }
 
 
 def _size(
-    size: str,
-    chosen: list[Contender],
-    device: torch.device,
-    rounds: int,
-    memory: bool,
-    options: dict[str, Any],
+    size: str, chosen: list[Contender], rounds: int, options: dict[str, Any]
 ) -> dict[str, Any]:
-    batch, precision = options["batch"], options["precision"]
-    configs = [config_for(c, size, precision, options["overrides"]) for c in chosen]
-    rows: list[dict[str, Any]] = []
-    steps = []
-    for contender, config in zip(chosen, configs, strict=True):
-        note(f"{size}: {contender.name}: building, counting, warming up")
-        row: dict[str, Any] = {"name": contender.name}
-        if contender.variant and not contender.compiled:
-            few = build(contender, config, COUNTED, device)
-            row["gflop_per_image"] = counted_flops(few) / COUNTED / 1e9
-            del few
-        row["peak_memory_gib"] = _peak(contender, size, options, device) if memory else None
-        steps.append(build(contender, config, batch, device))
-        timed(steps[-1], device)
-        rows.append(row)
-    times: list[list[float]] = [[] for _ in rows]
-    rates = []
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    for contender in chosen:  # what cannot be built is refused before anything is measured
+        config_for(contender, size, options["precision"], options["overrides"])
+    found: dict[str, list[dict[str, Any]]] = {contender.name: [] for contender in chosen}
     for number in range(rounds):
-        note(f"{size}: round {number + 1} of {rounds}")
-        rates.append(matmul_rate(device, dtype))
-        for step, taken in zip(steps, times, strict=True):
-            taken.append(timed(step, device))
-        rates.append(matmul_rate(device, dtype))
-    rate = statistics.median(rates)
-    flops = mae_flops(configs[0])
-    floor = flops * batch / rate
-    first = statistics.median(times[0])
-    for row, taken in zip(rows, times, strict=True):
-        seconds = statistics.median(taken)
-        row.update(
-            seconds=seconds,
-            fastest=min(taken),
-            slowest=max(taken),
-            images_per_second=batch / seconds,
-            ratio_to_mae=seconds / first,
-        )
+        for contender in chosen:
+            note(f"{size}, round {number + 1} of {rounds}: {contender.name}")
+            count = number == 0 and bool(contender.variant) and not contender.compiled
+            request = {"name": contender.name, "size": size, "count": count, **options}
+            found[contender.name].append(_in_a_process(request))
+    config = config_for(chosen[0], size, options["precision"], options["overrides"])
+    flops = mae_flops(config)
+    rate = statistics.median(x["rate"] for results in found.values() for x in results)
+    first = statistics.median(x["seconds"] for x in found[chosen[0].name])
+    floor = flops * options["batch"] / rate
     return {
         "size": size,
-        "image_size": configs[0].data.image_size,
+        "image_size": config.data.image_size,
         "matmul_gflops": rate / 1e9,
         "mae_gflop_per_image": flops / 1e9,
         "floor_seconds": floor,
         "mae_share_of_floor": floor / first,
-        "rows": rows,
+        "rows": [_row(name, results, options["batch"], first) for name, results in found.items()],
     }
 
 
-def _peak(
-    contender: Contender, size: str, options: dict[str, Any], device: torch.device
-) -> float | None:
-    """Peak memory in GiB of two steps in a process of their own: the device's, or resident."""
-    request = json.dumps({"name": contender.name, "size": size, **options})
+def _row(name: str, results: list[dict[str, Any]], batch: int, first: float) -> dict[str, Any]:
+    times = [x["seconds"] for x in results]
+    seconds = statistics.median(times)
+    return {
+        "name": name,
+        "seconds": seconds,
+        "fastest": min(times),
+        "slowest": max(times),
+        "images_per_second": batch / seconds,
+        "ratio_to_mae": seconds / first,
+        "gflop_per_image": results[0]["gflop_per_image"],
+        "peak_memory_gib": max(x["peak"] for x in results),
+    }
+
+
+def _in_a_process(request: dict[str, Any]) -> dict[str, Any]:
     child = subprocess.run(
-        [sys.executable, "-m", "percmae.bench.step", request],
+        [sys.executable, "-m", "percmae.bench.step", json.dumps(request)],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
     )
     if child.returncode:
-        reason = (child.stderr.strip().splitlines() or ["no message"])[-1]
-        raise PercmaeError(f"bench step: measuring the memory of {contender.name} failed: {reason}")
-    return float(child.stdout.splitlines()[-1])
+        reason = (child.stderr.strip().splitlines() or ["it was killed; out of memory?"])[-1]
+        raise PercmaeError(
+            f"bench step: {request['name']} at size {request['size']} ended with code "
+            f"{child.returncode}: {reason}; a smaller --batch may help"
+        )
+    answer: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
+    return answer
 
 
-def _measure_memory(request: dict[str, Any]) -> float:
+def _measure(request: dict[str, Any]) -> dict[str, Any]:
+    """One measurement of one contender, in this process."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        keep_freed_memory()
     known = contenders(check_variants(None), compiled=True)
     contender = next(c for c in known if c.name == request["name"])
     config = config_for(contender, request["size"], request["precision"], request["overrides"])
+    flops = None
+    if request["count"]:
+        flops = counted_flops(build(contender, config, COUNTED, device)) / COUNTED / 1e9
+    dtype = torch.bfloat16 if request["precision"] == "bf16" else torch.float32
+    rate = matmul_rate(device, dtype)
     step = build(contender, config, request["batch"], device)
-    step()
-    step()
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return _resident_peak()
+    for _ in range(2):  # the second has the optimisers' state
+        timed(step, device)
+    times: list[float] = []
+    while sum(times) < ENOUGH:
+        times.append(timed(step, device))
+    on_gpu = device.type == "cuda"
+    return {
+        "seconds": statistics.median(times),
+        "rate": max(rate, matmul_rate(device, dtype)),
+        "peak": torch.cuda.max_memory_allocated(device) / 2**30 if on_gpu else _resident_peak(),
+        "gflop_per_image": flops,
+    }
 
 
 def _resident_peak() -> float:
     """Most memory in GiB that this program has held (getrusage would count its parent's too)."""
     status = Path("/proc/self/status")
     if not status.exists():
-        raise UserError("peak memory is read from /proc, which this system lacks; use --no-memory")
+        return float("nan")  # not Linux
     (line,) = [x for x in status.read_text().splitlines() if x.startswith("VmHWM:")]
     return int(line.split()[1]) / 2**20
 
@@ -185,14 +187,14 @@ def table(document: dict[str, Any]) -> str:
             f"{'':32}{'seconds':>9}{'img/s':>9}{'x mae':>8}{'GFLOP':>9}{'peak GiB':>10}",
         ]
         for row in size["rows"]:
-            flops, peak = row.get("gflop_per_image"), row["peak_memory_gib"]
+            flops = row["gflop_per_image"]
             lines.append(
                 f"{row['name']:32}{row['seconds']:9.3f}{row['images_per_second']:9.2f}"
                 f"{row['ratio_to_mae']:8.2f}{'' if flops is None else f'{flops:.1f}':>9}"
-                f"{'' if peak is None else f'{peak:.2f}':>10}"
+                f"{row['peak_memory_gib']:10.2f}"
             )
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    print(_measure_memory(json.loads(sys.argv[1])))
+    print(json.dumps(_measure(json.loads(sys.argv[1]))))

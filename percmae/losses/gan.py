@@ -179,7 +179,8 @@ class Adversarial(Objective):
 
     def _refresh(self, micro: Micro) -> bool:
         """Refresh the frozen copy where the epoch asks for it; whether it is the discriminator."""
-        if micro.epoch % self.config.adversarial.refresh_epochs:
+        settings = self.config.adversarial
+        if not settings.features or micro.epoch % settings.refresh_epochs:
             return False
         if micro.first:
             self.frozen.load_state_dict(self.discriminator.state_dict())

@@ -16,11 +16,14 @@ from percmae.config import Config
 from percmae.data.shards import Dataset
 from percmae.engine import loop
 from percmae.engine.finetune import downstream_config, probe
+from percmae.engine.formats import export_weights
 from percmae.engine.pretrain import pretrain
 from percmae.engine.runs import Run
 from percmae.engine.weights import run_state
+from percmae.errors import UserError
+from percmae.losses.build import build_objective
 from percmae.storage import StorePath
-from percmae.vision import torchvision
+from percmae.vision import load_timm, torchvision
 
 Make = Callable[..., Config]
 VARIANTS = ("mae", "ssim", "perceptual", "ls_gan", "msg_gan", "stylegan2_ada")
@@ -80,7 +83,8 @@ def test_two_hundred_steps_stay_finite_and_learn(
         assert all(math.isfinite(v) for v in record.values() if isinstance(v, float)), record
     term = "loss/l1" if variant not in ("mae",) else "loss"
     first, last = (sum(r[term] for r in part) for part in (trained[:10], trained[-10:]))
-    assert last < 0.9 * first
+    # What a discriminator asks for is not always closer to the original.
+    assert last < (0.9 if "loss/gan" not in trained[0] else 0.98) * first
     assert {"lr", "grad_norm/generator", "images_per_second"} <= set(trained[0])
     if variant in ("ls_gan", "msg_gan", "stylegan2_ada"):
         shown = {"d_accuracy", "grad_norm/discriminator", "loss/discriminator", "weighted/gan"}
@@ -178,3 +182,47 @@ def test_the_discriminator_has_a_rate_of_its_own(
         for name, optimizer in state["optimizers"].items()  # type: ignore[attr-defined]
     }
     assert rates == {"generator": {1e-3}, "discriminator": {2e-5}}
+
+
+def test_a_multi_scale_encoder_goes_to_timm_and_its_whole_to_no_official_file(
+    tiny: Make, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    run = pretrain(tiny("optim.max_steps=2", variant="msg_gan"), tiny_dataset.uri, str(tmp_path))
+    export_weights(run.uri, str(tmp_path / "encoder.pth"), "timm")
+    encoder = torch.load(tmp_path / "encoder.pth", weights_only=True)
+    vit = load_timm().models.vision_transformer.VisionTransformer(
+        img_size=32, patch_size=8, num_classes=0, embed_dim=24, depth=3, num_heads=2
+    )
+    vit.load_state_dict(encoder, strict=True)
+    with pytest.raises(UserError, match="compress"):
+        export_weights(run.uri, str(tmp_path / "whole.pth"), "mae")
+    assert not (tmp_path / "whole.pth").exists()
+    export_weights(run.uri, str(tmp_path / "whole.safetensors"), "safetensors")
+    again = tiny(
+        f"model.init_from={tmp_path / 'whole.safetensors'}", "optim.max_steps=1",
+        variant="msg_gan", tag="u",
+    )  # fmt: skip
+    assert Run.open(pretrain(again, tiny_dataset.uri, str(tmp_path)).uri).complete
+
+
+def test_each_networks_gradients_are_clipped_by_their_own_norm(
+    tiny: Make, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    """One step of plain SGD at rate 1 moves a network by exactly the clipped norm."""
+    plain = (
+        "optim.name=sgd", "optim.momentum=0", "optim.weight_decay=0", "optim.lr=1",
+        "optim.schedule=constant", "optim.warmup_epochs=0", "optim.max_steps=1",
+        "discriminator.lr=null", "optim.accumulate=2", "data.batch_size=8",
+    )  # fmt: skip
+    config = tiny(*plain, "optim.clip_grad=0.01", variant="msg_gan")
+    state = run_state(pretrain(config, tiny_dataset.uri, str(tmp_path)).uri)
+    torch.manual_seed(config.seed)
+    start = build_objective(config)
+    for name, network in start.networks.items():
+        after = state["networks"][name]  # type: ignore[index]
+        moved = [
+            (after[key] - tensor).square().sum()
+            for key, tensor in network.state_dict().items()
+            if tensor.is_floating_point()
+        ]
+        assert math.sqrt(sum(float(x) for x in moved)) == pytest.approx(0.01, rel=1e-3), name

@@ -346,10 +346,12 @@ def test_a_killed_worker_is_one_clear_line(train: Split) -> None:
 
 
 ENDLESS = """
-import multiprocessing, sys
+import multiprocessing, signal, sys
 from percmae.data.shards import Dataset
 from percmae.data.stream import Loader
 import torch
+# As in a terminal: a job that a shell has put into the background ignores the signal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 split = Dataset.open(sys.argv[1]).split("train")
 zeros = lambda image: torch.zeros(3, 8, 8)
 loader = Loader(split, zeros, batch_size=32, seed=0, shuffle=True, drop_last=True, workers=2)
@@ -375,7 +377,10 @@ def test_no_process_is_left_behind(sample_dataset: Dataset, how: signal.Signals)
         os.killpg(process.pid, how)  # as a terminal does: the whole group
     else:
         process.send_signal(how)
-    _, stderr = process.communicate(timeout=30)
+    try:
+        _, stderr = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert process.returncode != 0
     if how == signal.SIGINT:
         assert stderr.count("Traceback") == 1, "workers keep quiet"

@@ -55,18 +55,7 @@ def _run(args: argparse.Namespace) -> None:
     from percmae.report import summary_table
     from pipelines.local import run, steps_table
 
-    outcome = run(
-        args.variant,
-        args.tag,
-        args.recipe,
-        args.source,
-        args.seeds,
-        args.overrides,
-        args.to,
-        size=args.size,
-        fine_tune=args.fine_tune,
-        store=args.store,
-    )
+    outcome = run(args.variant, **_settings(args))
     print(summary_table(outcome.report))
     print()
     print(steps_table(outcome.steps))
@@ -78,22 +67,17 @@ def _compare(args: argparse.Namespace) -> None:
     from percmae.report.compare_text import compare_table
     from pipelines.compare import compare, failures
 
-    document = compare(
-        args.variants,
-        args.tag,
-        args.recipe,
-        args.source,
-        args.seeds,
-        args.overrides,
-        args.to,
-        size=args.size,
-        fine_tune=args.fine_tune,
-        store=args.store,
-    )
+    document = compare(args.variants, **_settings(args))
     print(compare_table(document))
     print()
     print(*document["files"].values(), sep="\n")
     failures(document)
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What ``run`` and ``compare`` take alike."""
+    names = "tag recipe source seeds overrides to size fine_tune store"
+    return {name: getattr(args, name) for name in names.split()}
 
 
 def _seeds(text: str) -> list[int]:

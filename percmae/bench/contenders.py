@@ -87,7 +87,7 @@ def build(contender: Contender, config: Config, batch: int, device: torch.device
     torch.manual_seed(0)
     if not contender.variant:
         return _transformers(config, images, noise)
-    features = _vgg16() if config.variant == "perceptual" else None
+    features = random_vgg16() if config.variant == "perceptual" else None
     objective = build_objective(config, features)
     objective.to(device)
     objective.train()
@@ -132,7 +132,10 @@ def _transformers(config: Config, images: Tensor, noise: Tensor) -> Step:
     return step
 
 
-def _vgg16() -> FeatureNetwork:
-    """The network of variant perceptual with random weights: its speed does not depend on them."""
+def random_vgg16() -> FeatureNetwork:
+    """The network of variant perceptual with weights from torch's global generator.
+
+    Its speed does not depend on them.
+    """
     layers = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"][:10])
     return build_features("vgg16", {f"features.{k}": v for k, v in layers.state_dict().items()})

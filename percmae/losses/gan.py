@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from percmae.config import Config
@@ -39,11 +39,12 @@ from percmae.models.mae import Generated
 _MIX, _AUGMENT_REAL, _AUGMENT_FAKE, _PATH = range(4)
 
 
-class JudgeAll(Call):
+class JudgeAll(nn.Module):
     """The discriminator on several batches of images, in one call."""
 
     def __init__(self, discriminator: Discriminator) -> None:
-        super().__init__(discriminator, "forward")
+        super().__init__()
+        self.network = discriminator
 
     def forward(self, *batches: Sequence[Tensor]) -> list[Judged]:
         return [self.network(batch) for batch in batches]
@@ -147,12 +148,13 @@ class Adversarial(Objective):
     def _direct(
         self, generated: Generated, images: Tensor, extra: Any, micro: Micro, draws: Draws
     ) -> Weighted:
-        """The generator's terms that need no discriminator.
+        """The generator's terms that need no discriminator."""
+        return {"l1": self._l1(generated, images)}
 
-        L1 stands in the adversarial and in the feature loss, so with both it counts twice.
-        """
+    def _l1(self, generated: Generated, images: Tensor) -> tuple[float, Tensor]:
+        """L1 stands in the adversarial and in the feature loss: with both it counts twice."""
         times = 2 if self.config.adversarial.features else 1
-        return {"l1": (times * self.config.loss.l1, l1_loss(generated.images[0], images))}
+        return times * self.config.loss.l1, l1_loss(generated.images[0], images)
 
     def _discriminator_backward(
         self, inputs: list[list[Tensor]], judged: list[Judged], micro: Micro
@@ -207,8 +209,7 @@ class Adversarial(Objective):
         weighted = self._through_discriminator(
             real, generated.images, real_judged, fake_judged, refreshed=False
         )
-        times = 2 if self.config.adversarial.features else 1
-        weighted["l1"] = times * self.config.loss.l1, l1_loss(generated.images[0], images)
+        weighted["l1"] = self._l1(generated, images)
         loss, logged = total(weighted)
         logged["loss/discriminator"] = self.loss.discriminator(*logits)
         return {"loss": loss, "d_accuracy": self._accuracy(real_judged, fake_judged), **logged}

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from percmae import load_config
+from percmae.bench.contenders import random_vgg16
 from percmae.config import Config
 from percmae.losses.build import build_objective
 from percmae.losses.objective import Draws, Micro, Objective, Terms
-from percmae.models.features import FeatureNetwork, build_features
-from percmae.vision import torchvision
+from percmae.models.features import FeatureNetwork
 
 VARIANTS = ("mae", "ssim", "perceptual", "ls_gan", "msg_gan", "stylegan2_ada")
 ADVERSARIAL = ("ls_gan", "msg_gan", "stylegan2_ada")
@@ -35,9 +35,7 @@ def config_of(variant: str, *overrides: str) -> Config:
 def vgg16() -> FeatureNetwork:
     """torchvision's VGG16 with seeded weights."""
     torch.manual_seed(11)
-    plan = torchvision.models.vgg.cfgs["D"][:10]  # as far as pool3
-    layers = torchvision.models.vgg.make_layers(plan)
-    return build_features("vgg16", {f"features.{k}": v for k, v in layers.state_dict().items()})
+    return random_vgg16()
 
 
 def objective_of(config: Config) -> Objective:

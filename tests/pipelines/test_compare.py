@@ -10,40 +10,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+from small import TINY, write_images
 
 from percmae.errors import Interrupted, PercmaeError, UserError
 from percmae.storage import StorePath
 from pipelines import compare as module
 from pipelines.compare import compare, failures
 
-TINY = [
-    "all.data.workers=0",
-    "all.data.batch_size=16",
-    "all.optim.epochs=1",
-    "all.optim.warmup_epochs=0",
-    "pretrain.model.encoder.depth=1",
-    "pretrain.model.encoder.width=24",
-    "pretrain.model.encoder.heads=2",
-    "pretrain.model.decoder.depth=1",
-    "pretrain.model.decoder.width=24",
-    "pretrain.model.decoder.heads=2",
-]
-
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes of 40 small images each, one folder a class."""
-    folder = tmp_path_factory.mktemp("images")
-    random = np.random.default_rng(0)
-    for number, name in enumerate(("dark", "light")):
-        (folder / name).mkdir()
-        for i in range(40):
-            pixels = random.integers(90 * number, 90 * number + 60, (32, 32, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{i:02}.png")
-    return folder
+    return write_images(tmp_path_factory.mktemp("images"), "dark", "light")
 
 
 @pytest.mark.slow

@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
-from PIL import Image
+from small import TINY, write_images
 
 from percmae.errors import ConfigError, UserError
 from percmae.storage import StorePath
@@ -21,31 +20,10 @@ from pipelines.tasks import Step, StepError
 if TYPE_CHECKING:
     from conftest import S3
 
-TINY = [
-    "all.data.workers=0",
-    "all.data.batch_size=16",
-    "all.optim.epochs=1",
-    "all.optim.warmup_epochs=0",
-    "pretrain.model.encoder.depth=1",
-    "pretrain.model.encoder.width=24",
-    "pretrain.model.encoder.heads=2",
-    "pretrain.model.decoder.depth=1",
-    "pretrain.model.decoder.width=24",
-    "pretrain.model.decoder.heads=2",
-]
-
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of 40 small images each, one folder a class."""
-    folder = tmp_path_factory.mktemp("images")
-    random = np.random.default_rng(0)
-    for number, name in enumerate(("dark", "grey", "light")):
-        (folder / name).mkdir()
-        for i in range(40):
-            pixels = random.integers(80 * number, 80 * number + 60, (32, 32, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{i:02}.png")
-    return folder
+    return write_images(tmp_path_factory.mktemp("images"), "dark", "grey", "light")
 
 
 def artifacts(outcome: Outcome, name: str, seed: int | None = None) -> dict[str, dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import urllib.request
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -102,6 +103,8 @@ def test_vgg16_without_internet_says_how_to_get_it(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody answers there
+    # urllib keeps the first opener it makes, with the proxies of that moment, for good.
+    monkeypatch.setattr(urllib.request, "_opener", None)
     with pytest.raises(ConfigError) as caught:
         feature_network(tiny("perceptual.extractor=vgg16"))
     said = str(caught.value)

@@ -128,6 +128,10 @@ def chromium(profile: Path) -> Iterator[Page]:
             process.wait(timeout=10)
 
 
+# Whatever proxy the environment names, or named when urllib was first used: not for this machine.
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
 def _tab(profile: Path, process: subprocess.Popen[bytes]) -> str:
     """The DevTools address of the first tab, once the browser has written its port."""
     port_file = profile / "DevToolsActivePort"
@@ -135,7 +139,7 @@ def _tab(profile: Path, process: subprocess.Popen[bytes]) -> str:
     while time.monotonic() < deadline and process.poll() is None:
         lines = port_file.read_text().splitlines() if port_file.exists() else []
         if len(lines) == 2:
-            with urllib.request.urlopen(f"http://127.0.0.1:{lines[0]}/json/list", timeout=10) as r:
+            with _DIRECT.open(f"http://127.0.0.1:{lines[0]}/json/list", timeout=10) as r:
                 tabs = [t for t in json.loads(r.read()) if t["type"] == "page"]
             if tabs:
                 return str(tabs[0]["webSocketDebuggerUrl"])

@@ -8,6 +8,7 @@ code  meaning
 0     done
 1     failure (a server down, a disk full, a loss not finite)
 2     bad usage or bad input: nothing was started
+138   another process of the job was lost, resumable
 ≥128  interrupted by a signal, resumable (128 + signal number)
 ====  ======================================================
 """
@@ -59,3 +60,12 @@ class Interrupted(PercmaeError):
     def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+class PeerLost(PercmaeError):
+    """Another process of the same job ended or cannot be reached: begin again together.
+
+    128 + SIGUSR1, which the training operator sets aside for a program's own "try again".
+    """
+
+    exit_code = 138

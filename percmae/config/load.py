@@ -109,7 +109,7 @@ def load_layers(
     if file is not None:
         _merge(merged, origin, _read_file(Path(file)), str(file))
     for override in overrides:
-        _merge(merged, origin, _parse_override(override), "command line")
+        _merge(merged, origin, parse_override(override), "command line")
     if tag is not None:
         _merge(merged, origin, {"tag": tag}, "command line")
     config = config_from_dict(merged)
@@ -126,7 +126,7 @@ def config_from_dict(values: Mapping[str, Any]) -> Config:
         # Strict JSON rules: 3 is a float where one is wanted, but "3" or true is not an int.
         config = _adapter().validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
+        raise ConfigError(explain(error)) from None
     except TypeError as error:
         raise ConfigError(f"config: {error}; use numbers, strings, lists and mappings") from None
     check(config)
@@ -228,7 +228,8 @@ def _read_file(path: Path) -> dict[str, Any]:
     return {k: v for k, v in values.items() if k not in ("stage", "variant", "recipe")}
 
 
-def _parse_override(override: str) -> dict[str, Any]:
+def parse_override(override: str) -> dict[str, Any]:
+    """``a.b=value`` as nested values; the value is read as YAML. Raises ConfigError."""
     key, equals, text = override.partition("=")
     key = key.strip()
     if not equals or not key:
@@ -264,11 +265,12 @@ def _merge(
 def _known(what: str, name: str, names: Iterable[str]) -> None:
     if name not in names:
         raise ConfigError(
-            f"unknown {what} {name!r}{_nearest(name, names)}; one of: " + ", ".join(names)
+            f"unknown {what} {name!r}{nearest(name, names)}; one of: " + ", ".join(names)
         )
 
 
-def _nearest(name: str, names: Iterable[str]) -> str:
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The end of a message about an unknown name: which one may have been meant, or nothing."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 
@@ -295,14 +297,15 @@ def _nearest_key(dotted: str) -> str:
     same_leaf = [k for k in keys if k.rsplit(".", 1)[-1] == dotted.rsplit(".", 1)[-1]]
     if same_leaf:
         return f"; did you mean {same_leaf[0]!r}?"
-    return _nearest(dotted, keys) or "; `percmae config show` lists all keys"
+    return nearest(dotted, keys) or "; `percmae config show` lists all keys"
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError, what: str = "config key") -> str:
+    """The first fault that pydantic found, in one line."""
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"] if not str(part).startswith("constrained"))
     given = json.dumps(first["input"], default=str)
-    return f"config key {key}={given}: {_plain(first['msg'])}"
+    return f"{what} {key}={given}: {_plain(first['msg'])}"
 
 
 def _plain(message: str) -> str:

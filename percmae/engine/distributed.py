@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from percmae.config import Config
 from percmae.engine.memory import keep_freed_memory
-from percmae.errors import ConfigError, PercmaeError
+from percmae.errors import ConfigError, PeerLost, PercmaeError
 
 T = TypeVar("T")
 
@@ -121,7 +121,8 @@ def world(config: Config) -> Iterator[World]:
     """Join the job that torchrun's environment describes; a single process without one.
 
     Leaves the process group at the end. Raises ConfigError when the number of machines is not
-    trainer.num_nodes or when a GPU is asked for that is not there.
+    trainer.num_nodes or when a GPU is asked for that is not there, PeerLost when another process
+    of the job has ended or cannot be reached.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank, local = (int(os.environ.get(k, d)) for k, d in _LOCAL)
@@ -138,13 +139,23 @@ def world(config: Config) -> Iterator[World]:
     else:
         keep_freed_memory()
     joined = "RANK" in os.environ and not dist.is_initialized()
-    if joined:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
-        yield World(rank, size, device)
-    finally:
         if joined:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        yield World(rank, size, device)
+    except RuntimeError as error:
+        if size > 1 and _is_of_the_network(error):
+            reason = " ".join(str(error).split())
+            raise PeerLost(f"process {rank} of {size} lost the others: {reason}") from error
+        raise
+    finally:
+        if joined and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _is_of_the_network(error: RuntimeError) -> bool:
+    """Whether a collective failed; gloo's errors have no class of their own."""
+    return isinstance(error, dist.DistError) or "/gloo/" in str(error)
 
 
 _LOCAL = (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))

@@ -1,1 +1,6 @@
-"""Kubernetes jobs built from a configuration (no torch here); see the Kubernetes manifests."""
+"""Trainings as Kubernetes jobs: what is asked for, the objects made of it, and following them.
+
+``work`` says what a job carries out, ``settings`` where and with what, ``spec`` makes the object
+of both, ``launch`` creates it and waits for its end. No torch here: what launches a training needs
+none of what the training needs.
+"""

@@ -36,6 +36,8 @@ Object = dict[str, Any]
 
 INTERVAL = 2.0
 """Seconds between two looks at a job."""
+RUN_OF_PIPELINE = "percmae.dev/pipeline-run"
+"""Label of a job: the pipeline's run that made it."""
 TAIL = 20
 """Lines shown of each pod that failed."""
 
@@ -50,16 +52,21 @@ class JobRefused(JobFailed, UserError):
     exit_code = 2
 
 
-def launch(work: Work, settings: JobSettings, cluster: Cluster | None = None) -> None:
+def launch(
+    work: Work, settings: JobSettings, pipeline_run: str = "", cluster: Cluster | None = None
+) -> None:
     """Create or find the job that carries out ``work``, show its log, and return when it is done.
 
+    pipeline_run: id of the pipeline's run it belongs to, for :func:`clean`.
     Raises ConfigError for settings that no job could have, UserError when another job has the
     name, JobFailed (JobRefused for bad input) with the reason when it fails, Interrupted after
     SIGTERM or SIGINT, ClusterError when the API server refuses or stays silent.
     """
     cluster = cluster or Cluster(settings.namespace)
-    with stop_signals() as stop, closing(_Launch(work, settings, cluster, stop)) as launched:
-        launched.run()
+    with stop_signals() as stop:
+        launched = _Launch(work, settings, cluster, stop, pipeline_run)
+        with closing(launched):
+            launched.run()
 
 
 def submit(work: Work, settings: JobSettings, cluster: Cluster | None = None) -> str:
@@ -67,6 +74,26 @@ def submit(work: Work, settings: JobSettings, cluster: Cluster | None = None) ->
     cluster = cluster or Cluster(settings.namespace)
     with stop_signals() as stop, closing(_Launch(work, settings, cluster, stop)) as launched:
         return launched.begin()
+
+
+def clean(pipeline_run: str, cluster: Cluster) -> list[str]:
+    """Remove the jobs that a pipeline's run has left under way; their names.
+
+    What the run's steps do themselves when they are told to stop, for steps that were not asked.
+    """
+    removed = []
+    for kind in ("PyTorchJob", "TrainJob", "Job"):
+        try:
+            jobs, _ = cluster.select(kind, labelSelector=f"{RUN_OF_PIPELINE}={pipeline_run}")
+        except ClusterError as error:
+            note(f"{kind}s not looked for: {error}")
+            continue
+        for job in jobs:
+            if state.ending(job) is None:
+                metadata = job["metadata"]
+                cluster.delete(kind, metadata["name"], metadata["uid"])
+                removed.append(f"{kind} {metadata['name']}")
+    return removed
 
 
 class StopSignals:
@@ -112,11 +139,18 @@ def stop_signals() -> Iterator[StopSignals]:
 
 class _Launch:
     def __init__(
-        self, work: Work, settings: JobSettings, cluster: Cluster, stop: StopSignals
+        self,
+        work: Work,
+        settings: JobSettings,
+        cluster: Cluster,
+        stop: StopSignals,
+        pipeline_run: str = "",
     ) -> None:
         self.settings, self.cluster, self.stop = settings, cluster, stop
         self.owner = cluster.owner()
         self.made = job_object(work, settings, self.owner)
+        if pipeline_run:  # not part of the digest: another run may follow the same job
+            self.made["metadata"]["labels"][RUN_OF_PIPELINE] = pipeline_run
         self.kind, self.name = self.made["kind"], self.made["metadata"]["name"]
         self.uid = ""
         self.follower: Follower | None = None
@@ -176,7 +210,7 @@ class _Launch:
     def _refuse(self, job: Object) -> None:
         wanted = {
             "spec": self.made["spec"],
-            "metadata": {"labels": self.made["metadata"]["labels"]},
+            "metadata": {"labels": self._labels()},
         }
         found = list(state.differences(wanted, job))[:4] or ["made by another version of percmae"]
         raise UserError(
@@ -184,6 +218,10 @@ class _Launch:
             f"give the same settings, or remove it: kubectl delete {self.kind.lower()} "
             f"{self.name} -n {self.cluster.namespace}"
         )
+
+    def _labels(self) -> Object:
+        labels: Object = self.made["metadata"]["labels"]
+        return {key: value for key, value in labels.items() if key != RUN_OF_PIPELINE}
 
     def _wait_gone(self, uid: str) -> None:
         """Until the job with this uid and all its pods are gone."""

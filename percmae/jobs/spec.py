@@ -30,6 +30,8 @@ RUN_LABEL = "percmae.dev/run"
 CONTAINER = "pytorch"
 """Name the operator requires of the container that trains."""
 USER = 10001
+OWN_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "HOME")
+OWN_MOUNTS = ("/dev/shm", "/tmp")
 
 Object = dict[str, Any]
 

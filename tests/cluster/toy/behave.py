@@ -31,7 +31,7 @@ def main():
         return 0
     if int(given["take"]):
         block = bytearray(int(given["take"]) << 20)
-        block[:: 4096] = b"x" * len(block[::4096])
+        block[::4096] = b"x" * len(block[::4096])
         time.sleep(1)
     code = int(given["exit"])
     if code:

@@ -205,7 +205,7 @@ def _downstream(
     launch: Launch,
     untrained: bool,
 ) -> None:
-    from percmae.engine.finetune import downstream_config
+    from percmae.engine.downstream import downstream_config
 
     run = pretrained.metadata["uri"]
     config = downstream_config(run, stage, overrides=overrides_for(stage, overrides))

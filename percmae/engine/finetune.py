@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from percmae.config import Config, load_config, to_dict
+from percmae.config import Config
 from percmae.data.shards import Dataset
 from percmae.data.stream import Batch, Loader
 from percmae.engine.distributed import World, world
@@ -18,44 +18,9 @@ from percmae.engine.optim import build_optimizer, parameter_groups
 from percmae.engine.runs import Run, RunResult, identity_of
 from percmae.engine.training import autocast, carry_out, eval_loader, training_call
 from percmae.engine.weights import network_weights
-from percmae.errors import UserError
 from percmae.losses.objective import Micro
 from percmae.models.classifier import Classifier
 from percmae.vision import load_timm
-
-
-def downstream_config(
-    run: str,
-    stage: str,
-    recipe: str | None = None,
-    file: str | None = None,
-    overrides: list[str] | tuple[str, ...] = (),
-    tag: str | None = None,
-) -> Config:
-    """The configuration of a probe or fine-tuning of ``run``.
-
-    Network sizes, image size and normalisation are those of the run; the recipe, tag and seed too
-    where none is given.
-    """
-    parent = Run.open(run).config
-    if parent.stage != "pretrain":
-        raise UserError(f"run {run} is a {parent.stage} run; give a pretraining run")
-    values = to_dict(parent)
-    augment = values["data"]["augment"]
-    model = {k: v for k, v in values["model"].items() if k not in ("init_from", "norm_pix_loss")}
-    base = {
-        "seed": parent.seed,
-        "tag": parent.tag,
-        "name": parent.name,
-        "data": {
-            "image_size": parent.data.image_size,
-            "augment": {"mean": augment["mean"], "std": augment["std"]},
-        },
-        "model": model,
-    }
-    return load_config(
-        parent.variant, recipe or parent.recipe, stage, file, overrides, tag, base=base
-    )
 
 
 class ClassifyLearner(Learner):

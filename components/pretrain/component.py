@@ -51,15 +51,6 @@ def pretrain(
     from percmae import stages
 
     stages.pretrain(
-        dataset,
-        store,
-        seed,
-        variant,
-        recipe,
-        size,
-        tag,
-        overrides,
-        model,
-        metrics,
+        dataset, store, seed, variant, recipe, size, tag, overrides, model, metrics,
         stages.Launch(launcher, train_image, nodes, gpus, job, task_config, pipeline_run),
-    )
+    )  # fmt: skip

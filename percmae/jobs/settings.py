@@ -95,6 +95,8 @@ class JobSettings:
     """Seconds a job may run, waiting in a queue not counted; null for no limit."""
     queue_deadline: PositiveInt | None = None
     """Seconds a launcher waits for a job to begin; null: as long as the queue takes."""
+    stuck_deadline: PositiveInt = 600
+    """Seconds a launcher waits for a pod that has a node but cannot start (no such image)."""
     ttl: NonNegativeInt | None = 7 * 24 * 3600
     """Seconds after its end until a job is removed from the cluster; null keeps it. A
     trainjob has its runtime's."""

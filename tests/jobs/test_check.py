@@ -313,12 +313,18 @@ def test_a_training_that_expects_other_pods_is_refused() -> None:
         ("trainer.num_nodes=4", {"nodes": 2}, "job setting nodes=2"),
         ("trainer.num_nodes=4", {"nodes": 4, "min_nodes": 2}, "an elastic job"),
         ("trainer.devices=1", {"gpus": 4}, "one GPU of a machine"),
+        ("optim.total_batch=4096", {"nodes": 3}, "data.batch_size=8 on 3 processes"),
+        ("optim.total_batch=8", {"gpus": 2}, "(job settings nodes=1, gpus=2)"),
+        ("optim.total_batch=256", {"nodes": 4, "min_nodes": 2}, "on 3 processes"),
+        ("optim.total_batch=null", {"nodes": 4, "min_nodes": 2}, "set optim.total_batch"),
     ]
     for override, values, said in refused:
         with pytest.raises(ConfigError, match=re.escape(said)):
             job_object(pretraining(override), job_settings(**values))
     job_object(pretraining("trainer.num_nodes=4"), job_settings(nodes=4))
     job_object(pretraining("trainer.devices=0"), job_settings(gpus=1))
+    job_object(pretraining("optim.total_batch=768"), job_settings(nodes=4, min_nodes=2))
+    job_object(pretraining("optim.total_batch=null"), job_settings(nodes=3, gpus=7))
 
 
 def _spoiled(change: dict[str, Any], **values: Any) -> dict[str, Any]:

@@ -133,6 +133,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 UNCHANGED: dict[str, dict[str, Any]] = {
     "namespace": {"namespace": "elsewhere"},
     "queue_deadline": {"queue_deadline": 60},
+    "stuck_deadline": {"stuck_deadline": 60},
     "max_restarts": {"max_restarts": 9},
     "runtime": {"runtime": "other"},
 }

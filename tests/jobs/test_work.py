@@ -11,7 +11,7 @@ import pytest
 
 from percmae import cli
 from percmae.config import Config, config_from_dict, load_config, to_dict
-from percmae.engine.finetune import downstream_config
+from percmae.engine.downstream import downstream_config
 from percmae.engine.runs import Identity, Run, RunResult
 from percmae.jobs.work import LONGEST_NAME, Work, command, training
 

@@ -14,18 +14,21 @@ KINDS = ("pytorchjob", "trainjob", "job")
 VARIANTS = ("mae", "ssim", "perceptual", "ls_gan", "msg_gan", "stylegan2_ada")
 RECIPES = ("demo", "mae", "reference")
 SIZES = ("tiny", "small", "base", "large", "huge")
+# A batch that 128 processes can share, and three.
+FITTING = ("data.batch_size=8", "optim.total_batch=49152")
 
 
 def pretraining(*overrides: str, variant: str = "mae", **options: Any) -> Work:
     """A pretraining of the variant."""
-    config = load_config(variant, "mae", overrides=overrides, tag="t", **options)
+    chosen = (*FITTING, *overrides)
+    config = load_config(variant, "mae", overrides=chosen, tag="t", **options)
     return training(config, DATA, RUNS)
 
 
 def probing(*overrides: str, stage: str = "probe", untrained: bool = False) -> Work:
     """A probe or fine-tuning of a run with the presets' own settings."""
     base = load_config("mae", "mae", stage, tag="t")
-    config = load_config("mae", "mae", stage, overrides=overrides, tag="t")
+    config = load_config("mae", "mae", stage, overrides=(*FITTING, *overrides), tag="t")
     return training(config, DATA, RUNS, f"{RUNS}/t_mae", untrained, base)
 
 

@@ -86,7 +86,8 @@ def _for_stage(stage: str, settings: Iterable[str]) -> list[str]:
 
 def _of_task(task: TaskConfig | None) -> dict[str, Any]:
     """Job settings from what a pipeline's author has set on the task."""
-    from percmae.jobs.spec import OWN_MOUNTS, OWN_VARIABLES
+    from percmae.jobs.parts import OWN_VARIABLES
+    from percmae.jobs.spec import OWN_MOUNTS
 
     if task is None:
         return {}

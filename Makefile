@@ -14,7 +14,7 @@ VARIANTS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run compare test test-fast lint format golden bench clean
+.PHONY: help run compare test test-fast lint format golden manifests bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -43,6 +43,9 @@ format: $(VENV)/.installed-dev ## Put the code into shape
 
 golden: $(VENV)/.installed-dev ## Compile the pipeline anew into the golden file of the tests
 	$(BIN)/python -m pipelines compile --output tests/pipelines/golden/train.yaml
+
+manifests: $(VENV)/.installed-run ## Render the jobs in k8s/; your own: ARGS="--to DIR image=NAME@sha256:…"
+	@$(BIN)/python -m percmae.jobs.manifests $(ARGS)
 
 bench: $(VENV)/.installed-dev ## Measure the loader beside WebDataset, and a training step of each variant
 	$(BIN)/python tests/benchmarks/loader.py

@@ -19,6 +19,7 @@ from percmae import __version__
 from percmae.config.load import explain, nearest, parse_override
 from percmae.config.schema import SETTINGS
 from percmae.errors import ConfigError
+from percmae.jobs.check import check_settings
 
 Kind = Literal["pytorchjob", "trainjob", "job"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -148,6 +149,7 @@ def job_settings(overrides: Iterable[str] = (), **values: Any) -> JobSettings:
     except ValidationError as error:
         raise ConfigError(explain(error, "job setting")) from None
     _check(settings)
+    check_settings(settings)
     return settings
 
 

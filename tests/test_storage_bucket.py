@@ -99,7 +99,7 @@ def test_check_leaves_nothing(s3: S3) -> None:
 
 
 def test_check_names_an_absent_bucket(s3: S3) -> None:
-    with pytest.raises(StoreAccessError, match="percmae-no-such-bucket.*does not exist"):
+    with pytest.raises(StoreAccessError, match=r"percmae-no-such-bucket.*does not exist"):
         bucket.check_bucket("s3://percmae-no-such-bucket")
 
 

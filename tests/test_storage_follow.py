@@ -180,7 +180,7 @@ def test_bad_arguments(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written(runs: StorePath, tmp_path: Path) -> None:
     (runs / f"a/{LOGS}/events.1").write_bytes(b"one")
     (tmp_path / "logs").write_text("a file")
-    with pytest.raises(UserError, match="cannot write to .*/logs"):
+    with pytest.raises(UserError, match=r"cannot write to .*/logs"):
         follow(runs.uri, str(tmp_path / "logs"), 1)
 
 

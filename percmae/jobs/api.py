@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 from percmae.errors import PercmaeError, UserError
 
 Object = dict[str, Any]
 _TIMEOUT = (5, 30)
+_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 
 
 class Unreachable(PercmaeError):
@@ -40,8 +43,13 @@ class Api:
             ) from None
         settings = client.Configuration()
         try:
-            config.load_config(client_configuration=settings)
-        except (ConfigException, OSError, TypeError) as error:
+            if _TOKEN.exists():
+                config.load_incluster_config(client_configuration=settings)
+            else:
+                # The package itself looks at KUBECONFIG once, when it is imported.
+                named = os.environ.get("KUBECONFIG") or None
+                config.load_kube_config(named, client_configuration=settings)
+        except (ConfigException, OSError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
                 f"no cluster to look at: {reason}; set KUBECONFIG to a kubeconfig"
@@ -89,9 +97,9 @@ class Api:
         except ApiException as error:
             raise Refused(int(error.status or 0), _message(error)) from None
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            reason = " ".join(str(error).split()).rpartition(">: ")[2] or type(error).__name__
+            reason = " ".join(str(error).split()).rpartition("): ")[2]
             raise Unreachable(
-                f"no Kubernetes API server answers at {self.host}: {reason}"
+                f"no Kubernetes API server answers at {self.host}: {reason or type(error).__name__}"
             ) from None
 
 

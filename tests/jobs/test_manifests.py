@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
-from jobs.validation import validate
 
+from jobs.validation import validate
 from percmae import __version__
 from percmae.arguments import build_parser
 from percmae.command import parse
@@ -167,7 +167,7 @@ def test_own_settings_reach_every_job_and_need_a_folder_of_their_own(
     with pytest.raises(SystemExit) as ended:
         manifests.main()
     assert ended.value.code == UserError.exit_code
-    with pytest.raises(ConfigError, match="imge.*did you mean.*image"):
+    with pytest.raises(ConfigError, match=r"imge.*did you mean.*image"):
         write(tmp_path, ["imge=x"])
 
 

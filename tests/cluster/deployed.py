@@ -4,6 +4,7 @@ Only names differ from the files: the namespace, so that a test leaves no trace 
 images. Settings, by environment:
 
     KUBECONFIG                 the cluster; without it these tests are skipped
+    PERCMAE_TEST_PREFIX        what their namespaces' names begin with (default percmae-test)
     PERCMAE_TEST_IMAGE         our train image as nodes have it (default percmae-train:<version>)
     PERCMAE_TEST_STORE_IMAGE   an image with SeaweedFS's `weed`, which then serves behind the
                                Service minio; for clusters that cannot pull MinIO's
@@ -31,6 +32,7 @@ from percmae import __version__
 
 K8S = Path(__file__).parents[2] / "k8s"
 OURS = f"percmae-train:{__version__}"
+PREFIX = os.environ.get("PERCMAE_TEST_PREFIX", "percmae-test")
 IMAGE = os.environ.get("PERCMAE_TEST_IMAGE", OURS)
 STORE_IMAGE = os.environ.get("PERCMAE_TEST_STORE_IMAGE")
 STORE = os.environ.get("PERCMAE_TEST_STORE")
@@ -56,10 +58,11 @@ class Cluster:
         assert done.returncode == 0 or not check, f"{' '.join(command)}: {done.stderr}"
         return done
 
-    def apply(self, objects: list[Object]) -> list[str]:
+    def apply(self, objects: list[Object], *options: str) -> list[str]:
         """What kubectl says of each object."""
         text = yaml.safe_dump_all(objects)
-        return self.kubectl("apply", *self.unchecked, "-f", "-", stdin=text).stdout.splitlines()
+        options = (*options, *self.unchecked)
+        return self.kubectl("apply", *options, "-f", "-", stdin=text).stdout.splitlines()
 
     def get(self, kind: str, name: str) -> Object:
         found: Object = json.loads(self.kubectl("get", kind, name, "-o", "json").stdout)
@@ -135,7 +138,7 @@ def namespace_for(name: str) -> Iterator[Cluster]:
     """A namespace of its own, removed with all in it; skips the test without a cluster."""
     if not os.environ.get("KUBECONFIG"):
         pytest.skip("set KUBECONFIG to a cluster for tests")
-    cluster = Cluster(f"{name}-{secrets.token_hex(3)}")
+    cluster = Cluster(f"{PREFIX}-{name}-{secrets.token_hex(3)}")
     try:
         yield cluster
     finally:

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    with namespace_for("percmae-doctor") as cluster:
+    with namespace_for("doctor") as cluster:
         for part in ("namespace", "rights", "config", "store", "bucket"):
             cluster.apply(overlay(f"base/{part}", cluster.namespace))
         cluster.create_secret(secretkey="good-keys-for-the-doctor")
@@ -76,7 +76,8 @@ def test_no_secret(cluster: Cluster) -> None:
     cluster.kubectl("delete", "secret", "percmae-store")
     code, missing = doctor(cluster)
     assert code == 1
-    assert missing[0].startswith("Secret percmae-store: none  → kubectl -n percmae-doctor")
+    mend = f"kubectl -n {cluster.namespace} create secret generic percmae-store"
+    assert missing[0].startswith(f"Secret percmae-store: none  → {mend}")
     assert missing[1].startswith("a pod: CreateContainerConfigError")
 
 

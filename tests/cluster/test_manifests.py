@@ -6,14 +6,14 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from deployed import STORE, Cluster, complete, namespace_for, overlay, ready
+from deployed import K8S, STORE, Cluster, complete, namespace_for, overlay, ready
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    with namespace_for("percmae-manifests") as cluster:
+    with namespace_for("manifests") as cluster:
         cluster.apply(overlay("overlays/minimal", cluster.namespace))
         yield cluster
 
@@ -64,6 +64,16 @@ def test_the_launcher_may_launch_and_nothing_else(cluster: Cluster) -> None:
         assert not can(cluster, "percmae-launcher", verb, resource), (verb, resource)
     assert not can(cluster, "percmae-launcher", "list", "pods", "--all-namespaces")
     assert not can(cluster, "percmae-train", "list", "pods")
+
+
+def test_the_server_takes_every_job_and_part(cluster: Cluster) -> None:
+    for path in sorted(K8S.rglob("jobs/*.yaml")):
+        objects = overlay(str(path.relative_to(K8S)), cluster.namespace)
+        (line,) = cluster.apply(objects, "--dry-run=server")
+        assert line.endswith("created (server dry run)"), line
+    for path in ("base", "overlays/gpu"):
+        lines = cluster.apply(overlay(path, cluster.namespace), "--dry-run=server")
+        assert len(lines) > 10
 
 
 def test_a_newcomer_trains_on_the_sample_under_quota_and_limits(cluster: Cluster) -> None:

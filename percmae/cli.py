@@ -52,12 +52,14 @@ def _pretrain(args: argparse.Namespace) -> None:
 
 
 def _downstream(args: argparse.Namespace) -> None:
-    from percmae.engine import finetune
+    from percmae.engine.downstream import downstream_config
 
-    config = finetune.downstream_config(
+    config = downstream_config(
         args.run, args.verb, args.recipe, args.config, args.overrides, args.tag
     )
     _spread_over_gpus(config)
+    from percmae.engine import finetune
+
     common = (config, args.run, args.data, args.to, args.resume)
     if args.verb == "probe":
         _result(finetune.probe(*common, untrained=args.untrained).uri)

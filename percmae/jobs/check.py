@@ -25,6 +25,7 @@ from percmae.jobs.syntax import (
 )
 
 if TYPE_CHECKING:
+    from percmae.config import Config
     from percmae.jobs.settings import JobSettings
     from percmae.jobs.work import Work
 
@@ -141,24 +142,42 @@ def _check_labels(settings: JobSettings) -> None:
 
 def check_fit(work: Work, settings: JobSettings) -> None:
     """Raises ConfigError when the config of a training wants other pods than it would get."""
-    if not work.trains:
+    if work.config is None:
         return
-    for override in work.arguments:
-        key, _, value = override.partition("=")
-        if key == "trainer.num_nodes" and value not in ("1", str(settings.nodes)):
+    trainer, elastic = work.config.trainer, settings.min_nodes is not None
+    if trainer.num_nodes not in (1, settings.nodes):
+        raise ConfigError(
+            f"trainer.num_nodes={trainer.num_nodes}, but job setting nodes={settings.nodes}: leave "
+            "trainer.num_nodes out, or make them equal"
+        )
+    if trainer.num_nodes > 1 and elastic:
+        raise ConfigError(
+            f"trainer.num_nodes={trainer.num_nodes}: an elastic job (job setting min_nodes) may "
+            "have fewer nodes; leave it out"
+        )
+    if trainer.devices != -1 and settings.gpus != 1:
+        raise ConfigError(
+            f"trainer.devices={trainer.devices} is one GPU of a machine, but job setting "
+            f"gpus={settings.gpus}; leave trainer.devices out"
+        )
+    _check_batch(work.config, settings)
+
+
+def _check_batch(config: Config, settings: JobSettings) -> None:
+    """The effective batch: what a training would find out only after it had waited in a queue."""
+    total, micro = config.optim.total_batch, config.data.batch_size
+    if total is None and settings.min_nodes is not None:
+        raise ConfigError(
+            "job setting min_nodes: an elastic job may lose nodes, and with them a part of its "
+            "batch; set optim.total_batch, which every number of nodes then keeps"
+        )
+    for nodes in range(settings.min_nodes or settings.nodes, settings.nodes + 1):
+        processes = nodes * max(1, settings.gpus)
+        if total is not None and total % (micro * processes):
             raise ConfigError(
-                f"trainer.num_nodes={value}, but job setting nodes={settings.nodes}: leave "
-                "trainer.num_nodes out, or make them equal"
-            )
-        if key == "trainer.num_nodes" and value != "1" and settings.min_nodes is not None:
-            raise ConfigError(
-                f"trainer.num_nodes={value}: an elastic job (job setting min_nodes) may have fewer "
-                "nodes; leave it out"
-            )
-        if key == "trainer.devices" and value != "-1" and settings.gpus != 1:
-            raise ConfigError(
-                f"trainer.devices={value} is one GPU of a machine, but job setting "
-                f"gpus={settings.gpus}; leave trainer.devices out"
+                f"optim.total_batch={total} is not a multiple of data.batch_size={micro} on "
+                f"{processes} processes (job settings nodes={nodes}, gpus={settings.gpus}); change "
+                "one of them"
             )
 
 

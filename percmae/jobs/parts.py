@@ -29,13 +29,12 @@ OWN_VARIABLES = tuple(_INSTEAD)
 OWN_VOLUMES = {"shm": "/dev/shm", "scratch": "/tmp"}
 """Volumes of every job and where they are mounted."""
 # What the operator or torchrun sets in the pods or in their processes.
-_OPERATOR_VARIABLES = frozenset(
-    "MASTER_ADDR MASTER_PORT WORLD_SIZE RANK LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK ROLE_RANK "
-    "PET_MASTER_ADDR PET_MASTER_PORT PET_NNODES PET_NODE_RANK PET_NPROC_PER_NODE PET_RDZV_BACKEND "
-    "PET_RDZV_ENDPOINT PET_RDZV_ID PET_MAX_RESTARTS PET_STANDALONE".split()
+_OPERATOR_VARIABLE = re.compile(
+    r"(PET_)?MASTER_(ADDR|PORT)|WORLD_SIZE|RANK|(LOCAL|GROUP|ROLE)_(RANK|WORLD_SIZE)|PET_STANDALONE|"
+    r"PET_(NNODES|NODE_RANK|NPROC_PER_NODE|RDZV_BACKEND|RDZV_ENDPOINT|RDZV_ID|MAX_RESTARTS)"
 )
-_SECRET_WORDS = frozenset(
-    "SECRET SECRETS TOKEN PASSWORD PASSWD PASSPHRASE CREDENTIAL CREDENTIALS KEY APIKEY".split()
+_SECRET_WORD = re.compile(
+    r"(^|_)(SECRETS?|TOKEN|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|(API)?KEY)(_|$)", re.IGNORECASE
 )
 _LOGIN = re.compile(r"://[^/@\s:]*:[^/@\s]+@")
 
@@ -50,7 +49,7 @@ def check_env(env: Objects) -> None:
         where = f"job setting env, {name}"
         if name in OWN_VARIABLES:
             raise ConfigError(f"{where}: every job sets it{_INSTEAD.get(name, '')}")
-        if name in _OPERATOR_VARIABLES:
+        if _OPERATOR_VARIABLE.fullmatch(name):
             raise ConfigError(f"{where}: the operator or torchrun sets it; leave it out")
         if name in seen:
             raise ConfigError(f"{where}: given twice")
@@ -81,7 +80,7 @@ def _looks_secret(name: str, value: str) -> bool:
         return True
     if value.startswith(("/", "$(")) or name.upper().endswith(("_FILE", "_PATH")):
         return False
-    return not _SECRET_WORDS.isdisjoint(name.upper().split("_"))
+    return _SECRET_WORD.search(name) is not None
 
 
 def check_volumes(volumes: Objects, mounts: Objects) -> None:
@@ -157,6 +156,8 @@ def check_tolerations(tolerations: Objects) -> None:
 
 def check_affinity(affinity: dict[str, Any]) -> None:
     """Affinity: operators that exist, with or without values as each wants them, weights."""
+    if not affinity:
+        return
     check_shape(affinity, "V1Affinity", "job setting affinity")
     for where, part in _walk(affinity, "job setting affinity"):
         if "operator" in part and "key" in part:

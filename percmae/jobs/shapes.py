@@ -81,8 +81,9 @@ def _fields(kind: str) -> tuple[dict[str, str], tuple[str, ...]]:
         try:
             model(**given, local_vars_configuration=settings)
         except ValueError as error:
-            missing = re.search(r"`(\w+)`", str(error))
-            assert missing is not None and missing[1] in names, f"{kind}: {error}"
+            missing = re.search(r"Invalid value for `(\w+)`", str(error))
+            if missing is None or missing[1] not in names:
+                raise
             given[missing[1]] = object()
         else:
             return fields, tuple(names[name] for name in given)

@@ -23,6 +23,7 @@ from typing import Any
 
 from percmae import __version__
 from percmae.jobs.check import check_fit, check_object, check_settings
+from percmae.jobs.parts import OWN_VOLUMES
 from percmae.jobs.settings import JobSettings
 from percmae.jobs.work import Work
 
@@ -36,6 +37,8 @@ PATIENCE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 """Seconds torchrun gives its processes to end when it is told to; 30 if it is not said."""
 USING_A_GPU = ("evaluate", "reconstruct")
 """Stages that do not train and are quicker on a GPU."""
+OWN_MOUNTS = tuple(OWN_VOLUMES.values())
+"""Where every job mounts something of its own (its variables: percmae.jobs.parts)."""
 
 Object = dict[str, Any]
 

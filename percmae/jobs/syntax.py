@@ -113,11 +113,12 @@ def quantity(value: str, what: str) -> Fraction:
 
 
 def memory(value: str, what: str) -> Fraction:
-    """The bytes of a quantity of memory or storage; at least one mebibyte."""
+    """The bytes of a quantity of memory or storage; less than a megabyte is a slip of the pen."""
     size = quantity(value, what)
-    if size < 2**20:
-        hint = f"; for {value[:-1]} megabytes write {value[:-1]}M" if value.endswith("m") else ""
-        raise ConfigError(f"{what}={value!r}: that is {float(size):g} bytes{hint or '; add a unit'}")
+    if size < 10**6:
+        number = value.removesuffix("m")
+        hint = f"for {number} megabytes write {number}M" if number != value else "add a unit"
+        raise ConfigError(f"{what}={value!r}: that is {float(size):g} bytes; {hint}")
     return size
 
 
@@ -140,7 +141,8 @@ def _meant(value: str) -> str:
 
 
 _COMPONENT = r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*"
-_HOST = r"([A-Za-z0-9]([-A-Za-z0-9]*[A-Za-z0-9])?)(\.[A-Za-z0-9]([-A-Za-z0-9]*[A-Za-z0-9])?)*(:\d+)?"
+_HOST_LABEL = r"[A-Za-z0-9]([-A-Za-z0-9]*[A-Za-z0-9])?"
+_HOST = rf"{_HOST_LABEL}(\.{_HOST_LABEL})*(:\d+)?"
 _IMAGE = re.compile(
     rf"(?P<name>({_HOST}/)?{_COMPONENT}(/{_COMPONENT})*)"
     r"(:(?P<tag>\w[\w.-]{0,127}))?(@(?P<digest>sha256:[0-9a-f]{64}))?",

@@ -141,8 +141,23 @@ def build_parser() -> argparse.ArgumentParser:
 
     _bench(verb("bench", "measure how fast this machine trains"))
 
-    verb("doctor", "check this machine: packages, devices, store")
+    _doctor(verb("doctor", "check this machine, or a cluster, for what is missing"))
     return parser
+
+
+def _doctor(sub: argparse.ArgumentParser) -> None:
+    text = "look at the cluster of KUBECONFIG, not at this machine"
+    sub.add_argument("--cluster", action="store_true", help=text)
+    text = "where jobs run (default: percmae, with --kfp kubeflow)"
+    sub.add_argument("--namespace", metavar="NS", help=text)
+    text = "beside Kubeflow Pipelines: with its store, secret and accounts"
+    sub.add_argument("--kfp", action="store_true", help=text)
+    text = "the bucket a pod must reach (default: s3://percmae)"
+    sub.add_argument("--store", metavar="URI", default="s3://percmae", help=text)
+    text = "for each thing that is tried in the cluster (default: 180)"
+    sub.add_argument("--timeout", metavar="SECONDS", type=float, default=180.0, help=text)
+    _overrides(sub)
+    sub.epilog = "key=value: job settings such as image=registry/name@sha256:… or queue=research"
 
 
 def _bench(sub: argparse.ArgumentParser) -> None:

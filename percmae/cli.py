@@ -216,9 +216,17 @@ def _bench(args: argparse.Namespace) -> None:
 
 
 def _doctor(args: argparse.Namespace) -> None:
-    from percmae.doctor import doctor
+    if args.cluster:
+        from percmae.jobs.doctor import doctor_cluster
 
-    if not doctor():
+        fine = doctor_cluster(args.namespace, args.kfp, args.overrides, args.store, args.timeout)
+    elif args.namespace or args.kfp or args.overrides:
+        raise UserError("--namespace, --kfp and job settings are about a cluster: add --cluster")
+    else:
+        from percmae.doctor import doctor
+
+        fine = doctor()
+    if not fine:
         raise SystemExit(1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, cast
 
 import torch
@@ -16,15 +15,12 @@ from percmae.engine.distributed import World, world
 from percmae.engine.loop import Learner, Terms
 from percmae.engine.metrics import ClassifierScores
 from percmae.engine.optim import build_optimizer, parameter_groups
-from percmae.engine.runs import Identity, Run, RunResult
+from percmae.engine.runs import Run, RunResult, identity_of
 from percmae.engine.training import autocast, carry_out, eval_loader, training_call
 from percmae.engine.weights import network_weights
-from percmae.errors import ConfigError
 from percmae.losses.objective import Micro
 from percmae.models.classifier import Classifier
 from percmae.vision import load_timm
-
-UNTRAINED = "_untrained"
 
 
 class ClassifyLearner(Learner):
@@ -111,14 +107,8 @@ def _train(config: Config, run: str, data: str, to: str, resume: str, untrained:
     with world(config) as here:
         parent = here.first(lambda: Run.open(run))
         dataset = here.first(lambda: Dataset.open(data))
-        config = dataclasses.replace(
-            config,
-            classifier=dataclasses.replace(config.classifier, classes=_classes(config, dataset)),
-        )
-        name = config.run_name + (UNTRAINED if untrained else "")
-        identity = Identity(
-            name, config, dataset.uri, dataset.digest, parent.uri, parent.key, untrained
-        )
+        identity = identity_of(config, dataset, parent, untrained)
+        config = identity.config
 
         def learner(fresh: bool) -> ClassifyLearner:
             model = _model(config, parent, dataset, untrained)
@@ -126,16 +116,6 @@ def _train(config: Config, run: str, data: str, to: str, resume: str, untrained:
             return ClassifyLearner(config, model, here, val)
 
         return carry_out(identity, dataset, to, resume, here, learner)
-
-
-def _classes(config: Config, dataset: Dataset) -> int:
-    found = len(dataset.classes)
-    if config.classifier.classes not in (None, found):
-        raise ConfigError(
-            f"classifier.classes={config.classifier.classes}, but dataset {dataset.uri} has "
-            f"{found} classes; set it to {found} or leave it out"
-        )
-    return found
 
 
 def _model(config: Config, parent: Run, dataset: Dataset, untrained: bool) -> Classifier:

@@ -22,9 +22,9 @@ KFP_ACCOUNTS = ("pipeline-runner", "default-editor")
 KFP_SECRET = "mlpipeline-minio-artifact"
 # (API group, resource, verbs): what launching takes. The Role in k8s/base/rights grants just this.
 RIGHTS = (
-    ("kubeflow.org", "pytorchjobs", ("create", "get", "list", "watch", "delete")),
-    ("trainer.kubeflow.org", "trainjobs", ("create", "get", "list", "watch", "delete")),
-    ("batch", "jobs", ("create", "get", "list", "watch", "delete")),
+    ("kubeflow.org", "pytorchjobs", ("create", "get", "list", "watch", "patch", "delete")),
+    ("trainer.kubeflow.org", "trainjobs", ("create", "get", "list", "watch", "patch", "delete")),
+    ("batch", "jobs", ("create", "get", "list", "watch", "patch", "delete")),
     ("", "pods", ("get", "list", "watch")),
     ("", "pods/log", ("get",)),
     ("", "events", ("list", "watch")),

@@ -55,7 +55,7 @@ def test_a_right_that_is_missing(cluster: Cluster) -> None:
     assert code == 1
     assert len(missing) == 5, "one line a resource"
     assert missing[0].startswith(
-        "percmae-launcher: pytorchjobs.kubeflow.org: may not create, get, list, watch, delete"
+        "percmae-launcher: pytorchjobs.kubeflow.org: may not create, get, list, watch, patch, delete"
     )
     command = missing[0].partition("  → ")[2]
     assert f"namespace: {cluster.namespace}" in command

@@ -49,7 +49,7 @@ def test_applying_again_changes_nothing(cluster: Cluster) -> None:
 
 
 def test_the_launcher_may_launch_and_nothing_else(cluster: Cluster) -> None:
-    for verb in ("create", "get", "list", "watch", "delete"):
+    for verb in ("create", "get", "list", "watch", "patch", "delete"):
         assert can(cluster, "percmae-launcher", verb, "pytorchjobs.kubeflow.org")
         assert can(cluster, "percmae-launcher", verb, "jobs.batch")
         assert not can(cluster, "percmae-train", verb, "pytorchjobs.kubeflow.org")

@@ -154,7 +154,10 @@ def _answers(host: str, options: dict[str, Any]) -> None:
         config.api_key["authorization"] = options["existing_token"]
     with kfp_server_api.ApiClient(config) as api:
         health = kfp_server_api.HealthzServiceApi(api).healthz_service_get_healthz
-        _call(host, "asking whether it is there", health, _request_timeout=10)
+        found = _call(host, "asking whether it is there", health, _request_timeout=10)
+    if getattr(found, "multi_user", None) is None:
+        # The generated API takes a page of HTML for an answer without fields.
+        raise KfpError(f"{host}: something else than KFP answers there, perhaps a login page")
 
 
 def _call(host: str, doing: str, method: Callable[..., Any], **values: Any) -> Any:

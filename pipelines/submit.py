@@ -54,7 +54,6 @@ def submit(
     name: str | None = None,
     service_account: str | None = None,
     wait: bool = False,
-    poll: float = _POLL,
 ) -> Submitted:
     """Start a run; with ``wait`` return when it has ended well.
 
@@ -82,7 +81,7 @@ def submit(
         made = Submitted(str(run.run_id), kfp.run_link(run.run_id), version)
         note(f"run {title} started: {made.link}")
         if wait:
-            _follow(kfp, made, package, poll)
+            _follow(kfp, made, package)
     return made
 
 
@@ -141,7 +140,7 @@ def _new_version(
         number += 1
 
 
-def _follow(kfp: Kfp, made: Submitted, package: Package, poll: float) -> None:
+def _follow(kfp: Kfp, made: Submitted, package: Package) -> None:
     """Wait for the end of a run; raises RunFailed unless it ended well."""
     state, heard = "", time.monotonic()
     try:
@@ -162,7 +161,7 @@ def _follow(kfp: Kfp, made: Submitted, package: Package, poll: float) -> None:
                     note(f"run is {state.lower() or 'being started'}")
                 if state in _ENDED:
                     break
-            time.sleep(poll)
+            time.sleep(_POLL)
     except KeyboardInterrupt:
         raise Interrupted(signal.SIGINT, f"the run goes on: {made.link}") from None
     if state != "SUCCEEDED":

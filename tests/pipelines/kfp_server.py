@@ -46,6 +46,7 @@ class Server:
         self.script: list[Json] = [{"state": "PENDING"}, {"state": "SUCCEEDED"}]
         self._now = datetime.now(UTC)
         self.url = ""
+        self.page_of_html = False  # as a proxy answers that wants a login
 
     def fail(self, method: str, path: str, status: int = 500) -> None:
         """Have the next call of this kind fail."""
@@ -353,9 +354,11 @@ def handler_of(server: Server) -> type[BaseHTTPRequestHandler]:
                     status, text = error.status, str(error)
                     rpc = {"code": CODES.get(status, 2), "message": text, "details": []}
                     made = {"error_message": text, "error_details": text} if upload else rpc
-            data = json.dumps(made).encode()
+            data, kind = json.dumps(made).encode(), "application/json"
+            if server.page_of_html:
+                status, data, kind = 200, b"<html>Sign in</html>", "text/html"
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)

@@ -101,16 +101,13 @@ def rows(where: Connection, image: str | None, pod: PodSettings, default: str) -
         if pipeline_id is None:
             return []
         versions = kfp.versions(pipeline_id)
-        packages: dict[str, Package] = {}
         made = []
         for run in kfp.recurring_runs():
             if pipeline_of(run) == pipeline_id:
                 version = _version_of(run, versions)
                 there = Package.from_api(version.pipeline_spec if version else None)
                 with_image = image or next(iter(there.images), default)
-                if with_image not in packages:
-                    packages[with_image] = compiled(with_image, pod)[1]
-                made.append(_row(run, version, there, packages[with_image]))
+                made.append(_row(run, version, there, compiled(with_image, pod)[1]))
         return made
 
 

@@ -8,6 +8,7 @@ runs of a schedule that is deleted.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -21,9 +22,11 @@ from urllib.parse import urlsplit
 
 from percmae.errors import Interrupted, PercmaeError, UserError
 from percmae.progress import note
-from pipelines.forward import port_forward
+from pipelines.forward import by_hand, port_forward
 
 TOKEN_VARIABLE = "PERCMAE_KFP_TOKEN"
+_UI_VARIABLE = "KF_PIPELINES_UI_ENDPOINT"
+_OWN_PORT = 8080
 _POD_TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")
 _SECONDS = 60
 """Most seconds a call may take."""
@@ -79,6 +82,10 @@ def connect(where: Connection) -> Iterator[Kfp]:
             if where.host is not None:
                 raise UserError("--host and --port-forward: give one of them")
             host = stack.enter_context(port_forward(where.kfp_namespace))
+            if not (where.ui or os.environ.get(_UI_VARIABLE)):
+                # The way closes behind us; links are for one that a person opens.
+                where = dataclasses.replace(where, ui=f"http://localhost:{_OWN_PORT}")
+                note(f"links open after: {by_hand(where.kfp_namespace, _OWN_PORT)}")
         else:
             host = _host(where)
         yield Kfp(_client(host, where), host, where)
@@ -228,7 +235,7 @@ class Kfp:
     def __init__(self, client: Any, host: str, where: Connection) -> None:
         self._client, self._host = client, host
         self._namespace = where.namespace or client.get_user_namespace() or None
-        self._ui = (where.ui or os.environ.get("KF_PIPELINES_UI_ENDPOINT") or host).rstrip("/")
+        self._ui = (where.ui or os.environ.get(_UI_VARIABLE) or host).rstrip("/")
 
     def run_link(self, run_id: str) -> str:
         """The page of a run."""

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,7 @@ class Package:
         }
 
 
+@lru_cache(maxsize=4)
 def compiled(image: str, pod: PodSettings) -> tuple[str, Package]:
     """The pipeline's YAML, and what is in it."""
     from pipelines.train import compile_pipeline

@@ -90,7 +90,7 @@ def cron_job(
     }
     if time_zone is not None:
         spec["timeZone"] = time_zone
-    metadata: Object = {"name": name, "labels": job["metadata"]["labels"]}
+    metadata: Object = {"name": name, "labels": dict(job["metadata"]["labels"])}
     if settings.namespace is not None:
         metadata["namespace"] = settings.namespace
     return {"apiVersion": "batch/v1", "kind": "CronJob", "metadata": metadata, "spec": spec}

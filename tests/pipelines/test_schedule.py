@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from kfp_server import Server, running
+from kfp_server import Server
 
-from pipelines import schedule, submit
+from pipelines import schedule
 from pipelines.__main__ import main
 
 IMAGE = "registry.example/percmae-pipeline@sha256:" + "1" * 64
@@ -19,19 +17,7 @@ OTHER = "registry.example/percmae-pipeline@sha256:" + "2" * 64
 SUNDAYS = ("--cron", "0 2 * * 0")
 
 
-@pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("KF_PIPELINES_ENDPOINT", "KF_PIPELINES_UI_ENDPOINT", "KUBERNETES_SERVICE_HOST"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.delenv("PERCMAE_KFP_TOKEN", raising=False)
-    monkeypatch.setattr("kfp.Client._LOCAL_KFP_CONTEXT", str(tmp_path / "context.json"))
-    monkeypatch.setattr(submit, "version_name", lambda: "abc1234")
-
-
-@pytest.fixture
-def kfp() -> Iterator[Server]:
-    with running(Server(page=1)) as server:
-        yield server
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def sent(server: Server, *words: str, image: str | None = IMAGE) -> int:

@@ -2,41 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import stat
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from kfp_server import Server, running
 
-from percmae import __version__
-from pipelines import kfp_api, package, submit
+from pipelines import kfp_api, submit
 from pipelines.__main__ import main
 
 IMAGE = "registry.example/percmae-pipeline@sha256:" + "1" * 64
 OTHER = "registry.example/percmae-pipeline@sha256:" + "2" * 64
 
 
-@pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No settings of the machine's own, and a version name that tests can know."""
-    for name in ("KF_PIPELINES_ENDPOINT", "KF_PIPELINES_UI_ENDPOINT", "KUBERNETES_SERVICE_HOST"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.delenv("PERCMAE_KFP_TOKEN", raising=False)
-    monkeypatch.setattr("kfp.Client._LOCAL_KFP_CONTEXT", str(tmp_path / "context.json"))
-    monkeypatch.setattr(submit, "version_name", lambda: "abc1234")
-
-
-@pytest.fixture
-def kfp() -> Iterator[Server]:
-    with running(Server(page=1)) as server:
-        yield server
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def sent(server: Server, *words: str, image: str = IMAGE) -> int:
@@ -368,132 +348,3 @@ def test_a_run_that_is_deleted_meanwhile(kfp: Server, capsys: pytest.CaptureFixt
     kfp.fail("GET", "/runs/", 404)
     assert sent(kfp, "--wait") == 2
     assert "(404)" in capsys.readouterr().err
-
-
-# The way through kubectl
-
-
-KUBECTL = """\
-#!{python}
-# What `kubectl port-forward` does: opens a port here, says so, and hands bytes on.
-import os, socket, sys, threading
-open("{folder}/pid", "w").write(str(os.getpid()))
-open("{folder}/words", "w").write(" ".join(sys.argv[1:]))
-server = socket.create_server(("127.0.0.1", 0))
-print(f"Forwarding from 127.0.0.1:{{server.getsockname()[1]}} -> 3000", flush=True)
-
-def pump(a, b):
-    while data := a.recv(65536):
-        b.sendall(data)
-    b.shutdown(socket.SHUT_WR)
-
-while True:
-    near, _ = server.accept()
-    print("Handling connection for 3000", flush=True)
-    far = socket.create_connection(("127.0.0.1", {port}))
-    for pair in ((near, far), (far, near)):
-        threading.Thread(target=pump, args=pair, daemon=True).start()
-"""
-
-
-def kubectl(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = folder / "kubectl"
-    file.write_text(text)
-    file.chmod(file.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-
-
-def gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
-
-
-def test_through_kubectl(kfp: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    port = int(kfp.url.rpartition(":")[2])
-    text = KUBECTL.format(python=sys.executable, folder=tmp_path, port=port)
-    kubectl(tmp_path, text, monkeypatch)
-    words = ["submit", "--image", IMAGE, "--port-forward", "--kfp-namespace", "ml"]
-    assert main(words) == 0
-    assert len(kfp.runs) == 1
-    said = (tmp_path / "words").read_text()
-    assert said == ("port-forward --namespace ml --address 127.0.0.1 service/ml-pipeline-ui :80")
-    assert gone(int((tmp_path / "pid").read_text()))
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_kubectl_ends_with_us(
-    kfp: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
-) -> None:
-    kfp.script = [{"state": "RUNNING"}]
-    port = int(kfp.url.rpartition(":")[2])
-    text = KUBECTL.format(python=sys.executable, folder=tmp_path, port=port)
-    kubectl(tmp_path, text, monkeypatch)
-    words = ["submit", "--image", IMAGE, "--port-forward", "--wait"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipelines", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 60
-    while not any(run["asked"] for run in kfp.runs.values()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 128 + number
-    assert "percmae: stopped: " in err
-    assert "goes on" in err
-    assert gone(int((tmp_path / "pid").read_text()))
-
-
-def test_kubectl_that_gives_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    reason = 'Error from server (NotFound): services "ml-pipeline-ui" not found'
-    kubectl(tmp_path, f"#!/bin/sh\necho '{reason}' >&2\nexit 1\n", monkeypatch)
-    assert main(["submit", "--image", IMAGE, "--port-forward"]) == 1
-    assert f"in namespace kubeflow: {reason}" in capsys.readouterr().err
-
-
-def test_no_kubectl(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert main(["submit", "--image", IMAGE, "--port-forward"]) == 2
-    assert "needs kubectl" in capsys.readouterr().err
-
-
-# The name of a version
-
-
-def test_version_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "pipelines"
-    folder.mkdir()
-    file = folder / "package.py"
-    file.write_text("")
-    monkeypatch.setattr(package, "__file__", str(file))
-    assert package.version_name() == __version__  # no checkout
-
-    def git(*words: str) -> str:
-        who = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-        done = subprocess.run(
-            ["git", *who, *words], cwd=tmp_path, check=True, capture_output=True, text=True
-        )
-        return done.stdout.strip()
-
-    git("init", "-q")
-    (tmp_path / "other").write_text("")
-    git("add", "other")
-    git("commit", "-qm", "another project")
-    assert package.version_name() == __version__  # installed below a checkout of something else
-    git("add", "pipelines")
-    git("commit", "-qm", "this project")
-    commit = git("rev-parse", "--short", "HEAD")
-    assert package.version_name() == commit
-    (tmp_path / "new").write_text("")
-    assert package.version_name() == commit  # as git has it: an unknown file is no change
-    file.write_text("changed")
-    assert package.version_name() == f"{commit}-dirty"

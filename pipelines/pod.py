@@ -38,7 +38,7 @@ def configure(task: Any, pod: PodSettings | None) -> Any:
     """Give a step's task these settings and return it; None leaves it as it is, for local runs."""
     if pod is None:
         return task
-    from kfp import kubernetes
+    import kfp.kubernetes as kubernetes  # so that the error says what is missing, if it is
 
     keys = {
         pod.store_access_key: "AWS_ACCESS_KEY_ID",

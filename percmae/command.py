@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from percmae.errors import Interrupted, PercmaeError
+from percmae.errors import Interrupted, PeerLost, PercmaeError
 
 
 def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
@@ -31,7 +31,7 @@ def exit_code(work: Callable[[], object]) -> int:
     try:
         work()
     except PercmaeError as error:
-        kind = "stopped" if isinstance(error, Interrupted) else "error"
+        kind = "stopped" if isinstance(error, Interrupted | PeerLost) else "error"
         print(f"percmae: {kind}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except KeyboardInterrupt:

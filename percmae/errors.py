@@ -1,16 +1,26 @@
 """Errors a person is meant to read: one line that says what was wrong, where, and what to do.
 
-Each class carries the exit code that ``percmae`` ends with:
+Each class carries the exit code that ``percmae`` ends with. In a cluster the code alone decides
+whether a pod is replaced; training goes on from the last checkpoint then. Below 128 is final:
 
-====  ======================================================
-code  meaning
-====  ======================================================
-0     done
-1     failure (a server down, a disk full, a loss not finite)
-2     bad usage or bad input: nothing was started
-138   another process of the job was lost, resumable
-≥128  interrupted by a signal, resumable (128 + signal number)
-====  ======================================================
+=====  ============================================================  =========
+code   meaning                                                       pod
+=====  ============================================================  =========
+0      done                                                          done
+1      failure (a server down, a disk full, a loss not finite)       final
+2      bad usage or bad input: nothing was started                   final
+126-7  the container's command is not there or cannot be run         final
+130    interrupted (SIGINT), after saving                            restarted
+134    aborted, as NCCL's watchdog does when a peer does not answer  restarted
+137    killed: out of memory, or not ended within the grace period   restarted
+138    another process of the job was lost or told to stop           restarted
+139    crashed in native code                                        restarted
+143    told to stop (SIGTERM: eviction, preemption), after saving    restarted
+=====  ============================================================  =========
+
+(128 + N means ended by signal N.) ``percmae.engine.torchrun`` hands on the code of the process that
+failed first, so the same holds for a pod with several. How often a pod is restarted is limited by
+job setting backoff_limit where the kind of job counts restarts, and by its deadline.
 """
 
 from __future__ import annotations
@@ -63,7 +73,8 @@ class Interrupted(PercmaeError):
 
 
 class PeerLost(PercmaeError):
-    """Another process of the same job ended or cannot be reached: begin again together.
+    """Another process of the same job ended, was told to stop or cannot be reached: begin again
+    together.
 
     128 + SIGUSR1, which the training operator sets aside for a program's own "try again".
     """

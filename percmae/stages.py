@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol
 
 from percmae.command import exit_code
 from percmae.errors import ConfigError
+from percmae.launched import LOCAL, Launch
 from percmae.storage import StorePath
 
 if TYPE_CHECKING:
@@ -160,10 +161,11 @@ def pretrain(
     overrides: Sequence[str],
     model: Artifact,
     metrics: Metrics,
+    launch: Launch,
 ) -> None:
     """One seed's pretraining, in ``<store>/runs/seed-<seed>/<tag>_<variant>``."""
     config = pretrain_config(variant, recipe, size, tag, overrides, seed)
-    _train(config, dataset, runs_folder(store, seed), model, metrics)
+    _train(config, dataset, runs_folder(store, seed), model, metrics, launch)
 
 
 @_step
@@ -173,10 +175,11 @@ def probe(
     overrides: Sequence[str],
     model: Artifact,
     metrics: Metrics,
+    launch: Launch,
     untrained: bool = False,
 ) -> None:
     """A linear probe beside the pretraining run it builds upon, or its untrained control."""
-    _downstream("probe", pretrained, dataset, overrides, model, metrics, untrained)
+    _downstream("probe", pretrained, dataset, overrides, model, metrics, launch, untrained)
 
 
 @_step
@@ -186,9 +189,10 @@ def finetune(
     overrides: Sequence[str],
     model: Artifact,
     metrics: Metrics,
+    launch: Launch,
 ) -> None:
     """A fine-tuning beside the pretraining run it builds upon."""
-    _downstream("finetune", pretrained, dataset, overrides, model, metrics, False)
+    _downstream("finetune", pretrained, dataset, overrides, model, metrics, launch, False)
 
 
 def _downstream(
@@ -198,13 +202,14 @@ def _downstream(
     overrides: Sequence[str],
     model: Artifact,
     metrics: Metrics,
+    launch: Launch,
     untrained: bool,
 ) -> None:
-    from percmae.engine.finetune import downstream_config
+    from percmae.engine.downstream import downstream_config
 
     run = pretrained.metadata["uri"]
     config = downstream_config(run, stage, overrides=overrides_for(stage, overrides))
-    _train(config, dataset, StorePath(run).parent.uri, model, metrics, run, untrained)
+    _train(config, dataset, StorePath(run).parent.uri, model, metrics, launch, run, untrained)
 
 
 def _train(
@@ -213,13 +218,20 @@ def _train(
     to: str,
     model: Artifact,
     metrics: Metrics,
+    launch: Launch,
     run: str | None = None,
     untrained: bool = False,
 ) -> None:
-    """Train, then say in the artifacts what came out."""
+    """Train, here or by a job, then say in the artifacts what came out."""
     from percmae.engine.runs import Run
 
-    result = _train_here(config, dataset.metadata["uri"], to, run, untrained)
+    data = dataset.metadata["uri"]
+    if launch.launcher == LOCAL:
+        result = _train_here(config, data, to, run, untrained)
+    else:
+        from percmae.launched import train
+
+        result = train(config, data, to, run, untrained, launch)
     record = Run.open(result.uri).record
     facts = {key: record[key] for key in _RUN_FACTS if record[key] is not None}
     facts |= {"uri": result.uri, "data_digest": record["data"]["digest"], "reused": result.reused}
@@ -243,11 +255,7 @@ _RUN_FACTS = (
 
 
 def _train_here(config: Config, data: str, to: str, run: str | None, untrained: bool) -> RunResult:
-    """Carry out one training in this process.
-
-    The one place that decides where a step trains: a launcher that has it done elsewhere takes
-    the same arguments and returns the same result, the run's URI in the store first of all.
-    """
+    """Carry out one training in this process; ``percmae.launched.train`` has a job do it."""
     if run is None:
         from percmae.engine.pretrain import pretrain
 
@@ -260,14 +268,21 @@ def _train_here(config: Config, data: str, to: str, run: str | None, untrained: 
 
 
 @_step
-def evaluate(model: Artifact, dataset: Artifact, metrics: Metrics, confusion: Confusion) -> None:
+def evaluate(
+    model: Artifact, dataset: Artifact, metrics: Metrics, confusion: Confusion, launch: Launch
+) -> None:
     """A run's figures on the test set, also as ``<run>/evaluation.json``."""
-    from percmae.engine.evaluate import evaluate
+    run, data = model.metadata["uri"], dataset.metadata["uri"]
+    if launch.launcher == LOCAL:
+        from percmae.engine.evaluate import evaluate
+        from percmae.engine.runs import stored_evaluation
 
-    written = StorePath(model.metadata["uri"]) / "evaluation.json"
-    before = written.stat() if written.exists() else None
-    found = evaluate(model.metadata["uri"], dataset.metadata["uri"])
-    confusion.metadata["reused"] = written.stat() == before
+        confusion.metadata["reused"] = stored_evaluation(run, data) is not None
+        found = evaluate(run, data)
+    else:
+        from percmae import launched
+
+        found, confusion.metadata["reused"] = launched.evaluate(run, data, launch)
     if "reconstruction" in found:
         _log(metrics, {key: found["reconstruction"][key] for key in ("psnr", "ssim")})
         return
@@ -303,6 +318,20 @@ def report(
     (folder / "report.html").read_file(page.path)
     for row in figures["table"]:
         _log(metrics, {f"{row['row']}_top1": row["top1"]["mean"]})
+
+
+@_step
+def clean(pipeline_run: str, launch: Launch) -> None:
+    """Remove the jobs that a pipeline's run has left under way: they were cancelled, or lost."""
+    settings = launch.settings("pretrain")
+    if settings is None:
+        return
+    from percmae.jobs.cluster import Cluster
+    from percmae.jobs.launch import clean
+    from percmae.progress import note
+
+    for name in clean(pipeline_run, Cluster(settings.namespace)):
+        note(f"{name} was still under way: removed")
 
 
 def _log(metrics: Metrics, values: Mapping[str, float | None]) -> None:

@@ -70,8 +70,11 @@ def _compare(args: argparse.Namespace) -> None:
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """What ``run`` and ``compare`` take alike."""
-    names = "tag recipe source seeds overrides to size fine_tune store"
-    return {name: getattr(args, name) for name in names.split()}
+    from percmae.launched import Launch
+
+    names = "tag recipe source seeds overrides to size fine_tune store archives dataset"
+    launch = Launch(args.launcher, args.train_image, args.nodes, args.gpus, args.job)
+    return {name: getattr(args, name) for name in names.split()} | {"launch": launch}
 
 
 def _seeds(text: str) -> list[int]:
@@ -150,6 +153,34 @@ def _pipeline_options(sub: argparse.ArgumentParser) -> None:
         "--store",
         metavar="URI",
         help="keep datasets and runs there (s3://… or a folder), not in the embedded server",
+    )
+    sub.add_argument(
+        "--archives",
+        metavar="URI",
+        help="folder or s3:// prefix of the ILSVRC archives, instead of sample images",
+    )
+    sub.add_argument("--dataset", metavar="NAME", help="name the dataset is kept under")
+    _launch_options(sub.add_argument_group("where the training is done"))
+
+
+def _launch_options(sub: Any) -> None:
+    sub.add_argument(
+        "--launcher",
+        default="local",
+        metavar="L",
+        help="local (default), or by jobs in a cluster: pytorchjob, trainjob, job",
+    )
+    sub.add_argument(
+        "--train-image", default="", metavar="IMAGE", help="of the jobs (default: percmae's own)"
+    )
+    sub.add_argument("--nodes", type=int, default=1, metavar="N", help="pods of a training")
+    sub.add_argument("--gpus", type=int, default=0, metavar="N", help="GPUs of each pod")
+    sub.add_argument(
+        "--job",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a further job setting, such as memory=64Gi or probe.nodes=1 (may be repeated)",
     )
 
 

@@ -45,7 +45,7 @@ UTC. Days and months may have names; 7 is Sunday as well."""
 
 _CRONJOB_ARGUMENTS = (
     "run --launcher pytorchjob --store s3://percmae --archives s3://percmae/archives "
-    "--dataset imagenet --recipe mae --seeds 0 --to /tmp/runs"
+    "--dataset imagenet --recipe mae --seeds 0 --gpus 1 --to /tmp/runs"
 )
 
 
@@ -311,7 +311,8 @@ def _step_options(sub: argparse.ArgumentParser, image: str | None) -> None:
         "--store-secret",
         default="percmae-store",
         metavar="NAME",
-        help="secret with the store's accesskey and secretkey (default: %(default)s)",
+        help="secret with the store's accesskey and secretkey; jobs have a setting of their own, "
+        "--param 'job=[store_secret=NAME]' (default: %(default)s)",
     )
     group.add_argument(
         "--store-config",
@@ -332,12 +333,12 @@ def _step_options(sub: argparse.ArgumentParser, image: str | None) -> None:
         action="append",
         default=[],
         metavar="LABEL=VALUE",
-        help="only nodes with this label; may be repeated",
+        help="only nodes with this label; steps that launch a job hand it on; may be repeated",
     )
     group.add_argument(
         "--toleration",
         action="append",
         default=[],
         metavar="KEY[=VALUE][:EFFECT]",
-        help="a taint to put up with; may be repeated",
+        help="a taint to put up with; steps that launch a job hand it on; may be repeated",
     )

@@ -9,8 +9,9 @@ from typing import Any
 from percmae.errors import Interrupted, PercmaeError, UserError
 from percmae.report.compare import Entry
 from percmae.report.compare import compare as side_by_side
+from percmae.stages import Launch
 from pipelines.console import Console
-from pipelines.local import check, open_store, run, sample_archives
+from pipelines.local import HERE, check, check_launch, find_archives, open_store, run
 
 
 def compare(
@@ -25,6 +26,9 @@ def compare(
     size: str = "",
     fine_tune: bool = True,
     store: str | None = None,
+    archives: str | None = None,
+    dataset: str | None = None,
+    launch: Launch = HERE,
 ) -> dict[str, Any]:
     """Run the pipeline for each variant and write ``<to>/[<tag>_]compare/``.
 
@@ -40,7 +44,8 @@ def compare(
     variants = _chosen(variants)
     for variant in variants:
         check(variant, tag, recipe, size, seeds, overrides)
-    sample_archives(source)  # a source that cannot be had is no variant's failure
+    check_launch(launch, store)
+    find_archives(source, archives, dataset)  # a source that cannot be had is no variant's failure
     console = Console()
     entries = []
     with open_store(store, console) as base:
@@ -58,6 +63,9 @@ def compare(
                     size=size,
                     fine_tune=fine_tune,
                     store=base,
+                    archives=archives,
+                    dataset=dataset,
+                    launch=launch,
                 )
             except Interrupted:
                 raise

@@ -14,6 +14,7 @@ from percmae import stages
 from percmae.data.sample import SOURCES, SampleArchives, make_sample_archives
 from percmae.data.sample_sources import fingerprint
 from percmae.errors import UserError
+from percmae.launched import LOCAL, STAGES
 from percmae.storage import StorePath
 from pipelines.console import Console
 
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
     from pipelines.tasks import Step
 
 HOME = ".percmae"
+HERE = stages.Launch()
+ARCHIVES = (
+    "ILSVRC2012_img_train.tar",
+    "ILSVRC2012_img_val.tar",
+    "ILSVRC2012_devkit_t12.tar.gz",
+)
+"""Training images, validation images and development kit, under the names they come with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +53,9 @@ def run(
     size: str = "",
     fine_tune: bool = True,
     store: str | None = None,
+    archives: str | None = None,
+    dataset: str | None = None,
+    launch: stages.Launch = HERE,
 ) -> Outcome:
     """Run the DAG through ``kfp.local`` on sample images and copy its report to ``<to>/<name>/``.
 
@@ -52,13 +63,17 @@ def run(
     pipeline takes them (``optim.epochs=3``, ``probe.optim.epochs=5``, ``all.data.workers=2``).
     store: where datasets and runs are kept; by default an embedded S3 server below ``.percmae``
     (or ``PERCMAE_HOME``) that runs as long as this does. What is there already is reused.
+    archives: folder or ``s3://`` prefix with the ILSVRC archives, instead of sample images;
+    dataset: the name they are kept under. launch: where the training is done; a cluster needs a
+    ``store`` that its pods reach too.
 
     Raises UserError for bad input before anything is started, StepError for a step that failed,
     Interrupted after Ctrl-C; the same call goes on from where it was stopped.
     """
     name = check(variant, tag, recipe, size, seeds, overrides)
+    check_launch(launch, store)
     console, folder = Console(), Path(to) / name
-    dataset, archives = sample_archives(source)
+    dataset, (train, val, devkit) = find_archives(source, archives, dataset)
     folder.mkdir(parents=True, exist_ok=True)
     with (
         open_store(store, console) as base,
@@ -66,9 +81,9 @@ def run(
     ):
         steps = _run_dag(
             {
-                "archive_train": str(archives.train),
-                "archive_val": str(archives.val),
-                "archive_devkit": str(archives.devkit),
+                "archive_train": train,
+                "archive_val": val,
+                "archive_devkit": devkit,
                 "dataset": dataset,
                 "store": base,
                 "variant": variant,
@@ -78,6 +93,11 @@ def run(
                 "seeds": list(seeds),
                 "overrides": list(overrides),
                 "fine_tune": fine_tune,
+                "launcher": launch.launcher,
+                "train_image": launch.image,
+                "nodes": launch.nodes,
+                "gpus": launch.gpus,
+                "job": list(launch.job),
             },
             console,
             log,
@@ -108,6 +128,32 @@ def check(
         chosen = stages.overrides_for(stage, overrides)
         load_config(variant, recipe, stage, overrides=chosen, size=size or None)
     return config.run_name
+
+
+def check_launch(launch: stages.Launch, store: str | None) -> None:
+    """Raises UserError for a launcher that could not work, before anything starts."""
+    for stage in STAGES:
+        launch.settings(stage)
+    if launch.launcher != LOCAL and store is None:
+        raise UserError(
+            f"--launcher {launch.launcher} needs --store: pods cannot reach the embedded store of "
+            "this machine; give an s3:// prefix, with AWS_ENDPOINT_URL and keys for it here"
+        )
+
+
+def find_archives(
+    source: str, archives: str | None, dataset: str | None
+) -> tuple[str, tuple[str, str, str]]:
+    """Name of a dataset and its three archives: given ones, or those of sample images.
+
+    Raises DataError for a source that is not known or cannot be had.
+    """
+    if archives is None:
+        name, made = sample_archives(source)
+        return dataset or name, (str(made.train), str(made.val), str(made.devkit))
+    folder = StorePath(archives)
+    train, val, devkit = ((folder / file).uri for file in ARCHIVES)
+    return dataset or "imagenet", (train, val, devkit)
 
 
 def sample_archives(source: str) -> tuple[str, SampleArchives]:

@@ -206,7 +206,8 @@ def _value(name: str, text: str, kind: str) -> Any:
 
 def _check_training(package: Package, values: dict[str, Any]) -> None:
     """Refuse now what the first training would refuse hours later."""
-    from pipelines.local import check
+    from percmae.launched import Launch
+    from pipelines.local import check, check_launch
 
     whole: dict[str, Any] = {
         name: values.get(name, given.get("defaultValue")) for name, given in package.inputs.items()
@@ -214,11 +215,15 @@ def _check_training(package: Package, values: dict[str, Any]) -> None:
     seeds, overrides = whole["seeds"], whole["overrides"]
     if not all(fits(seed, "NUMBER_INTEGER") for seed in seeds):
         raise ConfigError(f"parameter seeds={seeds}: should be whole numbers such as [0, 1]")
-    if not all(isinstance(text, str) for text in overrides):
-        raise ConfigError(
-            f"parameter overrides={overrides}: should be texts such as [optim.epochs=3]"
-        )
+    for name, example in (("overrides", "optim.epochs=3"), ("job", "memory=64Gi")):
+        if not all(isinstance(text, str) for text in whole[name]):
+            raise ConfigError(
+                f"parameter {name}={whole[name]}: should be texts such as [{example}]"
+            )
     seeds = [int(seed) for seed in seeds]
+    nodes, gpus = int(whole["nodes"]), int(whole["gpus"])
+    launch = Launch(whole["launcher"], whole["train_image"], nodes, gpus, whole["job"])
+    check_launch(launch, whole["store"])
     check(whole["variant"], whole["tag"], whole["recipe"], whole["size"], seeds, overrides)
 
 

@@ -11,6 +11,7 @@ from kfp import dsl
 from kfp.compiler import Compiler
 
 from components import IMAGE
+from components.clean.component import clean
 from components.evaluate.component import evaluate
 from components.finetune.component import finetune
 from components.ingest.component import ingest
@@ -53,6 +54,11 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
         seeds: list[int] = [0],  # noqa: B006 (KFP copies it)
         overrides: list[str] = [],  # noqa: B006
         fine_tune: bool = True,
+        launcher: str = "pytorchjob",
+        train_image: str = "",
+        nodes: int = 1,
+        gpus: int = 1,
+        job: list[str] = [],  # noqa: B006
     ) -> None:
         """Pretrain a masked autoencoder, judge what it learned, and report.
 
@@ -69,51 +75,73 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
             seeds: Whole numbers; the training is repeated for each, such as [0, 1, 2].
             overrides: Settings such as "optim.epochs=3"; stage first if not about pretraining.
             fine_tune: Whether to fine-tune the whole encoder as well as to probe it.
+            launcher: What trains: pytorchjob, trainjob or job in the cluster; local: the step.
+            train_image: Image of those jobs, best pinned by digest. Empty for percmae's own.
+            nodes: Pods that train together, one a machine.
+            gpus: GPUs of each pod; 0 trains on the CPU.
+            job: Further job settings such as "memory=64Gi"; "probe.nodes=1" for one stage alone.
         """
-        data = ingest(
-            archive_train=archive_train,
-            archive_val=archive_val,
-            archive_devkit=archive_devkit,
-            store=store,
-            name=dataset,
-        )
-        in_image(data, "Ingest")
-        dataset_made = data.outputs["dataset"]
-
-        def evaluated(model: Any, title: str) -> None:
-            in_image(evaluate(model=model, dataset=dataset_made), f"Evaluate {title}")
-
-        with dsl.ParallelFor(seeds, name="For each seed") as seed:
-            pretrained = pretrain(
-                dataset=dataset_made,
+        where = {
+            "launcher": launcher,
+            "train_image": train_image,
+            "nodes": nodes,
+            "gpus": gpus,
+            "job": job,
+            "pipeline_run": dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+        }
+        last = clean(pipeline_run=dsl.PIPELINE_JOB_ID_PLACEHOLDER, launcher=launcher, job=job)
+        in_image(last, "Clean up")
+        with dsl.ExitHandler(last, name="Whatever happens"):
+            data = ingest(
+                archive_train=archive_train,
+                archive_val=archive_val,
+                archive_devkit=archive_devkit,
                 store=store,
-                seed=seed,
-                variant=variant,
-                recipe=recipe,
-                size=size,
-                tag=tag,
-                overrides=overrides,
+                name=dataset,
             )
-            in_image(pretrained, "Pretrain")
-            encoder = pretrained.outputs["model"]
-            common = {"pretrained": encoder, "dataset": dataset_made, "overrides": overrides}
-            probed = in_image(probe(**common), "Probe")
-            control = in_image(probe(**common, untrained=True), "Probe, untrained encoder")
-            with dsl.If(fine_tune == True, name="If fine-tuning"):  # noqa: E712 (an expression)
-                tuned = in_image(finetune(**common), "Fine-tune")
-                evaluated(tuned.outputs["model"], "fine-tuned")
-            evaluated(encoder, "reconstructions")
-            evaluated(probed.outputs["model"], "probe")
-            evaluated(control.outputs["model"], "untrained probe")
-        # Collecting from the loop makes the report wait for all of it, evaluations included.
-        final = report(
-            pretrained=dsl.Collected(encoder),
-            probes=dsl.Collected(probed.outputs["model"]),
-            controls=dsl.Collected(control.outputs["model"]),
-            fine_tuned=fine_tune,
-            store=store,
-        )
-        in_image(final, "Report")
+            in_image(data, "Ingest")
+            dataset_made = data.outputs["dataset"]
+
+            def evaluated(model: Any, title: str) -> None:
+                in_image(evaluate(model=model, dataset=dataset_made, **where), f"Evaluate {title}")
+
+            with dsl.ParallelFor(seeds, name="For each seed") as seed:
+                pretrained = pretrain(
+                    dataset=dataset_made,
+                    store=store,
+                    seed=seed,
+                    variant=variant,
+                    recipe=recipe,
+                    size=size,
+                    tag=tag,
+                    overrides=overrides,
+                    **where,
+                )
+                in_image(pretrained, "Pretrain")
+                encoder = pretrained.outputs["model"]
+                common = {
+                    "pretrained": encoder,
+                    "dataset": dataset_made,
+                    "overrides": overrides,
+                    **where,
+                }
+                probed = in_image(probe(**common), "Probe")
+                control = in_image(probe(**common, untrained=True), "Probe, untrained encoder")
+                with dsl.If(fine_tune == True, name="If fine-tuning"):  # noqa: E712 (an expression)
+                    tuned = in_image(finetune(**common), "Fine-tune")
+                    evaluated(tuned.outputs["model"], "fine-tuned")
+                evaluated(encoder, "reconstructions")
+                evaluated(probed.outputs["model"], "probe")
+                evaluated(control.outputs["model"], "untrained probe")
+            # Collecting from the loop makes the report wait for all of it, evaluations included.
+            final = report(
+                pretrained=dsl.Collected(encoder),
+                probes=dsl.Collected(probed.outputs["model"]),
+                controls=dsl.Collected(control.outputs["model"]),
+                fine_tuned=fine_tune,
+                store=store,
+            )
+            in_image(final, "Report")
 
     return train
 

@@ -15,7 +15,7 @@ from percmae.engine.finetune import score, trained_classifier
 from percmae.engine.metrics import psnr, ssim
 from percmae.engine.pictures import denormalise, paste_visible, reconstruction_grid
 from percmae.engine.pretrain import FIXED_MASK_SEED
-from percmae.engine.runs import Run
+from percmae.engine.runs import EVALUATION, Run, stored_evaluation
 from percmae.engine.tracking import png
 from percmae.engine.training import autocast, eval_loader
 from percmae.engine.weights import network_weights
@@ -44,17 +44,11 @@ def evaluate(run: str, data: str) -> dict[str, Any]:
     Raises DataError when there is no such run or the classes differ, UserError when it is not
     complete.
     """
+    earlier = stored_evaluation(run, data)
+    if earlier is not None:
+        note(f"{run}: evaluation unchanged, reused")
+        return earlier
     opened, dataset = Run.open(run), Dataset.open(data)
-    if not opened.complete:
-        raise UserError(
-            f"run {run} stopped at step {opened.record['step']}; finish it with --resume auto first"
-        )
-    path = opened.path / "evaluation.json"
-    if path.exists():
-        earlier: dict[str, Any] = path.read_json()
-        if (earlier.get("key"), earlier["data"]["digest"]) == (opened.key, dataset.digest):
-            note(f"{path}: unchanged, reused")
-            return earlier
     splits = {name: len(dataset.split(name)) for name in ("train", "val", "test")}
     document = {
         "format": FORMAT,
@@ -72,7 +66,7 @@ def evaluate(run: str, data: str) -> dict[str, Any]:
     with world(opened.config) as here:
         work = _reconstruction if opened.config.stage == "pretrain" else _classification
         document.update(work(opened, dataset, here))
-    path.write_json(document)
+    (opened.path / EVALUATION).write_json(document)
     return document
 
 

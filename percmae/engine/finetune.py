@@ -2,63 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from percmae.config import Config, load_config, to_dict
+from percmae.config import Config
 from percmae.data.shards import Dataset
 from percmae.data.stream import Batch, Loader
 from percmae.engine.distributed import World, world
 from percmae.engine.loop import Learner, Terms
 from percmae.engine.metrics import ClassifierScores
 from percmae.engine.optim import build_optimizer, parameter_groups
-from percmae.engine.runs import Identity, Run, RunResult
+from percmae.engine.runs import Run, RunResult, identity_of
 from percmae.engine.training import autocast, carry_out, eval_loader, training_call
 from percmae.engine.weights import network_weights
-from percmae.errors import ConfigError, UserError
 from percmae.losses.objective import Micro
 from percmae.models.classifier import Classifier
 from percmae.vision import load_timm
-
-UNTRAINED = "_untrained"
-
-
-def downstream_config(
-    run: str,
-    stage: str,
-    recipe: str | None = None,
-    file: str | None = None,
-    overrides: list[str] | tuple[str, ...] = (),
-    tag: str | None = None,
-) -> Config:
-    """The configuration of a probe or fine-tuning of ``run``.
-
-    Network sizes, image size and normalisation are those of the run; the recipe, tag and seed too
-    where none is given.
-    """
-    parent = Run.open(run).config
-    if parent.stage != "pretrain":
-        raise UserError(f"run {run} is a {parent.stage} run; give a pretraining run")
-    values = to_dict(parent)
-    augment = values["data"]["augment"]
-    model = {k: v for k, v in values["model"].items() if k not in ("init_from", "norm_pix_loss")}
-    base = {
-        "seed": parent.seed,
-        "tag": parent.tag,
-        "name": parent.name,
-        "data": {
-            "image_size": parent.data.image_size,
-            "augment": {"mean": augment["mean"], "std": augment["std"]},
-        },
-        "model": model,
-    }
-    return load_config(
-        parent.variant, recipe or parent.recipe, stage, file, overrides, tag, base=base
-    )
 
 
 class ClassifyLearner(Learner):
@@ -145,14 +107,8 @@ def _train(config: Config, run: str, data: str, to: str, resume: str, untrained:
     with world(config) as here:
         parent = here.first(lambda: Run.open(run))
         dataset = here.first(lambda: Dataset.open(data))
-        config = dataclasses.replace(
-            config,
-            classifier=dataclasses.replace(config.classifier, classes=_classes(config, dataset)),
-        )
-        name = config.run_name + (UNTRAINED if untrained else "")
-        identity = Identity(
-            name, config, dataset.uri, dataset.digest, parent.uri, parent.key, untrained
-        )
+        identity = identity_of(config, dataset, parent, untrained)
+        config = identity.config
 
         def learner(fresh: bool) -> ClassifyLearner:
             model = _model(config, parent, dataset, untrained)
@@ -160,16 +116,6 @@ def _train(config: Config, run: str, data: str, to: str, resume: str, untrained:
             return ClassifyLearner(config, model, here, val)
 
         return carry_out(identity, dataset, to, resume, here, learner)
-
-
-def _classes(config: Config, dataset: Dataset) -> int:
-    found = len(dataset.classes)
-    if config.classifier.classes not in (None, found):
-        raise ConfigError(
-            f"classifier.classes={config.classifier.classes}, but dataset {dataset.uri} has "
-            f"{found} classes; set it to {found} or leave it out"
-        )
-    return found
 
 
 def _model(config: Config, parent: Run, dataset: Dataset, untrained: bool) -> Classifier:

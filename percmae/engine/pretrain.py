@@ -17,7 +17,7 @@ from percmae.engine.knn import KNN, build_knn
 from percmae.engine.loop import Learner, Terms
 from percmae.engine.optim import Group, build_optimizer, parameter_groups
 from percmae.engine.pictures import denormalise, reconstruction_grid, scales_grid
-from percmae.engine.runs import Identity, RunResult
+from percmae.engine.runs import RunResult, identity_of
 from percmae.engine.training import autocast, carry_out, eval_loader, training_call
 from percmae.engine.weights import initial_weights
 from percmae.losses.build import build_objective
@@ -136,7 +136,7 @@ def pretrain(config: Config, data: str, to: str, resume: str = "auto") -> RunRes
     """
     with world(config) as here:
         dataset = here.first(lambda: Dataset.open(data))
-        identity = Identity(config.run_name, config, dataset.uri, dataset.digest)
+        identity = identity_of(config, dataset)
 
         def learner(fresh: bool) -> PretrainLearner:
             features = feature_network(config) if config.variant == "perceptual" else None

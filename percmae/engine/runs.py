@@ -10,13 +10,14 @@ import hashlib
 import json
 import platform
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from percmae import __version__
 from percmae.config import Config, config_from_dict, digest, to_dict, to_yaml
 from percmae.config.load import leaves
-from percmae.errors import DataError, UserError
+from percmae.data.shards import Dataset
+from percmae.errors import ConfigError, DataError, UserError
 from percmae.storage import StorePath
 
 FORMAT = "percmae-run/1"
@@ -162,6 +163,53 @@ def existing_run(to: str, identity: Identity, resume: str) -> Run | None:
             "on with it, or choose another --tag"
         )
     return run
+
+
+def identity_of(
+    config: Config, dataset: Dataset, parent: Run | None = None, untrained: bool = False
+) -> Identity:
+    """What a training is about, before it begins.
+
+    parent: the run that a probe or fine-tuning builds upon; the number of classes is then filled
+    in. Raises ConfigError when another one is configured.
+    """
+    if parent is None:
+        return Identity(config.run_name, config, dataset.uri, dataset.digest)
+    found = len(dataset.classes)
+    if config.classifier.classes not in (None, found):
+        raise ConfigError(
+            f"classifier.classes={config.classifier.classes}, but dataset {dataset.uri} has "
+            f"{found} classes; set it to {found} or leave it out"
+        )
+    config = replace(config, classifier=replace(config.classifier, classes=found))
+    name = config.run_name + (UNTRAINED if untrained else "")
+    return Identity(name, config, dataset.uri, dataset.digest, parent.uri, parent.key, untrained)
+
+
+UNTRAINED = "_untrained"
+"""What the name of a control ends with."""
+
+
+def stored_evaluation(run: str, data: str) -> dict[str, Any] | None:
+    """The figures that :func:`percmae.engine.evaluate.evaluate` has left, if they are of these.
+
+    Of the run's present weights and of the dataset whose manifest is ``data``, that is. Raises
+    DataError when there is no such run, UserError when it is not complete.
+    """
+    opened, dataset = Run.open(run), Dataset.open(data)
+    if not opened.complete:
+        raise UserError(
+            f"run {run} stopped at step {opened.record['step']}; finish it with --resume auto first"
+        )
+    path = opened.path / EVALUATION
+    if not path.exists():
+        return None
+    earlier: dict[str, Any] = path.read_json()
+    same = (earlier.get("key"), earlier["data"]["digest"]) == (opened.key, dataset.digest)
+    return earlier if same else None
+
+
+EVALUATION = "evaluation.json"
 
 
 def _difference(run: Run, identity: Identity) -> str:

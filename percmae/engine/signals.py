@@ -7,7 +7,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-from percmae.errors import Interrupted
+from percmae.errors import Interrupted, PeerLost
 from percmae.progress import note
 
 
@@ -37,6 +37,6 @@ class Signals:
         self.received = number
         note("stopping after this step, saving a checkpoint (once more to stop at once)")
 
-    def interrupted(self, message: str) -> Interrupted:
-        """The error to end with."""
-        return Interrupted(self.received or signal.SIGINT, message)
+    def interrupted(self, message: str) -> Interrupted | PeerLost:
+        """The error to end with: PeerLost where it was another process that got the signal."""
+        return PeerLost(message) if self.received is None else Interrupted(self.received, message)

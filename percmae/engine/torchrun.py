@@ -6,44 +6,99 @@ with 1 for everything; in a cluster the exit code decides whether a pod is repla
 
 - the exit code of the process that failed first (128 + N when signal N killed it);
 - 128 + N when torchrun itself was told to stop by signal N (after its processes have saved);
-- PeerLost's when the other pods could not be found or were lost.
+- PeerLost's when the other pods could not be found or were lost;
+- 2 when its own options or the PET_* variables make no sense.
+
+RANK and WORLD_SIZE, which a training operator sets in the pod, count pods there: torchrun does not
+read them and gives its processes their own.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from percmae.errors import PeerLost
+from percmae.command import exit_code
+from percmae.errors import PeerLost, UserError
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+_USAGE = "python -m percmae.engine.torchrun [torchrun's options] -- VERB [options of percmae]"
 
 
 def torchrun(arguments: list[str]) -> int:
     """Run torchrun with its options, ``--`` and the arguments of ``percmae``; the exit code."""
+    code = 0
+
+    def work() -> None:
+        nonlocal code
+        code = _run(_parse(arguments))
+
+    return exit_code(work) or code
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """torchrun's options. Raises UserError where it would print two pages of usage."""
+    from torch.distributed.run import get_args_parser, parse_min_max_nnodes
+
+    if "--" not in arguments or arguments[-1] == "--":
+        raise UserError(f"no verb behind --; usage: {_USAGE}")
+    split = arguments.index("--")
+    parser = get_args_parser()
+    parser.error = _refuse  # type: ignore[method-assign]
+    given = [*arguments[:split], "--module", "percmae", *arguments[split + 1 :]]
+    options = parser.parse_args(given)
+    try:
+        parse_min_max_nnodes(options.nnodes)
+    except (ValueError, RuntimeError):
+        _refuse(f"nnodes={options.nnodes}: expected a number, or MIN:MAX")
+    return options
+
+
+def _refuse(message: str) -> NoReturn:
+    raise UserError(f"torchrun's options (or PET_* variables): {message}")
+
+
+def _run(options: argparse.Namespace) -> int:
+    """The code to end with. Raises PeerLost and UserError."""
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
-    from torch.distributed.run import get_args_parser, run
+    from torch.distributed.run import run
 
-    if "--" not in arguments:
-        print("percmae: error: torchrun's options, then --, then the verb", file=sys.stderr)
-        return 2
-    split = arguments.index("--")
-    args = get_args_parser().parse_args(
-        [*arguments[:split], "--module", "percmae", *arguments[split + 1 :]]
-    )
     try:
-        run(args)
+        run(options)
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        return failure.exitcode if failure.exitcode >= 0 else 128 - failure.exitcode
+        return _cause(error)
     except SignalException as error:
         return 128 + int(error.sigval)
     except (DistError, RendezvousError) as error:
-        reason = " ".join(str(error).split())
-        print(f"percmae: stopped: the other pods were not found: {reason}", file=sys.stderr)
-        return PeerLost.exit_code
+        raise PeerLost(f"the other pods were not found, or left: {_line(error)}") from None
+    except (ValueError, AssertionError) as error:  # torchrun's way to refuse what it was given
+        _refuse(_line(error))
     return 0
+
+
+def _cause(error: ChildFailedError) -> int:
+    """The exit code of the process that failed first.
+
+    Those that only missed another one are asked last: two failures are seen as one where they lie
+    less than a second apart.
+    """
+
+    def order(rank: int) -> tuple[bool, int, int]:
+        failure = error.failures[rank]
+        return failure.exitcode == PeerLost.exit_code, failure.timestamp, rank
+
+    code = error.failures[min(error.failures, key=order)].exitcode
+    return code if code >= 0 else 128 - code
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def main() -> NoReturn:

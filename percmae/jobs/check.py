@@ -1,19 +1,229 @@
-"""What the API server or the training operator would refuse, told before they are asked."""
+"""What the API server or the training operator would refuse, told before they are asked.
+
+``check_settings`` looks at what is asked for and names the setting; ``check_fit`` at what the work
+and the settings want of each other; ``check_object`` at the finished object, by the rules of
+training-operator 1.9's validating webhook. ``warnings`` are what works and had better not stay.
+"""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from percmae.errors import ConfigError
+from percmae.jobs.parts import check_affinity, check_env, check_tolerations, check_volumes
+from percmae.jobs.syntax import (
+    cores,
+    dns_label,
+    entry,
+    image,
+    job_name,
+    label_value,
+    memory,
+    qualified_name,
+    subdomain,
+)
 
-_LABEL_NAME = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
+if TYPE_CHECKING:
+    from percmae.config import Config
+    from percmae.jobs.settings import JobSettings
+    from percmae.jobs.work import Work
+
+LONGEST_NAME = 63
+_LONGEST_INT32 = 2**31 - 1
+GPU_TYPE_LABEL = "nvidia.com/gpu.product"
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+# Labels and annotations that others look for, and must find as they were put there.
+_RESERVED = re.compile(
+    r"app\.kubernetes\.io/(name|component|instance|version|part-of|managed-by)$|percmae\.dev/|"
+    r"training\.kubeflow\.org/|trainer\.kubeflow\.org/|batch\.kubernetes\.io/|jobset\.sigs\.k8s\.io/"
+)
+
+
+def check_settings(settings: JobSettings) -> None:
+    """Raises ConfigError naming the setting for the first thing that no cluster would take."""
+    image(settings.image, "job setting image")
+    _check_names(settings)
+    _check_sizes(settings)
+    _check_labels(settings)
+    check_env(settings.env)
+    check_volumes(settings.volumes, settings.volume_mounts)
+    check_tolerations(settings.tolerations)
+    check_affinity(settings.affinity)
+    if settings.kind == "trainjob":
+        from percmae.jobs.trainjob import check_trainjob_settings
+
+        check_trainjob_settings(settings)
+
+
+def _check_names(settings: JobSettings) -> None:
+    if settings.namespace is not None:
+        dns_label(settings.namespace, "job setting namespace")
+    for key in ("service_account", "priority_class", "volcano_queue", "runtime"):
+        if (value := getattr(settings, key)) is not None:
+            subdomain(value, f"job setting {key}")
+    for key in ("store_config", "store_secret"):
+        subdomain(getattr(settings, key), f"job setting {key}")
+    for name in settings.image_pull_secrets:
+        subdomain(name, "job setting image_pull_secrets")
+    if settings.queue is not None:  # the value of a label as well
+        subdomain(settings.queue, "job setting queue", 63)
+    for key in ("store_access_key", "store_secret_key"):
+        entry(getattr(settings, key), f"job setting {key}")
+
+
+def _check_sizes(settings: JobSettings) -> None:
+    cpu = cores(settings.cpu, "job setting cpu")
+    if settings.cpu_limit is not None and cores(settings.cpu_limit, "job setting cpu_limit") < cpu:
+        raise ConfigError(
+            f"job setting cpu_limit={settings.cpu_limit} is less than cpu={settings.cpu}, which is "
+            "promised; raise it or lower cpu"
+        )
+    total = memory(settings.memory, "job setting memory")
+    if memory(settings.shm, "job setting shm") > total:
+        raise ConfigError(
+            f"job setting shm={settings.shm} is more than memory={settings.memory}, of which "
+            "/dev/shm is a part; raise memory or lower shm"
+        )
+    memory(settings.scratch, "job setting scratch")
+    numbers = ("nodes", "max_restarts", "backoff_limit", "ttl", "gpus", "deadline", "grace")
+    for key in numbers:
+        if (getattr(settings, key) or 0) > _LONGEST_INT32:
+            raise ConfigError(f"job setting {key}={getattr(settings, key)}: out of range")
+    if settings.ttl is not None and settings.ttl < 60:
+        raise ConfigError(
+            f"job setting ttl={settings.ttl}: a launcher needs time to read how a job ended; "
+            "give 60 seconds or more"
+        )
+    _check_gpus(settings)
+
+
+def _check_gpus(settings: JobSettings) -> None:
+    resource = settings.gpu_resource
+    qualified_name(resource, "job setting gpu_resource")
+    if "/" not in resource or resource.partition("/")[0].endswith("kubernetes.io"):
+        raise ConfigError(
+            f"job setting gpu_resource={resource!r}: a vendor's resource with its domain, such as "
+            "nvidia.com/gpu"
+        )
+    if settings.gpu_type is None:
+        return
+    label_value(settings.gpu_type, "job setting gpu_type")
+    if not settings.gpus:
+        raise ConfigError(
+            f"job setting gpu_type={settings.gpu_type}: asks for a kind of GPU, but gpus=0"
+        )
+    chosen = settings.node_selector.get(GPU_TYPE_LABEL, settings.gpu_type)
+    if chosen != settings.gpu_type:
+        raise ConfigError(
+            f"job setting gpu_type={settings.gpu_type}: node_selector asks for {chosen}"
+        )
+
+
+def _check_labels(settings: JobSettings) -> None:
+    for setting in ("labels", "annotations", "node_selector"):
+        what = f"job setting {setting}"
+        for key, value in getattr(settings, setting).items():
+            qualified_name(key, what)
+            if setting != "annotations":
+                label_value(value, f"{what}, {key}")
+            if setting == "node_selector":
+                continue
+            if key == QUEUE_LABEL:
+                raise ConfigError(f"{what}, {key}: set queue={value} instead")
+            if _RESERVED.match(key):
+                raise ConfigError(f"{what}, {key}: is set for every job; choose another key")
+    size = sum(len(k) + len(v.encode()) for k, v in settings.annotations.items())
+    if size > 200 << 10:
+        raise ConfigError(
+            f"job setting annotations: {size >> 10} KiB; Kubernetes takes 256 KiB in all"
+        )
+
+
+def check_fit(work: Work, settings: JobSettings) -> None:
+    """Raises ConfigError when the config of a training wants other pods than it would get."""
+    if work.config is None:
+        return
+    trainer, elastic = work.config.trainer, settings.min_nodes is not None
+    if trainer.num_nodes not in (1, settings.nodes):
+        raise ConfigError(
+            f"trainer.num_nodes={trainer.num_nodes}, but job setting nodes={settings.nodes}: leave "
+            "trainer.num_nodes out, or make them equal"
+        )
+    if trainer.num_nodes > 1 and elastic:
+        raise ConfigError(
+            f"trainer.num_nodes={trainer.num_nodes}: an elastic job (job setting min_nodes) may "
+            "have fewer nodes; leave it out"
+        )
+    if trainer.devices != -1 and settings.gpus != 1:
+        raise ConfigError(
+            f"trainer.devices={trainer.devices} is one GPU of a machine, but job setting "
+            f"gpus={settings.gpus}; leave trainer.devices out"
+        )
+    _check_batch(work.config, settings)
+
+
+def _check_batch(config: Config, settings: JobSettings) -> None:
+    """The effective batch: what a training would find out only after it had waited in a queue."""
+    total, micro = config.optim.total_batch, config.data.batch_size
+    if total is None and settings.min_nodes is not None:
+        raise ConfigError(
+            "job setting min_nodes: an elastic job may lose nodes, and with them a part of its "
+            "batch; set optim.total_batch, which every number of nodes then keeps"
+        )
+    for nodes in range(settings.min_nodes or settings.nodes, settings.nodes + 1):
+        processes = nodes * max(1, settings.gpus)
+        if total is not None and total % (micro * processes):
+            raise ConfigError(
+                f"optim.total_batch={total} is not a multiple of data.batch_size={micro} on "
+                f"{processes} processes (job settings nodes={nodes}, gpus={settings.gpus}); change "
+                "one of them"
+            )
 
 
 def check_object(made: dict[str, Any]) -> None:
     """Raises ConfigError naming the field for the first thing that would be refused."""
-    name = made["metadata"]["name"]
-    if len(name) > 63 or not _LABEL_NAME.match(name):
-        raise ConfigError(
-            f"job name {name!r}: lower-case letters, digits and '-', a letter first, at most 63"
-        )
+    metadata = made["metadata"]
+    job_name(metadata["name"], "job name", LONGEST_NAME)
+    for key, value in metadata["labels"].items():
+        label_value(value, f"label {key}")
+    for owner in metadata.get("ownerReferences", []):
+        missing = [k for k in ("apiVersion", "kind", "name", "uid") if not owner.get(k)]
+        if missing:
+            raise ConfigError(f"owner of job {metadata['name']}: {', '.join(missing)} is missing")
+    if made["kind"] == "PyTorchJob":
+        _check_pytorch_job(metadata["name"], made["spec"])
+
+
+def _check_pytorch_job(name: str, spec: dict[str, Any]) -> None:
+    """The rules of the operator's webhook; and host names, which it forgets."""
+    replicas = spec["pytorchReplicaSpecs"]
+    if spec.get("elasticPolicy") is not None and "Worker" not in replicas:
+        raise ConfigError("an elastic job consists of workers; it has none")
+    for role, replica in replicas.items():
+        if role not in ("Master", "Worker"):
+            raise ConfigError(f"pod role {role!r} is not one of Master, Worker")
+        count = replica["replicas"]
+        if count < 1 or (role == "Master" and count != 1):
+            raise ConfigError(f"{count} pods of role {role}: one Master, and at least one Worker")
+        containers = replica["template"]["spec"]["containers"]
+        if "pytorch" not in [each["name"] for each in containers]:
+            raise ConfigError("a training pod's container must be called pytorch")
+        if not all(each.get("image") for each in containers):
+            raise ConfigError("a container without an image")
+        job_name(f"{name}-{role.lower()}-{count - 1}", "pod name", LONGEST_NAME)
+
+
+def warnings(settings: JobSettings) -> list[str]:
+    """What works and is asked to be otherwise, a line each: an image that may change under a job.
+
+    A restarted pod pulls its image again: a tag may mean other code by then, in the midst of a run.
+    """
+    if settings.pinned:
+        return []
+    tag = re.search(r":([\w.-]+)$", settings.image)
+    moving = "" if tag and tag[1] != "latest" else " (and latest moves by its nature)"
+    return [
+        f"image {settings.image} is not pinned by digest{moving}: a pod that is restarted may run "
+        "other code; give image=<name>@sha256:<digest>"
+    ]

@@ -72,9 +72,10 @@ def cron_job(
     if time_zone is not None:
         _check_time_zone(time_zone)
     words = list(arguments)
-    labels = {**settings.labels, "app.kubernetes.io/instance": name}
-    plain = dataclasses.replace(settings, kind="job", labels=labels)
+    plain = dataclasses.replace(settings, kind="job")
     job = job_object(command(words[0], name, *words[1:]), plain)
+    labels = {**job["metadata"]["labels"], "app.kubernetes.io/instance": name}
+    job["spec"]["template"]["metadata"]["labels"] = dict(labels)
     pod = job["spec"]["template"]["spec"]
     pod["automountServiceAccountToken"] = True  # to create jobs and follow them
     # Everything but /tmp is read-only, the working directory too.
@@ -86,11 +87,11 @@ def cron_job(
         "startingDeadlineSeconds": starting_deadline,
         "successfulJobsHistoryLimit": successes_kept,
         "failedJobsHistoryLimit": failures_kept,
-        "jobTemplate": {"metadata": {"labels": job["metadata"]["labels"]}, "spec": job["spec"]},
+        "jobTemplate": {"metadata": {"labels": dict(labels)}, "spec": job["spec"]},
     }
     if time_zone is not None:
         spec["timeZone"] = time_zone
-    metadata: Object = {"name": name, "labels": dict(job["metadata"]["labels"])}
+    metadata: Object = {"name": name, "labels": labels}
     if settings.namespace is not None:
         metadata["namespace"] = settings.namespace
     return {"apiVersion": "batch/v1", "kind": "CronJob", "metadata": metadata, "spec": spec}

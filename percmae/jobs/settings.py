@@ -19,6 +19,7 @@ from percmae import __version__
 from percmae.config.load import explain, nearest, parse_override
 from percmae.config.schema import SETTINGS
 from percmae.errors import ConfigError
+from percmae.jobs.check import check_settings
 
 Kind = Literal["pytorchjob", "trainjob", "job"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -39,7 +40,7 @@ class JobSettings:
     image: str = TRAIN_IMAGE
     """Container image, best pinned by digest (name@sha256:…)."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
-    """null: Kubernetes' own default (Always for the tag latest)."""
+    """null: Kubernetes' own default (Always for the tag latest). A trainjob has its runtime's."""
     image_pull_secrets: list[str] = Field(default_factory=list)
     """Names of secrets for a private registry."""
     namespace: str | None = None
@@ -77,24 +78,30 @@ class JobSettings:
     affinity: dict[str, Any] = Field(default_factory=dict)
     """Affinity as in a pod."""
     priority_class: str | None = None
-    """Priority class of the pods."""
+    """Priority class of the pods. A trainjob has its runtime's."""
     queue: str | None = None
     """Kueue: the LocalQueue the job waits in."""
     volcano_queue: str | None = None
     """Volcano: start all pods together, in this queue (pytorchjob)."""
     runtime: str = "torch-distributed"
-    """trainjob: name of the ClusterTrainingRuntime."""
+    """trainjob: name of the ClusterTrainingRuntime. Under the stock torch-distributed every failure
+    is tried again; percmae.jobs.trainjob.training_runtime makes one that knows which exit
+    codes are final."""
 
     backoff_limit: NonNegativeInt = 3
-    """Restarts after failures that may pass (exit codes ≥ 128); all others are final."""
+    """Restarts after failures that may pass (exit codes ≥ 128); all others are final. A trainjob
+    has its runtime's."""
     deadline: PositiveInt | None = Field(default=14 * 24 * 3600)
     """Seconds a job may run, waiting in a queue not counted; null for no limit."""
     queue_deadline: PositiveInt | None = None
     """Seconds a launcher waits for a job to begin; null: as long as the queue takes."""
+    stuck_deadline: PositiveInt = 600
+    """Seconds a launcher waits for a pod that has a node but cannot start (no such image)."""
     ttl: NonNegativeInt | None = 7 * 24 * 3600
-    """Seconds after its end until a job is removed from the cluster; null keeps it."""
+    """Seconds after its end until a job is removed from the cluster; null keeps it. A
+    trainjob has its runtime's."""
     clean_pods: Literal["All", "Running", "None"] = "Running"
-    """Pods to remove when a job ends: All takes the logs of a failure with it."""
+    """pytorchjob: pods to remove when it ends; All takes the logs of a failure with it."""
     grace: PositiveInt = 120
     """Seconds a pod has to save a checkpoint when it is told to stop."""
 
@@ -107,9 +114,9 @@ class JobSettings:
     store_secret_key: str = "secretkey"
     """Entry of that secret with the secret key."""
     env: Objects = Field(default_factory=list)
-    """Further environment variables, as in a container."""
+    """Further environment variables, as in a container; secrets by valueFrom only."""
     volumes: Objects = Field(default_factory=list)
-    """Further volumes, as in a pod."""
+    """Further volumes, as in a pod; each is mounted somewhere."""
     volume_mounts: Objects = Field(default_factory=list)
     """Where those volumes are mounted, as in a container."""
     labels: Strings = Field(default_factory=dict)
@@ -148,6 +155,7 @@ def job_settings(overrides: Iterable[str] = (), **values: Any) -> JobSettings:
     except ValidationError as error:
         raise ConfigError(explain(error, "job setting")) from None
     _check(settings)
+    check_settings(settings)
     return settings
 
 

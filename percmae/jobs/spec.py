@@ -5,7 +5,7 @@
 - PyTorchJob (``kubeflow.org/v1``, training-operator 1.9): a Master and workers. The operator gives
   each pod PET_* variables, which torchrun reads as its own options; nothing else may (RANK there is
   the pod's rank, not the process's).
-- TrainJob (``percmae.jobs.trainjob``).
+- TrainJob (``percmae.jobs.trainjob``, Kubeflow Trainer 2.3).
 - Job (``batch/v1``): one pod, for stages that do not train and for clusters without an operator.
 
 Exit codes decide about restarts (percmae.errors): what is ≥ 128 may pass, everything else would
@@ -14,13 +14,16 @@ only happen again.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import re
 from copy import deepcopy
 from typing import Any
 
 from percmae import __version__
-from percmae.errors import ConfigError
+from percmae.jobs.check import check_fit, check_object, check_settings
+from percmae.jobs.parts import OWN_VOLUMES
 from percmae.jobs.settings import JobSettings
 from percmae.jobs.work import Work
 
@@ -30,6 +33,12 @@ RUN_LABEL = "percmae.dev/run"
 CONTAINER = "pytorch"
 """Name the operator requires of the container that trains."""
 USER = 10001
+PATIENCE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+"""Seconds torchrun gives its processes to end when it is told to; 30 if it is not said."""
+USING_A_GPU = ("evaluate", "reconstruct")
+"""Stages that do not train and are quicker on a GPU."""
+OWN_MOUNTS = tuple(OWN_VOLUMES.values())
+"""Where every job mounts something of its own (its variables: percmae.jobs.parts)."""
 
 Object = dict[str, Any]
 
@@ -41,14 +50,16 @@ def job_object(work: Work, settings: JobSettings, owner: Object | None = None) -
     the digest: a retry from another pod finds the job unchanged. Raises ConfigError for what the
     API server or the operator would refuse.
     """
-    from percmae.jobs.check import check_object
-
+    check_settings(settings)
+    check_fit(work, settings)
     if not work.trains or settings.kind == "job":
-        made = _plain_job(work, settings)
+        made = _plain_job(work, _for_stage(work, settings))
     elif settings.kind == "pytorchjob":
         made = _pytorch_job(work, settings)
     else:
-        raise ConfigError("job setting kind=trainjob: not there yet; use kind=pytorchjob")
+        from percmae.jobs.trainjob import train_job
+
+        made = train_job(work, settings)
     made["metadata"] = _metadata(work, settings) | {"annotations": dict(settings.annotations)}
     made["metadata"]["annotations"][DIGEST] = object_digest(made)
     if settings.namespace is not None:
@@ -68,6 +79,15 @@ def object_digest(made: Object) -> str:
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
+def _for_stage(work: Work, settings: JobSettings) -> JobSettings:
+    """Settings as a stage that does not train needs them: no GPU for what has no network."""
+    if work.trains or not settings.gpus:
+        return settings
+    if work.stage in USING_A_GPU:
+        return dataclasses.replace(settings, gpus=1)
+    return dataclasses.replace(settings, gpus=0, gpu_type=None)
+
+
 def labels_of(work: Work, settings: JobSettings) -> dict[str, str]:
     """Labels of the job and its pods (kubernetes.io's recommended ones, and the run)."""
     return {
@@ -77,7 +97,7 @@ def labels_of(work: Work, settings: JobSettings) -> dict[str, str]:
         "app.kubernetes.io/version": __version__,
         "app.kubernetes.io/part-of": "percmae",
         "app.kubernetes.io/managed-by": "percmae",
-        RUN_LABEL: work.run[:63].rstrip("-_."),
+        RUN_LABEL: re.sub(r"[^A-Za-z0-9._-]+", "-", work.run).lstrip("-_.")[:63].rstrip("-_."),
         **settings.labels,
     }
 
@@ -129,19 +149,7 @@ def _plain_job(work: Work, settings: JobSettings) -> Object:
     template["spec"]["restartPolicy"] = "Never"
     spec: Object = {
         "backoffLimit": settings.backoff_limit,
-        # As for trainings: bad input and failures are final, being moved or interrupted is not.
-        "podFailurePolicy": {
-            "rules": [
-                {
-                    "action": "Ignore",
-                    "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
-                },
-                {
-                    "action": "FailJob",
-                    "onExitCodes": {"operator": "In", "values": [1, 2]},
-                },
-            ]
-        },
+        "podFailurePolicy": failure_policy(),
         "template": template,
     }
     if settings.deadline is not None:
@@ -149,6 +157,21 @@ def _plain_job(work: Work, settings: JobSettings) -> Object:
     if settings.ttl is not None:
         spec["ttlSecondsAfterFinished"] = settings.ttl
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": {}, "spec": spec}
+
+
+def failure_policy() -> Object:
+    """podFailurePolicy of a Job, as ExitCode is for a PyTorchJob.
+
+    Bad input and failures are final, as is a command that is not there (126, 127); being moved or
+    interrupted is not, and a pod that its node let go of does not count.
+    """
+    moved = {"type": "DisruptionTarget", "status": "True"}
+    return {
+        "rules": [
+            {"action": "Ignore", "onPodConditions": [moved]},
+            {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [1, 2, 126, 127]}},
+        ]
+    }
 
 
 def torchrun_command(work: Work) -> list[str]:
@@ -215,8 +238,9 @@ def container(work: Work, settings: JobSettings, command: list[str], name: str) 
         "image": settings.image,
         # With tini as the first process: Python there would not be ended by SIGTERM, and would
         # leave dead loader processes behind.
-        "command": ["tini", "--", *command],
-        "env": environment(settings),
+        # ($ is doubled because Kubernetes replaces $(NAME) in a command, and $$ by $.)
+        "command": ["tini", "--", *(part.replace("$", "$$") for part in command)],
+        "env": environment(work, settings),
         "envFrom": [{"configMapRef": {"name": settings.store_config}}],
         "resources": resources(settings),
         "securityContext": {
@@ -235,8 +259,8 @@ def container(work: Work, settings: JobSettings, command: list[str], name: str) 
     return made
 
 
-def environment(settings: JobSettings) -> list[Object]:
-    """Environment variables: the store's keys by reference, and homes that can be written to."""
+def environment(work: Work, settings: JobSettings) -> list[Object]:
+    """Environment variables: the store's keys by reference, and a home that can be written to."""
     keys = {
         "AWS_ACCESS_KEY_ID": settings.store_access_key,
         "AWS_SECRET_ACCESS_KEY": settings.store_secret_key,
@@ -247,6 +271,7 @@ def environment(settings: JobSettings) -> list[Object]:
             for name, k in keys.items()
         ),
         {"name": "HOME", "value": "/tmp"},
+        *([{"name": PATIENCE, "value": str(max(1, settings.grace - 5))}] if work.trains else []),
         *settings.env,
     ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from percmae.config import Config, digest, load_config
@@ -23,7 +23,8 @@ class Work:
 
     stage: the verb; arguments: of ``percmae``, the verb first; run: name of what is made, for
     people and labels; digest: hex, of everything that the result depends on; trains: whether it is
-    a training, which may be spread over several processes.
+    a training, which may be spread over several processes; config: what is trained, to see whether
+    it fits the pods.
     """
 
     stage: str
@@ -31,6 +32,7 @@ class Work:
     run: str
     digest: str
     trains: bool
+    config: Config | None = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -71,7 +73,8 @@ def training(
     arguments += differences(config, base)
     identity = [digest(config), config.run_name, data, to, run, untrained]
     name = f"{config.run_name}_untrained" if untrained else config.run_name
-    return Work(config.stage, tuple(arguments), _short(name, config.stage), _hash(identity), True)
+    short = _short(name, config.stage)
+    return Work(config.stage, tuple(arguments), short, _hash(identity), True, config)
 
 
 def differences(config: Config, base: Config) -> list[str]:

@@ -14,8 +14,9 @@ from percmae.config import Config
 from percmae.data.augment import build_transform
 from percmae.data.shards import Dataset
 from percmae.data.stream import Loader
+from percmae.engine.downstream import downstream_config
 from percmae.engine.evaluate import evaluate, reconstruct
-from percmae.engine.finetune import downstream_config, finetune, probe, trained_classifier
+from percmae.engine.finetune import finetune, probe, trained_classifier
 from percmae.engine.pretrain import pretrain
 from percmae.engine.runs import Run, RunResult
 from percmae.engine.weights import network_weights

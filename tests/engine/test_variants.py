@@ -15,7 +15,8 @@ from PIL import Image
 from percmae.config import Config
 from percmae.data.shards import Dataset
 from percmae.engine import loop
-from percmae.engine.finetune import downstream_config, probe
+from percmae.engine.downstream import downstream_config
+from percmae.engine.finetune import probe
 from percmae.engine.formats import export_weights
 from percmae.engine.pretrain import pretrain
 from percmae.engine.runs import Run

@@ -16,6 +16,7 @@ import yaml
 from kfp import components as kfp_components
 
 from components import IMAGE
+from components.clean.component import clean
 from components.evaluate.component import evaluate
 from components.finetune.component import finetune
 from components.ingest.component import ingest
@@ -33,7 +34,10 @@ COMPONENTS = {
     "probe": probe,
     "evaluate": evaluate,
     "report": report,
+    "clean": clean,
 }
+SEEDS = "exit-handler-1/for-loop-2"
+PASSED = "taskConfigPassthroughs"
 PINNED = "registry.example/percmae@sha256:" + "0" * 64
 
 
@@ -177,25 +181,53 @@ def test_an_image_without_a_digest_is_warned_about(
 
 def test_order_of_the_steps(spec: dict[str, Any]) -> None:
     found = tasks(spec)
-    assert found["for-loop-1"]["dependentTasks"] == ["ingest"]
-    assert found["for-loop-1"]["parameterIterator"]["items"] == {
-        "inputParameter": "pipelinechannel--seeds"
-    }
-    for name in ("probe", "probe-2", "condition-2"):
+    loop = found["exit-handler-1/for-loop-2"]
+    assert loop["dependentTasks"] == ["ingest"]
+    assert loop["parameterIterator"]["items"] == {"inputParameter": "pipelinechannel--seeds"}
+    for name in ("probe", "probe-2", "condition-3"):
         # Fine-tuning and probes wait for pretraining, not for each other.
-        assert found[f"for-loop-1/{name}"]["dependentTasks"] == ["pretrain"]
-    assert found["report"]["dependentTasks"] == ["for-loop-1"]
+        assert found[f"{SEEDS}/{name}"]["dependentTasks"] == ["pretrain"]
+    assert found["exit-handler-1/report"]["dependentTasks"] == ["for-loop-2"]
+
+
+def test_jobs_are_cleaned_up_however_the_run_ends(spec: dict[str, Any]) -> None:
+    last = tasks(spec)["clean"]
+    assert last["dependentTasks"] == ["exit-handler-1"]
+    assert last["triggerPolicy"] == {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"}
+    runs = {
+        task["inputs"]["parameters"]["pipeline_run"]["runtimeValue"]["constant"]
+        for task in tasks(spec).values()
+        if "pipeline_run" in task.get("inputs", {}).get("parameters", {})
+    }
+    assert runs == {"{{$.pipeline_job_uuid}}"}, "what is removed bears the id of this very run"
+
+
+def test_what_is_set_on_a_task_goes_to_its_job(spec: dict[str, Any]) -> None:
+    for name, component in spec["components"].items():
+        passed = {p["field"]: p.get("applyToTask", False) for p in component.get(PASSED, [])}
+        stage = name.removeprefix("comp-").split("-")[0]
+        if stage in ("pretrain", "finetune", "probe", "evaluate"):
+            assert passed == {
+                "RESOURCES": False,
+                "KUBERNETES_TOLERATIONS": False,
+                "KUBERNETES_NODE_SELECTOR": False,
+                "KUBERNETES_AFFINITY": False,
+                "ENV": True,
+                "KUBERNETES_VOLUMES": True,
+            }
+        else:
+            assert not passed, name
 
 
 def test_only_fine_tuning_depends_on_the_switch(spec: dict[str, Any]) -> None:
-    condition = tasks(spec)["for-loop-1/condition-2"]["triggerPolicy"]["condition"]
+    condition = tasks(spec)[f"{SEEDS}/condition-3"]["triggerPolicy"]["condition"]
     assert condition == "inputs.parameter_values['pipelinechannel--fine_tune'] == true"
-    inside = {n.rpartition("/")[2] for n in tasks(spec) if "/condition-2/" in n}
+    inside = {n.rpartition("/")[2] for n in tasks(spec) if "/condition-3/" in n}
     assert {name.split("-")[0] for name in inside} == {"finetune", "evaluate"}
 
 
 def test_the_control_differs_from_the_probe_in_one_parameter(spec: dict[str, Any]) -> None:
-    inputs = [tasks(spec)[f"for-loop-1/{name}"]["inputs"] for name in ("probe", "probe-2")]
+    inputs = [tasks(spec)[f"{SEEDS}/{name}"]["inputs"] for name in ("probe", "probe-2")]
     untrained = inputs[1]["parameters"].pop("untrained")
     assert untrained["runtimeValue"]["constant"] is True
     assert inputs[0] == inputs[1]

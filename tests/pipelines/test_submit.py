@@ -31,6 +31,7 @@ def names(server: Server) -> list[str]:
 
 def test_the_first_submit(kfp: Server, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--param", "seeds=[0, 1]", "--param", "tag=007", "--param", "fine_tune=false"]
+    words += ["--param", "nodes=2", "--param", "job=[memory=64Gi]"]
     assert sent(kfp, *words, "--name", "first", "--service-account", "percmae-launcher") == 0
     out, err = capsys.readouterr()
     (run,) = kfp.runs.values()
@@ -41,6 +42,8 @@ def test_the_first_submit(kfp: Server, capsys: pytest.CaptureFixture[str]) -> No
         "seeds": [0, 1],
         "tag": "007",
         "fine_tune": False,
+        "nodes": 2,
+        "job": ["memory=64Gi"],
     }
     assert (run["display_name"], run["service_account"]) == ("first", "percmae-launcher")
     (experiment,) = kfp.experiments.values()
@@ -100,6 +103,11 @@ def test_a_pipeline_that_someone_else_has_just_made(kfp: Server) -> None:
         ("seeds=[0, 0]", r"one or more different"),
         ("overrides=[1]", r"overrides=\[1\]: should be texts"),
         ("overrides=[optim.epoch=3]", r"did you mean 'optim.epochs'"),
+        ("launcher=pytorch", r"did you mean 'pytorchjob'"),
+        ("nodes=two", r"nodes=two: should be a whole number"),
+        ("nodes=0", r"nodes"),
+        ("job=[memroy=1Gi]", r"did you mean 'memory'"),
+        ("job=[1]", r"job=\[1\]: should be texts such as \[memory=64Gi\]"),
         ("fine_tune=1", r"fine_tune=1: should be true or false"),
         ("fine_tune=[", r"fine_tune=\[: should be true or false"),
         ("variant=ssmi", r"unknown variant 'ssmi'; did you mean 'ssim'"),

@@ -1,0 +1,180 @@
+"""What a job's objects say: has it ended, why does it wait, what went wrong. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from typing import Any, NamedTuple
+
+Object = dict[str, Any]
+
+INSTANCE = "app.kubernetes.io/instance"
+# A container that waits for one of these will not start by itself soon; the first never will.
+_STUCK = (
+    "InvalidImageName",
+    "ErrImageNeverPull",
+    "ImagePullBackOff",
+    "ErrImagePull",
+    "CreateContainerConfigError",
+    "CreateContainerError",
+    "RunContainerError",
+)
+HOPELESS = ("InvalidImageName",)
+
+
+class Ending(NamedTuple):
+    """How a job ended, and what its operator says about it."""
+
+    succeeded: bool
+    message: str
+
+
+def ending(job: Object) -> Ending | None:
+    """None while the job has not ended (PyTorchJob, TrainJob and Job alike)."""
+    for condition in _true_conditions(job):
+        if condition["type"] in ("Succeeded", "Complete"):
+            return Ending(True, condition.get("message", ""))
+        if condition["type"] == "Failed":
+            reason, message = condition.get("reason", ""), condition.get("message", "")
+            return Ending(False, message if reason in message else f"{reason}: {message}")
+    return None
+
+
+def suspended(job: Object) -> bool:
+    """Whether something (Kueue) holds the job back."""
+    spec = job.get("spec", {})
+    wanted = spec.get("suspend") or spec.get("runPolicy", {}).get("suspend")
+    return bool(wanted) or any(c["type"] == "Suspended" for c in _true_conditions(job))
+
+
+def rank_zero(job: Object, pods: Iterable[Object]) -> Object | None:
+    """The pod whose log is the job's: the newest that holds the first process."""
+    name = job["metadata"]["name"]
+    if job["kind"] == "PyTorchJob":
+        roles = job["spec"]["pytorchReplicaSpecs"]
+        first = f"{name}-master-0" if "Master" in roles else f"{name}-worker-0"
+        found = [pod for pod in pods if pod["metadata"]["name"] == first]
+    elif job["kind"] == "TrainJob":
+        found = [pod for pod in pods if pod["metadata"]["name"].startswith(f"{name}-node-0-0-")]
+    else:
+        found = list(pods)
+    return max(found, key=lambda pod: pod["metadata"]["creationTimestamp"], default=None)
+
+
+def phase(pod: Object) -> str:
+    """Pending, Running, Succeeded or Failed."""
+    return str(pod.get("status", {}).get("phase", "Pending"))
+
+
+def waits_for(job: Object, pods: list[Object], events: Iterable[Object]) -> str:
+    """Why a job that has not begun is waiting, in words for a person."""
+    if suspended(job):
+        queue = job["metadata"].get("labels", {}).get("kueue.x-k8s.io/queue-name")
+        return f"suspended, waiting in queue {queue}" if queue else "suspended"
+    for pod in pods:
+        reason = stuck(pod) or _unscheduled(pod)
+        if reason:
+            return f"pod {pod['metadata']['name']}: {reason}"
+    if not pods:
+        refused = [e for e in events if e.get("type") == "Warning"]
+        if refused:
+            latest = max(refused, key=lambda e: e.get("lastTimestamp") or e.get("eventTime") or "")
+            return f"{latest.get('reason')}: {latest.get('message')}"
+        return "its operator has made no pods yet"
+    pending = [pod["metadata"]["name"] for pod in pods if phase(pod) == "Pending"]
+    return f"starting {', '.join(pending)}" if pending else "starting"
+
+
+def stuck(pod: Object) -> str | None:
+    """Why a pod that has a node does not start its containers, if it is more than taking time."""
+    for status in _containers(pod):
+        waiting = status.get("state", {}).get("waiting") or {}
+        if waiting.get("reason") in _STUCK:
+            message = " ".join(waiting.get("message", "").split())
+            return f"{waiting['reason']}: {message or status.get('image', '')}"
+    return None
+
+
+def _unscheduled(pod: Object) -> str | None:
+    for condition in pod.get("status", {}).get("conditions", []):
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return f"{condition.get('reason', 'Unschedulable')}: {condition.get('message', '')}"
+    return None
+
+
+class PodFailure(NamedTuple):
+    """A container that ended badly; code is None where the pod was removed from its node."""
+
+    pod: str
+    container: str
+    code: int | None
+    reason: str
+    finished: str
+
+    def __str__(self) -> str:
+        how = "was removed from its node" if self.code is None else f"exited with {self.code}"
+        return f"pod {self.pod} {how}{f' ({self.reason})' if self.reason else ''}"
+
+
+def failures(pods: Iterable[Object]) -> list[PodFailure]:
+    """Containers that ended badly, the first to end first."""
+    return sorted((f for pod in pods for f in _failures(pod)), key=lambda f: f.finished)
+
+
+def _failures(pod: Object) -> Iterator[PodFailure]:
+    name, found = pod["metadata"]["name"], False
+    for status in _containers(pod):
+        for state in (status.get("state", {}), status.get("lastState", {})):
+            ended = state.get("terminated")
+            if ended and ended.get("exitCode"):
+                found = True
+                reason = ended.get("reason", "")
+                reason = "" if reason == "Error" else reason
+                finished = ended.get("finishedAt") or ""
+                yield PodFailure(name, status["name"], ended["exitCode"], reason, finished)
+                break
+    if not found and phase(pod) == "Failed":
+        status = pod.get("status", {})
+        reason = f"{status.get('reason', '')} {status.get('message', '')}".strip()
+        yield PodFailure(name, "", None, reason, status.get("startTime") or "")
+
+
+def _containers(pod: Object) -> list[Object]:
+    status = pod.get("status", {})
+    return [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]
+
+
+def _true_conditions(job: Object) -> list[Object]:
+    conditions = job.get("status", {}).get("conditions") or []
+    return [c for c in conditions if c["status"] == "True"]
+
+
+def condition(job: Object, kind: str) -> Object | None:
+    """The job's condition of that type, where it holds."""
+    return next((c for c in _true_conditions(job) if c["type"] == kind), None)
+
+
+def differences(wanted: Any, found: Any, path: str = "") -> Iterator[str]:
+    """Where an object in the cluster is not as wanted; what the server has added does not count."""
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        for key, value in wanted.items():
+            yield from differences(value, found.get(key), f"{path}.{key}" if path else key)
+    elif isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
+        for place, (one, other) in enumerate(zip(wanted, found, strict=True)):
+            yield from differences(one, other, f"{path}[{place}]")
+    elif wanted != found:
+        yield f"{path}: {_brief(found)} there, {_brief(wanted)} asked for"
+
+
+def _brief(value: Any) -> str:
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def seconds_between(earlier: str, later: str) -> float:
+    """Seconds from one of the server's times to another."""
+    return (_time(later) - _time(earlier)).total_seconds()
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))

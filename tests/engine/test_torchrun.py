@@ -1,0 +1,251 @@
+"""torchrun as an operator starts it, in two pods' worth of real processes: what becomes of a job
+when a pod is told to stop, dies, or has bad input, told by exit codes alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from percmae.data.shards import Dataset
+from percmae.engine import torchrun as module
+from percmae.engine.runs import Run
+from percmae.errors import PeerLost
+
+from .test_processes import PERCMAE, command, figures, losses, run
+
+PEER_LOST = PeerLost.exit_code
+# 300 steps, most of them after the first checkpoint, so that a signal finds the run at work.
+LONG = (
+    *("optim.epochs=20", "checkpoint.every_steps=40", "trainer.val_interval=20"),
+    *("tracking.images=0", "tracking.knn_samples=0"),
+)
+HALF = "data.batch_size=8"
+
+Start = Callable[..., list[subprocess.Popen[str]]]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def pod_environment(rank: int, port: int, nodes: int = 2) -> dict[str, str]:
+    """What training-operator 1.9 gives a pod: PET_* are torchrun's options, the rest is a trap."""
+    named = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(nodes),
+        "RANK": str(rank),
+        "PET_MASTER_ADDR": "127.0.0.1",
+        "PET_MASTER_PORT": str(port),
+        "PET_NNODES": str(nodes),
+        "PET_NODE_RANK": str(rank),
+        "PET_NPROC_PER_NODE": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    return {**os.environ, **named, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """``start(arguments)``: both pods of a job; ``ranks`` for some of them. Killed in the end."""
+    everything: list[subprocess.Popen[str]] = []
+
+    def start(
+        arguments: list[str], ranks: tuple[int, ...] = (0, 1), **environment: str
+    ) -> list[subprocess.Popen[str]]:
+        port = free_port()
+        begun = [
+            subprocess.Popen(
+                [sys.executable, "-m", "percmae.engine.torchrun", "--", *arguments],
+                env={**pod_environment(rank, port), **environment},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+            for rank in ranks
+        ]
+        everything.extend(begun)
+        return begun
+
+    yield start
+    for pod in everything:
+        for process in (*workers(pod), pod.pid):
+            try:
+                os.kill(process, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        pod.communicate()
+
+
+def workers(pod: subprocess.Popen[str]) -> list[int]:
+    """The processes that a pod's torchrun has started and that still run."""
+    try:
+        return [
+            int(p) for p in Path(f"/proc/{pod.pid}/task/{pod.pid}/children").read_text().split()
+        ]
+    except OSError:
+        return []
+
+
+def ended(pods: list[subprocess.Popen[str]]) -> tuple[list[int], list[str]]:
+    """Exit codes and what was said on stderr."""
+    said = [pod.communicate(timeout=90)[1] for pod in pods]
+    return [pod.returncode for pod in pods], said
+
+
+def at_work(pods: list[subprocess.Popen[str]], to: Path) -> None:
+    """Wait until a checkpoint lies there."""
+    for _ in range(1200):
+        if (to / "mae" / "checkpoints" / "latest.json").exists():
+            return
+        for pod in pods:
+            assert pod.poll() is None, pod.communicate()
+        time.sleep(0.02)
+    raise AssertionError("no checkpoint within 24 s")
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that one process makes with the doubled batch, uninterrupted."""
+    to = tmp_path_factory.mktemp("whole")
+    done = run(*PERCMAE, *command(tiny_dataset, to, "data.batch_size=16", *LONG))
+    assert done.returncode == 0, done.stderr
+    return to / "mae"
+
+
+def test_two_pods_do_what_one_process_does_with_the_doubled_batch(
+    tiny_dataset: Dataset, tmp_path: Path, start: Start
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    single = run(*PERCMAE, *command(tiny_dataset, one, "data.batch_size=16", "optim.max_steps=2"))
+    assert single.returncode == 0, single.stderr
+    pods = start(command(tiny_dataset, two, HALF, "optim.max_steps=2"))
+    out = [pod.communicate(timeout=90) for pod in pods]
+    assert [pod.returncode for pod in pods] == [0, 0], out
+    assert [said.splitlines() for said, _ in out] == [[str(two / "mae")], []]
+    for first, second in zip(figures(one / "mae"), figures(two / "mae"), strict=True):
+        assert second == pytest.approx(first, rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_pod_told_to_stop_saves_and_the_job_goes_on_from_there(
+    tiny_dataset: Dataset, tmp_path: Path, start: Start, whole: Path, stopped: int
+) -> None:
+    arguments = command(tiny_dataset, tmp_path, HALF, *LONG)
+    pods = start(arguments)
+    at_work(pods, tmp_path)
+    pods[stopped].send_signal(signal.SIGTERM)
+    codes, said = ended(pods)
+    assert codes[stopped] == 128 + signal.SIGTERM, said
+    assert codes[1 - stopped] == PEER_LOST, said
+    assert all("percmae: stopped: stopped at step" in text for text in said)
+    record = Run.open(str(tmp_path / "mae")).record
+    assert record["status"] == "running"
+    assert 40 <= record["step"] < 300
+    codes, said = ended(start(arguments))
+    assert codes == [0, 0], said
+    assert f"going on from step {record['step']} of" in said[0]
+    assert losses(tmp_path / "mae") == pytest.approx(losses(whole), rel=1e-4)
+
+
+@pytest.mark.parametrize("lost", ["a worker", "a pod", "the first pod"])
+def test_when_a_process_is_killed_both_pods_end_in_a_way_that_restarts_them(
+    tiny_dataset: Dataset, tmp_path: Path, start: Start, lost: str
+) -> None:
+    pods = start(command(tiny_dataset, tmp_path, HALF, *LONG, "optim.epochs=4000"))
+    at_work(pods, tmp_path)
+    hit = 0 if lost == "the first pod" else 1
+    (worker,) = workers(pods[hit])
+    if lost != "a worker":
+        os.kill(pods[hit].pid, signal.SIGKILL)
+    os.kill(worker, signal.SIGKILL)
+    codes, said = ended(pods)
+    assert codes[hit] == (128 + signal.SIGKILL if lost == "a worker" else -signal.SIGKILL), said
+    assert codes[1 - hit] == PEER_LOST, said
+    assert "lost the others" in said[1 - hit]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("optim.lr=fast", "config key optim.lr"),  # seen by each process
+        ("trainer.num_nodes=3", "the job has 2 node(s)"),
+        ("data.batch_size=4000", "lower data.batch_size"),  # seen when all have met
+    ],
+)
+def test_bad_input_is_final_in_every_pod(
+    tiny_dataset: Dataset, tmp_path: Path, start: Start, override: str, said: str
+) -> None:
+    codes, errors = ended(start(command(tiny_dataset, tmp_path, override)))
+    assert codes == [2, 2], errors
+    assert all(said in text for text in errors)
+
+
+def test_input_that_only_one_process_reads_is_final_in_every_pod(
+    tmp_path: Path, tiny_dataset: Dataset, start: Start
+) -> None:
+    arguments = command(tiny_dataset, tmp_path)
+    arguments[arguments.index("--data") + 1] = str(tmp_path / "nothing" / "manifest.json")
+    codes, errors = ended(start(arguments))
+    assert codes == [2, 2], errors
+
+
+def test_a_pod_whose_master_never_comes_begins_again(
+    tiny_dataset: Dataset, tmp_path: Path, start: Start
+) -> None:
+    began = time.monotonic()
+    pods = start(command(tiny_dataset, tmp_path), ranks=(1,), PET_RDZV_CONF="timeout=2")
+    codes, (said,) = ended(pods)
+    assert codes == [PEER_LOST], said
+    assert "percmae: stopped: the other pods were not found" in said
+    assert time.monotonic() - began < 60
+
+
+def test_a_master_whose_workers_never_come_begins_again(
+    tiny_dataset: Dataset, tmp_path: Path, start: Start
+) -> None:
+    pods = start(command(tiny_dataset, tmp_path), ranks=(0,), PET_RDZV_CONF="timeout=2")
+    codes, (said,) = ended(pods)
+    assert codes == [PEER_LOST], said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "said"),
+    [
+        ([], {}, "no verb behind --; usage: python -m percmae.engine.torchrun"),
+        (["pretrain"], {}, "no verb behind --"),
+        (["--"], {}, "no verb behind --"),
+        (["--nnodes", "two", "--", "doctor"], {}, "nnodes=two: expected a number, or MIN:MAX"),
+        (["--nnodes", "1:2:3", "--", "doctor"], {}, "nnodes=1:2:3"),
+        (["--nnodes", "2:1", "--", "doctor"], {}, "min_nodes"),
+        (["--nproc", "2", "--such", "--", "doctor"], {}, "torchrun's options (or PET_* variables)"),
+        (["--", "doctor"], {"PET_NPROC_PER_NODE": "all"}, "nproc_per_node value: all"),
+        (["--", "doctor"], {"PET_NNODES": "2", "PET_MASTER_PORT": "http"}, "--master-port"),
+        (["--", "doctor"], {"PET_RDZV_CONF": "timeout"}, "timeout"),
+    ],
+)
+def test_misuse_is_told_in_one_line(
+    arguments: list[str],
+    environment: dict[str, str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert module.torchrun(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("percmae: error: ")
+    assert said in line

@@ -1,0 +1,266 @@
+"""The images as they are used: built, and run confined as a pod is, without a network.
+
+``make test-images`` asks for them. BUILDER, BUILD_ARGS and so on are docker/build.sh's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from containers import CONFINED, Image, build_images, find_engine
+from kfp import compiler, dsl
+
+from percmae import __version__
+from percmae.jobs.spec import USER
+
+pytestmark = [pytest.mark.images, pytest.mark.slow]
+
+NAMES = ("train", "pipeline")
+# The smallest run of the demo recipe that learns at all.
+TWO_STEPS = ["--recipe", "demo", "optim.max_steps=2", "data.workers=0"]
+
+
+@pytest.fixture(scope="module")
+def images() -> dict[str, Image]:
+    if os.environ.get("PERCMAE_TEST_IMAGES") != "1":
+        pytest.skip("builds images, which takes minutes: asked for by PERCMAE_TEST_IMAGES=1")
+    engine = find_engine()
+    if engine is None:
+        pytest.skip("needs docker (with its daemon) or podman")
+    return build_images(engine)
+
+
+@pytest.fixture
+def train(images: dict[str, Image]) -> Image:
+    return images["train"]
+
+
+@pytest.fixture
+def pipeline(images: dict[str, Image]) -> Image:
+    return images["pipeline"]
+
+
+@pytest.fixture(params=NAMES)
+def image(request: pytest.FixtureRequest, images: dict[str, Image]) -> Image:
+    return images[request.param]
+
+
+def test_it_runs_as_any_user_on_a_read_only_file_system(image: Image) -> None:
+    found = image.shell(
+        'id -u; cat /proc/1/comm; command -v tini percmae python python3; echo "$HOME"; pwd\n'
+        "percmae --version; ! touch /opt/venv/x 2>/dev/null; touch /tmp/x"
+    )
+    bins = "/usr/bin/tini /opt/venv/bin/percmae /opt/venv/bin/python /opt/venv/bin/python3"
+    version = image.run("percmae", "--version").stdout.split()
+    assert found.split() == ["54321", "tini", *bins.split(), "/tmp", "/tmp", *version]
+    assert __version__ in version[-1]
+
+
+def test_its_own_user_is_not_root(image: Image) -> None:
+    assert image.inspect()["Config"]["User"] == f"{USER}:{USER}"
+    assert image.shell("id -u", options=(f"--user={USER}:{USER}",)).strip() == str(USER)
+
+
+def test_it_is_labelled(image: Image) -> None:
+    labels = image.inspect()["Config"]["Labels"]
+    known = {key.rpartition("image.")[2]: value for key, value in labels.items()}
+    assert known["version"] == image.name.rpartition(":")[2]
+    assert known["title"] in image.name
+    assert len(known["revision"].partition("-")[0]) == 40
+    assert known["created"][:2] == "20"
+
+
+def test_settings_of_the_build_do_not_stay(image: Image) -> None:
+    kept = image.history() + json.dumps(image.inspect()["Config"])
+    assert "PIP_" not in kept
+    assert "INDEX_URL" not in kept
+
+
+def test_byte_code_is_there_and_fits_the_source(image: Image) -> None:
+    """As Python checks it: made from a file of this time and size."""
+    found = image.python(
+        "import importlib.util, os, struct, sys\n"
+        "import percmae.stages, percmae.report.page, percmae.data.ingest, yaml, minio\n"
+        "seen = 0\n"
+        "for module in list(sys.modules.values()):\n"
+        "    file = getattr(module, '__file__', None) or ''\n"
+        "    if file.startswith('/opt/venv') and file.endswith('.py'):\n"
+        "        head = open(importlib.util.cache_from_source(file), 'rb').read(16)\n"
+        "        flags, mtime, size = struct.unpack('<4xIII', head)\n"
+        "        stat = os.stat(file)\n"
+        "        fits = flags == 0 and (mtime, size) == (int(stat.st_mtime), stat.st_size)\n"
+        "        assert fits or flags, file\n"
+        "        seen += 1\n"
+        "print(seen)"
+    )
+    assert int(found) > 100
+
+
+def test_no_package_is_there_twice(image: Image) -> None:
+    """Layers lie upon each other: what one stage replaced would still be there from another."""
+    found = image.python(
+        "from importlib.metadata import distributions\n"
+        "print(*sorted(d.name.lower().replace('_', '-') for d in distributions()), sep='\\n')"
+    ).split()
+    assert len(found) == len(set(found))
+    assert "pip" not in found
+
+
+def test_the_first_process_hands_signals_on(image: Image) -> None:
+    """A Python that is the first process and has no handler would not be ended by SIGTERM."""
+    name = f"percmae-test-{os.getpid()}"
+    code = "import time; print('up', flush=True); time.sleep(600)"
+    run = [image.engine, "run", "--rm", f"--name={name}", *CONFINED]
+    with subprocess.Popen(
+        [*run, image.name, "python", "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        subprocess.run(
+            [image.engine, "kill", "--signal=TERM", name],
+            check=True,
+            capture_output=True,
+            timeout=60,
+        )
+        assert process.wait(30) == 128 + signal.SIGTERM
+
+
+def test_train_has_no_kfp_and_the_pipeline_no_torch(train: Image, pipeline: Image) -> None:
+    for name in ("kfp", "kubernetes"):
+        assert "No module named" in train.run("python", "-c", f"import {name}", check=False).stderr
+    for name in ("torch", "torchvision", "timm", "tensorboard"):
+        failed = pipeline.run("python", "-c", f"import {name}", check=False)
+        assert failed.returncode != 0
+        assert "No module named" in failed.stderr
+
+
+def test_the_doctor_finds_nothing_missing(train: Image) -> None:
+    found = train.run("percmae", "doctor").stdout
+    assert "ok      torch" in found
+    assert "MISSING" not in found
+
+
+def test_it_trains(train: Image) -> None:
+    """From sample images to the figures of a probe, all below /tmp."""
+    told = train.shell(
+        "percmae sample-data --out sample >&2\n"
+        "percmae ingest --train sample/ILSVRC2012_img_train.tar"
+        " --val sample/ILSVRC2012_img_val.tar --devkit sample/ILSVRC2012_devkit_t12.tar.gz"
+        " --to data >&2\n"
+        'percmae pretrain --data data/manifest.json --to runs --tag t "$@"\n'
+        'percmae probe --run runs/t_mae --data data/manifest.json --to runs "$@"\n'
+        "percmae evaluate --run runs/t_mae_probe --data data/manifest.json --json",
+        *TWO_STEPS,
+        options=("--shm-size=256m",),
+    ).splitlines()
+    assert told[:2] == ["/tmp/runs/t_mae", "/tmp/runs/t_mae_probe"]
+    assert 0 <= json.loads(told[2])["top1"] <= 1
+
+
+def test_torchrun_trains_in_two_processes(train: Image) -> None:
+    """A pod's command, with PET_* variables as the training operator sets them."""
+    told = train.shell(
+        "percmae sample-data --out sample >&2\n"
+        "percmae ingest --train sample/ILSVRC2012_img_train.tar"
+        " --val sample/ILSVRC2012_img_val.tar --devkit sample/ILSVRC2012_devkit_t12.tar.gz"
+        " --to data >&2\n"
+        "python -m percmae.engine.torchrun -- pretrain --data data/manifest.json --to runs"
+        ' --tag t "$@"',
+        *TWO_STEPS,
+        options=("--shm-size=256m", "--env=PET_NPROC_PER_NODE=2", "--env=PET_STANDALONE=1"),
+    ).splitlines()
+    assert told == ["/tmp/runs/t_mae"]
+
+
+def test_the_feature_networks_weights_are_there(train: Image) -> None:
+    found = train.python(
+        "from percmae.config import load_config\n"
+        "from percmae.engine.features import feature_network\n"
+        "config = load_config('perceptual', 'demo', 'pretrain')\n"
+        "print(type(feature_network(config)).__name__)"
+    )
+    assert found.strip() == "FeatureNetwork"
+
+
+def test_tensorboard_serves(train: Image) -> None:
+    found = train.shell(
+        "mkdir logs; tensorboard --logdir logs --port 6006 2>/dev/null &\n"
+        'python - <<"END"\n'
+        "import time, urllib.request\n"
+        "for _ in range(120):\n"
+        "    try:\n"
+        "        page = urllib.request.urlopen('http://127.0.0.1:6006/data/environment').read()\n"
+        "        print(page.decode())\n"
+        "        break\n"
+        "    except OSError:\n"
+        "        time.sleep(0.5)\n"
+        "END"
+    )
+    assert json.loads(found)["data_location"] == "logs"
+
+
+def test_the_pipeline_compiles(pipeline: Image) -> None:
+    text = pipeline.shell("python -m pipelines compile --output x.yaml >&2; cat x.yaml")
+    assert next(yaml.safe_load_all(text))["pipelineInfo"]["name"] == "percmae-train"
+
+
+@pytest.fixture
+def component(tmp_path: Path) -> dict[str, list[str]]:
+    """The container of a component that says what it found, as a pipeline has it run."""
+
+    @dsl.component(base_image="any", install_kfp_package=False)
+    def look(name: str, found: dsl.Output[dsl.Artifact]) -> str:
+        import importlib.util
+
+        from percmae import stages
+
+        with open(found.path, "w") as file:
+            file.write(stages.dataset_folder("s3://bucket", name))
+        return str(importlib.util.find_spec("torch"))
+
+    output = tmp_path / "look.yaml"
+    compiler.Compiler().compile(look, str(output))
+    spec = yaml.safe_load(output.read_text())
+    container: dict[str, list[str]] = spec["deploymentSpec"]["executors"]["exec-look"]["container"]
+    return container
+
+
+def test_a_component_runs_as_kfp_runs_it(
+    pipeline: Image, component: dict[str, list[str]], tmp_path: Path
+) -> None:
+    given = {
+        "inputs": {"parameterValues": {"name": "mnist"}},
+        "outputs": {
+            "parameters": {"Output": {"outputFile": "/tmp/out/Output"}},
+            "artifacts": {
+                "found": {
+                    "artifacts": [
+                        {
+                            "name": "found",
+                            "type": {"schemaTitle": "system.Artifact"},
+                            "uri": "/tmp/out/found",
+                            "metadata": {},
+                        }
+                    ]
+                }
+            },
+            "outputFile": "/tmp/out/executor_output.json",
+        },
+    }
+    filled = [
+        json.dumps(given) if part == "{{$}}" else part
+        for part in [*component["command"], *component["args"]]
+    ]
+    made = pipeline.shell(
+        '"$@" >&2; cat /tmp/out/executor_output.json; echo; cat /tmp/out/found', *filled
+    ).splitlines()
+    assert json.loads(made[0])["parameterValues"] == {"Output": "None"}
+    assert made[1] == "s3://bucket/datasets/mnist"

@@ -1,0 +1,126 @@
+"""Every object that the builder makes is one that the API server takes, to the last field."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from percmae.jobs.settings import job_settings
+from percmae.jobs.spec import job_object
+from percmae.jobs.trainjob import training_runtime
+
+from .validation import Invalid, cel_rules, validate
+from .works import KINDS, OWNER, every_setting, every_work, pretraining
+
+Object = dict[str, Any]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_stage_and_variant_under_every_setting_is_valid(kind: str) -> None:
+    kinds = set()
+    for work in every_work().values():
+        for settings in every_setting(kind).values():
+            for owner in (None, OWNER):
+                made = job_object(work, settings, owner)
+                validate(made)
+                kinds.add((work.trains, made["kind"]))
+    trained = {"pytorchjob": "PyTorchJob", "trainjob": "TrainJob", "job": "Job"}[kind]
+    assert kinds == {(True, trained), (False, "Job")}
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"ttl": None}, {"priority_class": "low", "image_pull_policy": "Always"}]
+)
+def test_the_runtime_for_train_jobs_is_valid(values: Object) -> None:
+    validate(training_runtime(job_settings(**values)))
+
+
+def _pod(made: Object) -> Object:
+    if made["kind"] == "PyTorchJob":
+        found = made["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
+    elif made["kind"] == "TrainJob":
+        patch = made["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]
+        found = patch["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    else:
+        found = made["spec"]["template"]["spec"]
+    assert isinstance(found, dict)
+    return found
+
+
+FAULTS: dict[str, tuple[Callable[[Object], object], str]] = {
+    "unknown in the spec": (lambda made: made["spec"].update(suspended=True), "suspended"),
+    "unknown in the pod": (lambda made: _pod(made).update(serviceAcountName="x"), "serviceAcount"),
+    "unknown in metadata": (lambda made: made["metadata"].update(label={}), "label"),
+    "wrong type": (lambda made: _pod(made).update(tolerations={}), "tolerations"),
+    "wrong scalar": (
+        lambda made: _pod(made).update(terminationGracePeriodSeconds="120"),
+        "terminationGracePeriodSeconds",
+    ),
+    "label not a string": (lambda made: made["metadata"]["labels"].update(a=1), "labels"),
+    "container without a name": (lambda made: _pod(made)["containers"][0].pop("name"), "'name'"),
+    "no metadata": (lambda made: made.pop("metadata"), "metadata"),
+    "no name": (lambda made: made["metadata"].pop("name"), "name"),
+    "another kind": (lambda made: made.update(kind="PyTorchJobs"), "knows PyTorchJobs"),
+    "another version": (lambda made: made.update(apiVersion="kubeflow.org/v2"), "knows"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_validator_sees(kind: str, fault: str) -> None:
+    made = job_object(pretraining(), job_settings(kind=kind))
+    validate(made)
+    spoil, said = FAULTS[fault]
+    spoiled = copy.deepcopy(made)
+    spoil(spoiled)
+    with pytest.raises(Invalid, match=said):
+        validate(spoiled)
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "said"),
+    [
+        ("pytorchjob", ["pytorchReplicaSpecs"], "'pytorchReplicaSpecs' is a required property"),
+        ("trainjob", ["runtimeRef"], "'runtimeRef' is a required property"),
+        ("trainjob", ["runtimePatches", 0, "manager"], "'manager' is a required property"),
+        ("job", ["template"], "'template' is a required property"),
+    ],
+)
+def test_the_validator_sees_what_is_missing(kind: str, path: list[Any], said: str) -> None:
+    made = job_object(pretraining(), job_settings(kind=kind))
+    holder = made["spec"]
+    for part in path[:-1]:
+        holder = holder[part]
+    del holder[path[-1]]
+    with pytest.raises(Invalid, match=said):
+        validate(made)
+
+
+def test_the_validator_sees_two_entries_of_a_name() -> None:
+    made = job_object(pretraining(), job_settings(kind="trainjob"))
+    made["spec"]["trainer"]["env"].append({"name": "HOME", "value": "/root"})
+    with pytest.raises(Invalid, match="two entries with"):
+        validate(made)
+
+
+def test_rules_that_are_not_evaluated_are_known() -> None:
+    """A new rule in the definition is to be read, and told percmae.jobs.check if it matters."""
+    own = [
+        rule
+        for rule in cel_rules("trainer.kubeflow.org/v1alpha1", "TrainJob")
+        if "oldSelf" not in rule and ".initializer." not in rule
+    ]
+    assert own == [
+        "TrainJob: self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+        "TrainJob: size(self.metadata.name) <= 63",
+        "TrainJob.spec.managedBy: self in ['trainer.kubeflow.org/trainjob-controller', "
+        "'kueue.x-k8s.io/multikueue']",
+        "TrainJob.status.trainerStatus: has(self.lastUpdatedTime)",
+    ]
+    pytorch = cel_rules("kubeflow.org/v1", "PyTorchJob")
+    assert [
+        rule for rule in pytorch if "oldSelf" not in rule and "replicatedJobs" not in rule
+    ] == []

@@ -1,0 +1,80 @@
+"""Where a job runs: settings from key=value, faults told by their key."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from percmae.errors import ConfigError
+from percmae.jobs.settings import JobSettings, job_docs, job_settings
+
+
+def test_values_are_read_as_yaml_and_strings_win_over_keywords() -> None:
+    settings = job_settings(
+        ["nodes=2", "cpu=8", "memory=64Gi", "deadline=null", "node_selector={pool: train}"],
+        nodes=1,
+        queue="team-a",
+    )
+    assert (settings.nodes, settings.cpu, settings.memory) == (2, "8", "64Gi")
+    assert settings.deadline is None
+    assert settings.node_selector == {"pool": "train"}
+    assert settings.queue == "team-a"
+
+
+def test_a_number_is_a_quantity() -> None:
+    assert job_settings(["cpu=0.5", "cpu_limit=2"]).cpu == "0.5"
+    assert job_settings(cpu=2, memory=2**34).memory == "17179869184"
+
+
+def test_a_mapping_may_be_given_key_by_key() -> None:
+    assert job_settings(["labels.team=vision"]).labels == {"team": "vision"}
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("memmory=2Gi", "unknown job setting 'memmory'; did you mean 'memory'"),
+        ("nodes=two", "job setting nodes="),
+        ("nodes=0", "job setting nodes=0: input should be greater than 0"),
+        ("gpus=-1", "job setting gpus=-1"),
+        ("kind=mpijob", "job setting kind="),
+        ("labels=[]", "job setting labels="),
+        ("labels={a: 1}", "job setting labels.a=1"),
+        ("deadline=0", "job setting deadline=0"),
+        ("tolerations={}", "job setting tolerations="),
+        ("clean_pods=none", "job setting clean_pods="),
+        ("nodes", "expected key=value"),
+    ],
+)
+def test_a_wrong_value_is_told_by_its_key(override: str, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        job_settings([override])
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["kind=job", "nodes=2"], "a plain job has one pod"),
+        (["min_nodes=2"], "min_nodes=2 is more than nodes=1"),
+        (["kind=trainjob", "nodes=4", "min_nodes=2"], "needs kind=pytorchjob"),
+        (["kind=job", "volcano_queue=a"], "needs kind=pytorchjob"),
+        (["queue=a", "volcano_queue=b"], "one queue only"),
+    ],
+)
+def test_what_no_kind_of_job_can_do(overrides: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        job_settings(overrides)
+
+
+def test_every_setting_is_documented() -> None:
+    documented = {key: text for key, _, text in job_docs()}
+    assert list(documented) == [field.name for field in dataclasses.fields(JobSettings)]
+    assert all(len(text) > 20 for text in documented.values())
+
+
+def test_pinned() -> None:
+    assert not job_settings().pinned
+    assert job_settings(image="a@sha256:" + "0" * 64).pinned

@@ -1,0 +1,179 @@
+"""What a job carries out: names that a retry finds again, commands that say all that is meant."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from percmae import cli
+from percmae.config import Config, config_from_dict, load_config, to_dict
+from percmae.engine.downstream import downstream_config
+from percmae.engine.runs import Identity, Run, RunResult
+from percmae.jobs.work import LONGEST_NAME, Work, command, training
+
+from .works import DATA, RECIPES, RUNS, SIZES, VARIANTS, every_work, pretraining, probing
+
+DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+
+
+def test_names_are_dns_labels_with_room_for_what_follows() -> None:
+    works = [
+        *every_work().values(),
+        pretraining(f"name={'x' * 127}"),
+        pretraining("name=A..B__C--9"),
+        command("ingest", "Fußgänger/été 2026", "--to", "x"),
+        command("evaluate", "___", "--run", "x"),
+    ]
+    for work in works:
+        assert DNS_1035.fullmatch(work.name), work.name
+        assert len(work.name) <= LONGEST_NAME
+        for behind in ("-worker-9999", "-master-0", "-node-0-999-x7k2p"):
+            assert len(work.name + behind) <= 63
+    names = [work.name for work in works]
+    assert len(set(names)) == len(names)
+    assert pretraining().name.startswith("pretrain-t-mae-")
+    assert probing(untrained=True).name.startswith("probe-t-mae-untrained-")
+
+
+def test_a_retry_has_the_same_name() -> None:
+    assert pretraining("optim.lr=1e-3").name == pretraining("optim.lr=0.001").name
+    assert probing(stage="finetune").name == probing(stage="finetune").name
+
+
+@pytest.mark.parametrize(
+    "override", ["data.workers=2", "trainer.log_interval=7", "checkpoint.every_steps=100"]
+)
+def test_how_it_is_carried_out_is_not_part_of_the_name(override: str) -> None:
+    assert pretraining(override).name == pretraining().name
+    assert pretraining(override).arguments != pretraining().arguments
+
+
+def test_whatever_changes_the_result_changes_the_name() -> None:
+    config = load_config("mae", "mae", tag="t")
+    run = f"{RUNS}/t_mae"
+    probe = load_config("mae", "mae", "probe", tag="t")
+    works = [
+        training(config, DATA, RUNS),
+        training(config, DATA + "2", RUNS),
+        training(config, DATA, RUNS + "2"),
+        training(dataclasses.replace(config, seed=1), DATA, RUNS),
+        training(dataclasses.replace(config, tag="u"), DATA, RUNS),
+        pretraining("optim.lr=1e-3"),
+        training(probe, DATA, RUNS, run, base=probe),
+        training(probe, DATA, RUNS, run + "2", base=probe),
+        training(probe, DATA, RUNS, run, True, probe),
+    ]
+    assert len({work.name for work in works}) == len(works)
+    digests = {work.digest for work in works}
+    assert len(digests) == len(works)
+
+
+def carried_out(work: Work, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, ...]:
+    """What the command line calls a training with: all but the training itself is real."""
+    calls: list[tuple[Any, ...]] = []
+
+    def train(*args: Any, **options: Any) -> RunResult:
+        calls.append((*args, *options.values()))
+        return RunResult("somewhere", {}, False)
+
+    module = "pretrain" if work.stage == "pretrain" else "finetune"
+    monkeypatch.setattr(f"percmae.engine.{module}.{work.stage}", train)
+    assert cli.main(list(work.arguments)) == 0
+    (call,) = calls
+    return call
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_command_gives_back_exactly_the_config(
+    variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for recipe in RECIPES:
+        for size in (None, *SIZES):
+            fitting = ("data.image_size=28",) if size == "huge" else ()  # its patches are 14 px
+            for overrides in (fitting, (*SOME, *fitting)):
+                config = load_config(variant, recipe, overrides=overrides, size=size, tag="a.b")
+                work = training(config, DATA, RUNS)
+                assert carried_out(work, monkeypatch) == (config, DATA, RUNS, "auto")
+
+
+SOME = (
+    "seed=7",
+    "name=other.name",
+    "data.workers=0",
+    "data.pin_memory=false",
+    "data.augment.crop_scale=[0.08, 1]",
+    "data.augment.rand_augment=rand-m9-mstd0.5-inc1",
+    "optim.lr=3.3e-7",
+    "optim.eps=1e-300",
+    "optim.scale_batch=null",
+    "optim.max_steps=12",
+    "optim.clip_grad=0.3333333333333333",
+    "checkpoint.every_minutes=1e+16",
+    "trainer.threads=3",
+)
+
+# Strings that YAML, a shell, argparse or Kubernetes could take for something else.
+STRINGS = [
+    "a b", " a ", "", "null", "~", "true", "no", "3", "1e-4", "0x1f", "2026-11-25", "[1, 2]",
+    "{a: b}", "- a", "-x", "--tag=x", "a=b", "a: b", "a # b", "#", "it's", 'say "x"', "back\\slash",
+    "\\n", "two\nlines", "tab\there", "&a", "*a", "!a", "%a", "@a", "`a`", "$HOME", "$(HOME)",
+    "$$(HOME)", "${HOME}", "é", "名前", "😀", "\u2028", "\x7f", "\u00a0", "\ufeff", "<<", "=",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", STRINGS)
+def test_any_string_comes_through(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = to_dict(load_config("perceptual", "demo"))
+    values["perceptual"]["weights"] = f"s3://weights/{text}"
+    values["model"]["init_from"] = text
+    config = config_from_dict(values)
+    assert carried_out(training(config, DATA, RUNS), monkeypatch)[0] == config
+
+
+@pytest.fixture(scope="module")
+def parents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Runs to build upon, begun and never trained: one with the presets' settings, one with own."""
+    to = str(tmp_path_factory.mktemp("runs"))
+
+    def begin(config: Config) -> str:
+        return Run.create(to, Identity(config.run_name, config, DATA, "sha256:0"), {}).uri
+
+    own = load_config("stylegan2_ada", "demo", overrides=SOME, size="small", tag="own")
+    return {"presets": begin(load_config("mae", "mae", tag="t")), "own": begin(own)}
+
+
+@pytest.mark.parametrize("parent", ["presets", "own"])
+@pytest.mark.parametrize("stage", ["probe", "finetune"])
+@pytest.mark.parametrize(
+    "overrides", [(), ("optim.epochs=3", "optim.lr=2e-5", "seed=9", "data.workers=5")]
+)
+def test_a_downstream_command_gives_back_exactly_the_config(
+    parents: dict[str, str],
+    parent: str,
+    stage: str,
+    overrides: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = parents[parent]
+    config, base = (downstream_config(run, stage, overrides=o) for o in (overrides, ()))
+    for untrained in (False, True) if stage == "probe" else (False,):
+        work = training(config, DATA, RUNS, run, untrained, base)
+        options = (untrained,) if stage == "probe" else ()
+        assert carried_out(work, monkeypatch) == (config, run, DATA, RUNS, "auto", *options)
+        assert len([text for text in work.arguments if "=" in text]) == len(overrides)
+
+
+@pytest.mark.parametrize("stage", ["probe", "finetune"])
+def test_a_downstream_recipe_and_tag_of_its_own(
+    parents: dict[str, str], stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = parents["presets"]
+    config = downstream_config(run, stage, recipe="reference", tag="second")
+    base = downstream_config(run, stage, recipe="reference")
+    call = carried_out(training(config, DATA, RUNS, run, base=base), monkeypatch)
+    assert call[0] == config
+    assert Path(call[1]) == Path(run)

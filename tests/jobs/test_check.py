@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from fractions import Fraction
 from typing import Any
 
 import pytest
 
 from percmae.errors import ConfigError, UserError
-from percmae.jobs import check, shapes
+from percmae.jobs import shapes
 from percmae.jobs.check import check_object, warnings
 from percmae.jobs.settings import JobSettings, job_settings
 from percmae.jobs.spec import job_object
-from percmae.jobs.syntax import cores, image, memory, quantity
 from percmae.jobs.trainjob import STORE_VARIABLES
 
 from .works import KINDS, OWNER, pretraining
@@ -273,40 +271,6 @@ def test_allowed(values: dict[str, Any]) -> None:
     job_object(pretraining(), job_settings(**values))
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("1", 1),
-        ("100m", Fraction(1, 10)),
-        ("+.5", Fraction(1, 2)),
-        ("2.", 2),
-        ("1k", 1000),
-        ("1Ki", 1024),
-        ("1.5Gi", 3 * 2**29),
-        ("1E", 10**18),
-        ("1Ei", 2**60),
-        ("1e3", 1000),
-        ("1E3", 1000),
-        ("5e-1", Fraction(1, 2)),
-        ("3n", Fraction(3, 10**9)),
-        ("7u", Fraction(7, 10**6)),
-    ],
-)
-def test_quantities_as_kubernetes_reads_them(text: str, value: Fraction | int) -> None:
-    assert quantity(text, "it") == value
-
-
-def test_units_of_memory_and_cores() -> None:
-    assert memory("16Gi", "it") == 2**34
-    assert cores("1500m", "it") == Fraction(3, 2)
-
-
-@pytest.mark.parametrize("text", ["1KI", "1K", "1kib", "0x10", "1_000", "1,5Gi", "Gi", "1e", "1 "])
-def test_no_quantities(text: str) -> None:
-    with pytest.raises(ConfigError, match="not a quantity"):
-        quantity(text, "it")
-
-
 def test_a_training_that_expects_other_pods_is_refused() -> None:
     refused = [
         ("trainer.num_nodes=2", {}, "trainer.num_nodes=2, but job setting nodes=1"),
@@ -405,10 +369,3 @@ def test_without_the_kubernetes_package_only_raw_parts_need_it(
         job_settings(tolerations=[{"operator": "Exists"}])
     monkeypatch.undo()
     job_settings(tolerations=[{"operator": "Exists"}])
-
-
-def test_image_references() -> None:
-    for bad in ("a:b:c", "a/", "/a", "a//b", "a:", "a@", "a@sha256:" + "0" * 63, "a b", "a\n"):
-        with pytest.raises(ConfigError, match="not an image reference"):
-            image(bad, "image")
-    assert check.GPU_TYPE_LABEL == "nvidia.com/gpu.product"

@@ -16,7 +16,7 @@ ARGS ?=
 export PLATFORM REGISTRY VERSION BUILDER BUILD_ARGS
 
 .DEFAULT_GOAL := help
-.PHONY: help run compare test test-fast lint format golden images test-images bench clean
+.PHONY: help run compare test test-fast lint format golden manifests images test-images bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -45,6 +45,9 @@ format: $(VENV)/.installed-dev ## Put the code into shape
 
 golden: $(VENV)/.installed-dev ## Compile the pipeline anew into the golden file of the tests
 	$(BIN)/python -m pipelines compile --output tests/pipelines/golden/train.yaml
+
+manifests: $(VENV)/.installed-run ## Render the jobs in k8s/; your own: ARGS="--to DIR image=NAME@sha256:…"
+	@$(BIN)/python -m percmae.jobs.manifests $(ARGS)
 
 images: ## Build the container images (PLATFORM=cpu|cuda REGISTRY= VERSION= BUILDER= BUILD_ARGS=)
 	@docker/build.sh

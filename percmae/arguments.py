@@ -122,6 +122,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--kind", default="mae", choices=kinds, help=text)
     _written(sub)
 
+    _submit(verb("submit", "have a job in a cluster do what another verb does"))
+
     sub = verb("store", "the embedded S3 server of a machine without one")
     sub.add_argument("action", choices=["up", "down", "status"])
 
@@ -139,8 +141,23 @@ def build_parser() -> argparse.ArgumentParser:
 
     _bench(verb("bench", "measure how fast this machine trains"))
 
-    verb("doctor", "check this machine: packages, devices, store")
+    _doctor(verb("doctor", "check this machine, or a cluster, for what is missing"))
     return parser
+
+
+def _doctor(sub: argparse.ArgumentParser) -> None:
+    text = "look at the cluster of KUBECONFIG, not at this machine"
+    sub.add_argument("--cluster", action="store_true", help=text)
+    text = "where jobs run (default: percmae, with --kfp kubeflow)"
+    sub.add_argument("--namespace", metavar="NS", help=text)
+    text = "beside Kubeflow Pipelines: with its store, secret and accounts"
+    sub.add_argument("--kfp", action="store_true", help=text)
+    text = "the bucket a pod must reach (default: s3://percmae)"
+    sub.add_argument("--store", metavar="URI", default="s3://percmae", help=text)
+    text = "for each thing that is tried in the cluster (default: 180)"
+    sub.add_argument("--timeout", metavar="SECONDS", type=float, default=180.0, help=text)
+    _overrides(sub)
+    sub.epilog = "key=value: job settings such as image=registry/name@sha256:… or queue=research"
 
 
 def _bench(sub: argparse.ArgumentParser) -> None:
@@ -164,6 +181,27 @@ def _bench(sub: argparse.ArgumentParser) -> None:
     step.add_argument("--compile", action="store_true", help="also with torch.compile")
     step.add_argument("--json", action="store_true", help="one JSON document on stdout")
     _overrides(step)
+
+
+def _submit(sub: argparse.ArgumentParser) -> None:
+    sub.description = (
+        "Have a job in a cluster do what another verb does here, and follow it: its log, its end, "
+        "its exit code. The same command again follows a job that is under way. Ctrl-C stops the "
+        "job; the checkpoints stay."
+    )
+    sub.usage = "percmae submit [--job KEY=VALUE …] [--detach | --print] VERB [its options]"
+    sub.add_argument(
+        "--job",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="kind=pytorchjob, image=…, nodes=2, gpus=8, memory=64Gi and so on (may be repeated); "
+        "`percmae config show --docs` explains them all",
+    )
+    how = sub.add_mutually_exclusive_group()
+    how.add_argument("--detach", action="store_true", help="leave once the job is in the cluster")
+    how.add_argument("--print", action="store_true", help="print the job as YAML, touch no cluster")
+    sub.add_argument("command", nargs=argparse.REMAINDER, metavar="VERB …", help="what to do")
 
 
 def _presets(sub: argparse.ArgumentParser) -> None:

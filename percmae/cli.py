@@ -109,6 +109,27 @@ def _import(args: argparse.Namespace) -> None:
     print(written.uri, f"sha256:{written.sha256}", written.settings, sep="\n")
 
 
+def _submit(args: argparse.Namespace) -> None:
+    from percmae.jobs.settings import job_settings
+    from percmae.submission import work_of
+
+    work, settings = work_of(args.command), job_settings(args.job)
+    if args.print:
+        import yaml
+
+        from percmae.jobs.spec import job_object
+
+        print(yaml.safe_dump(job_object(work, settings), sort_keys=False), end="")
+        return
+    from percmae.jobs.launch import launch, submit
+
+    if args.detach:
+        print(submit(work, settings))
+        return
+    launch(work, settings)
+    print(work.name)
+
+
 def _store(args: argparse.Namespace) -> None:
     from percmae import local_store
 
@@ -131,9 +152,13 @@ def _config(args: argparse.Namespace) -> None:
 
 def _config_show(args: argparse.Namespace) -> None:
     from percmae.config import load
+    from percmae.jobs.settings import job_docs
 
     if args.docs:
         for key, kind, text in load.docs():
+            print(f"{key}  ({kind})\n    {' '.join(text.split())}")
+        print("\nSettings of a job in a cluster (--job key=value):\n")
+        for key, kind, text in job_docs():
             print(f"{key}  ({kind})\n    {' '.join(text.split())}")
         return
     layers = load.load_layers(
@@ -191,9 +216,17 @@ def _bench(args: argparse.Namespace) -> None:
 
 
 def _doctor(args: argparse.Namespace) -> None:
-    from percmae.doctor import doctor
+    if args.cluster:
+        from percmae.jobs.doctor import doctor_cluster
 
-    if not doctor():
+        fine = doctor_cluster(args.namespace, args.kfp, args.overrides, args.store, args.timeout)
+    elif args.namespace or args.kfp or args.overrides:
+        raise UserError("--namespace, --kfp and job settings are about a cluster: add --cluster")
+    else:
+        from percmae.doctor import doctor
+
+        fine = doctor()
+    if not fine:
         raise SystemExit(1)
 
 
@@ -242,6 +275,7 @@ _WORK: dict[str, Callable[[argparse.Namespace], None]] = {
     "report": _report,
     "export": _export,
     "import": _import,
+    "submit": _submit,
     "store": _store,
     "config": _config,
     "bench": _bench,

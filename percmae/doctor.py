@@ -7,21 +7,12 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata
-from typing import NamedTuple
 
 from percmae.errors import PercmaeError
+from percmae.finding import Finding, show
 
 ENOUGH_DISK = 2 << 30
 ENOUGH_SHM = 1 << 30
-
-
-class Finding(NamedTuple):
-    """One line: whether it is fine, what was looked at, what was found, how to mend it."""
-
-    fine: bool
-    what: str
-    found: str
-    mend: str = ""
 
 
 def doctor() -> bool:
@@ -29,10 +20,7 @@ def doctor() -> bool:
     needed_fine = True
     for check, needed in _CHECKS:
         for finding in check():
-            needed_fine &= finding.fine or not needed
-            mark = "ok     " if finding.fine else ("MISSING" if needed else "absent ")
-            mend = f"  → {finding.mend}" if finding.mend and not finding.fine else ""
-            print(f"{mark} {finding.what}: {finding.found}{mend}")
+            needed_fine &= show(finding, needed)
     return needed_fine
 
 

@@ -69,7 +69,7 @@ class Launch:
             values |= {"kind": "job", "nodes": 1, "gpus": min(1, self.gpus)}
         if self.image:
             values["image"] = self.image
-        return job_settings(_for_stage(stage, self.job), **values, **_of_task(self.task))
+        return job_settings(_for_stage(stage, self.job), **(values | _of_task(self.task)))
 
 
 def _for_stage(stage: str, settings: Iterable[str]) -> list[str]:

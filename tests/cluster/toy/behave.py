@@ -1,4 +1,4 @@
-"""A stand-in for percmae in pods: prints numbered lines, then ends as its arguments say.
+"""A stand-in for percmae in pods: prints numbered lines, then ends as the variable TOY says.
 
 lines: how many lines, one every ``pause`` seconds; exit: the code to end with; take: MiB of memory
 to take before that; only: the rest is for pods with this word in their names, others go on for
@@ -19,7 +19,7 @@ def stop(number, frame):
 def main():
     signal.signal(signal.SIGTERM, stop)
     given = {"lines": "5", "pause": "0.2", "exit": "0", "take": "0", "only": "", "patience": "0"}
-    given.update(argument.split("=", 1) for argument in sys.argv if "=" in argument)
+    given.update(word.split("=", 1) for word in os.environ.get("TOY", "").split())
     host = os.environ.get("HOSTNAME", "")
     print(f"toy: pod {host}", flush=True)
     for number in range(int(given["lines"])):

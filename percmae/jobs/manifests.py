@@ -1,0 +1,239 @@
+"""The jobs under ``k8s/``: files for ``kubectl apply``, rendered from the same builder as launches.
+
+    python -m percmae.jobs.manifests                       (make manifests: the committed files)
+    python -m percmae.jobs.manifests --to mine image=registry/percmae-train@sha256:… kind=job
+
+The first form takes no settings, so that what is committed follows from the code alone. The second
+writes the same files with any job settings of your own.
+
+A job launched by a pipeline has a name made of its work, so that a retry finds it. Here a person
+types the name, so it is the file's: ``pretrain-mae`` lies in pretrain-mae.yaml and runs in pod
+pretrain-mae-master-0. A job that was changed is deleted before it is applied again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from percmae.command import exit_code, parse
+from percmae.config import load_config
+from percmae.config.load import VARIANTS
+from percmae.errors import UserError
+from percmae.jobs.settings import job_settings
+from percmae.jobs.spec import DIGEST, Object, job_object, object_digest
+from percmae.jobs.work import Work, command, training
+
+STORE = "s3://percmae"
+# Named as percmae.data.imagenet does, which loads far more than the three names.
+ARCHIVES = {
+    "train": "ILSVRC2012_img_train.tar",
+    "val": "ILSVRC2012_img_val.tar",
+    "devkit": "ILSVRC2012_devkit_t12.tar.gz",
+}
+# Feature networks' weights are not downloaded in a cluster: `percmae import` puts them there.
+VGG16 = f"perceptual.weights={STORE}/models/vgg16.safetensors"
+
+
+@dataclass(frozen=True)
+class Named(Work):
+    """A Work whose job has the name of its file."""
+
+    file: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.file
+
+
+@dataclass(frozen=True)
+class Place:
+    """One folder of jobs: for which machines, on which data, by which recipe.
+
+    settings: of every job; training: further ones of trainings; pretraining: and of those alone;
+    sample: whether a job makes the dataset of images that come with the image.
+    """
+
+    folder: str
+    needs: str
+    dataset: str
+    recipe: str
+    settings: dict[str, Any]
+    training: dict[str, Any]
+    pretraining: dict[str, Any]
+    sample: bool = False
+
+
+# Tags are the datasets' names, so that runs are called sample_mae and imagenet_mae.
+PLACES = (
+    Place(
+        folder="jobs",
+        needs="a node with 2 CPU cores and 4 GiB to spare, no GPU; k8s/overlays/minimal",
+        dataset="sample",
+        recipe="demo",
+        settings={"gpus": 0, "cpu": "1", "memory": "3Gi", "shm": "512Mi", "scratch": "4Gi"},
+        training={},
+        pretraining={},
+        sample=True,
+    ),
+    Place(
+        folder="overlays/gpu/jobs",
+        needs="a node with one GPU; k8s/overlays/gpu",
+        dataset="imagenet",
+        recipe="mae",
+        settings={"gpus": 0, "cpu": "4", "memory": "16Gi"},
+        training={"gpus": 1, "cpu": "8", "memory": "48Gi", "shm": "8Gi"},
+        pretraining={},
+    ),
+    Place(
+        folder="overlays/multi-node/jobs",
+        needs="four nodes with eight GPUs each, Kueue; k8s/overlays/multi-node",
+        dataset="imagenet",
+        recipe="mae",
+        settings={"gpus": 0, "cpu": "8", "memory": "32Gi", "queue": "percmae"},
+        training={"gpus": 8, "cpu": "64", "memory": "512Gi", "shm": "64Gi"},
+        pretraining={"nodes": 4},
+    ),
+)
+
+
+def render(place: Place, overrides: list[str] | None = None) -> Iterator[tuple[str, str]]:
+    """``(file name, text)`` of each job of a place.
+
+    overrides: job settings ``key=value``, stronger than the place's. Raises ConfigError for one
+    that is none or cannot be.
+    """
+    for work in _works(place):
+        values = {"namespace": "percmae", **place.settings}
+        if work.trains:
+            values |= place.training
+        if work.stage == "pretrain":
+            values |= place.pretraining
+        if work.stage == "evaluate":  # one pod, one process
+            values["gpus"] = min(1, place.training.get("gpus", 0))
+        made = job_object(work, job_settings(overrides or (), **values))
+        if work.name == "sample":
+            made = _with_archives(made)
+        yield f"{work.name}.yaml", _text(place, work, made)
+
+
+def write(root: Path, overrides: list[str] | None = None) -> list[Path]:
+    """Write the jobs of every place below ``root`` and remove files no longer made; the paths.
+
+    Only files that say they were rendered are removed. Raises UserError where ``root`` cannot be
+    written.
+    """
+    written = []
+    try:
+        for place in PLACES:
+            folder = root / place.folder
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, text in render(place, overrides):
+                (folder / name).write_text(text, encoding="utf-8")
+                written.append(folder / name)
+            for old in folder.glob("*.yaml"):
+                if old not in written and old.read_text(encoding="utf-8").startswith(_MARK):
+                    old.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write {root}: {error.strerror or error}") from None
+    return written
+
+
+def _works(place: Place) -> Iterator[Named]:
+    data = f"{STORE}/datasets/{place.dataset}/manifest.json"
+    runs = f"{STORE}/runs"
+    yield _ingest("ingest", f"{STORE}/archives", "imagenet")
+    if place.sample:
+        yield _ingest("sample", "/tmp/sample", "sample")
+    for variant in VARIANTS:
+        own = [VGG16] if variant == "perceptual" and place.recipe != "demo" else []
+        config = load_config(variant, place.recipe, overrides=own, tag=place.dataset)
+        yield _named(training(config, data, runs), f"pretrain-{variant}")
+    parent = f"{runs}/{place.dataset}_mae"
+    for stage in ("finetune", "probe"):
+        config = load_config("mae", place.recipe, stage, tag=place.dataset)
+        work = training(config, data, runs, run=parent, base=config)
+        yield _named(work, stage)
+    judged = f"{place.dataset}_mae_finetune"
+    arguments = ("--run", f"{runs}/{judged}", "--data", data, "--json")
+    yield _named(command("evaluate", judged, *arguments), "evaluate")
+
+
+def _ingest(file: str, archives: str, dataset: str) -> Named:
+    given = [part for key, name in ARCHIVES.items() for part in (f"--{key}", f"{archives}/{name}")]
+    to = f"{STORE}/datasets/{dataset}"
+    return _named(command("ingest", dataset, *given, "--to", to), file)
+
+
+def _named(work: Work, file: str) -> Named:
+    values = {field.name: getattr(work, field.name) for field in fields(work)}
+    return Named(**values, file=file.replace("_", "-"))
+
+
+def _with_archives(made: Object) -> Object:
+    """A container before the one that ingests, which writes the sample archives it reads."""
+    pod = made["spec"]["template"]["spec"]
+    before = deepcopy(pod["containers"][0])
+    before["name"] = "archives"
+    before["command"] = ["tini", "--", "percmae", "sample-data", "--out", "/tmp/sample"]
+    # It knows nothing of the store.
+    before["env"] = [entry for entry in before["env"] if "valueFrom" not in entry]
+    del before["envFrom"]
+    pod["initContainers"] = [before]
+    made["metadata"]["annotations"][DIGEST] = object_digest(made)
+    return made
+
+
+_MARK = "# Rendered by `make manifests`"
+
+
+def _text(place: Place, work: Work, made: Object) -> str:
+    path = f"k8s/{place.folder}/{work.name}.yaml"
+    header = f"{_MARK}; do not edit.\n# Needs {place.needs}.\n#\n#   kubectl apply -f {path}\n"
+    body = yaml.dump(made, Dumper=_Dumper, sort_keys=False, width=100, allow_unicode=True)
+    return header + body
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML without anchors, and with lists set in as people write them."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        super().increase_indent(flow, False)
+
+
+def _main(args: argparse.Namespace) -> None:
+    if args.overrides and args.to is None:
+        raise UserError(
+            "the committed files have no settings of their own: give a folder (--to DIR) for yours"
+        )
+    root = Path(args.to) if args.to is not None else Path("k8s")
+    if args.to is None and not (root / "base").is_dir():
+        raise UserError(
+            "there is no k8s/base here: run this at the top of a checkout, or give --to"
+        )
+    for path in write(root, args.overrides):
+        print(path)
+
+
+def main() -> NoReturn:
+    """The command; exit codes as of ``percmae``."""
+    parser = argparse.ArgumentParser(prog="python -m percmae.jobs.manifests", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--to", metavar="DIR", help="where to write (default: k8s)")
+    parser.set_defaults(overrides=[])
+    args = parse(parser, sys.argv[1:])
+    sys.exit(exit_code(lambda: _main(args)))
+
+
+if __name__ == "__main__":
+    main()

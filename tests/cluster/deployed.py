@@ -1,0 +1,156 @@
+"""The manifests in a namespace of a real cluster, as `kubectl apply -k` would put them there.
+
+Only names differ from the files: the namespace, so that a test leaves no trace elsewhere, and the
+images. Settings, by environment:
+
+    KUBECONFIG                 the cluster; without it these tests are skipped
+    PERCMAE_TEST_PREFIX        what their namespaces' names begin with (default percmae-test)
+    PERCMAE_TEST_IMAGE         our train image as nodes have it (default percmae-train:<version>)
+    PERCMAE_TEST_STORE_IMAGE   an image with SeaweedFS's `weed`, which then serves behind the
+                               Service minio; for clusters that cannot pull MinIO's
+    PERCMAE_TEST_STORE         another S3 server instead, such as http://host:8333, with
+                               AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; nothing is deployed
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from percmae import __version__
+
+K8S = Path(__file__).parents[2] / "k8s"
+OURS = f"percmae-train:{__version__}"
+PREFIX = os.environ.get("PERCMAE_TEST_PREFIX", "percmae-test")
+IMAGE = os.environ.get("PERCMAE_TEST_IMAGE", OURS)
+STORE_IMAGE = os.environ.get("PERCMAE_TEST_STORE_IMAGE")
+STORE = os.environ.get("PERCMAE_TEST_STORE")
+
+Object = dict[str, Any]
+
+
+class Cluster:
+    """One namespace of the cluster, by kubectl."""
+
+    def __init__(self, namespace: str) -> None:
+        self.namespace = namespace
+        version = json.loads(self.kubectl("version", "-o", "json").stdout)["serverVersion"]
+        minor = int(version["minor"].rstrip("+"))
+        # Older servers do not know podFailurePolicy, and older kubectls refuse what those do not.
+        self.unchecked = ["--validate=false"] if minor < 26 else []
+
+    def kubectl(
+        self, *arguments: str, stdin: str | None = None, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        command = ["kubectl", "-n", self.namespace, *arguments]
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+        assert done.returncode == 0 or not check, f"{' '.join(command)}: {done.stderr}"
+        return done
+
+    def apply(self, objects: list[Object], *options: str) -> list[str]:
+        """What kubectl says of each object."""
+        text = yaml.safe_dump_all(objects)
+        options = (*options, *self.unchecked)
+        return self.kubectl("apply", *options, "-f", "-", stdin=text).stdout.splitlines()
+
+    def get(self, kind: str, name: str) -> Object:
+        found: Object = json.loads(self.kubectl("get", kind, name, "-o", "json").stdout)
+        return found
+
+    def pods(self, selector: str) -> list[Object]:
+        answer = self.kubectl("get", "pods", "-l", selector, "-o", "json").stdout
+        return list(json.loads(answer)["items"])
+
+    def create_secret(self, secretkey: str | None = None) -> None:
+        """As k8s/base/secret.example.yaml says; the keys of the other store where there is one."""
+        keys = ["percmae", secretkey or secrets.token_hex(20)]
+        if STORE:
+            keys = [os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"]]
+        given = [f"--from-literal=accesskey={keys[0]}", f"--from-literal=secretkey={keys[1]}"]
+        self.kubectl("create", "secret", "generic", "percmae-store", *given)
+
+    def wait(self, what: Callable[[], bool], seconds: float, until: str) -> None:
+        deadline = time.monotonic() + seconds
+        while not what():
+            if time.monotonic() > deadline:
+                pods = self.kubectl("get", "pods", "-o", "wide").stdout
+                events = self.kubectl("get", "events", "--sort-by=.lastTimestamp").stdout
+                pytest.fail(f"{until}: not within {seconds:.0f} s\n{pods}\n{events[-3000:]}")
+            time.sleep(0.5)
+
+
+def overlay(path: str, namespace: str) -> list[Object]:
+    """The objects of a kustomization, or of a file of jobs, in that namespace."""
+    folder = K8S / path
+    if folder.is_dir():
+        command = ["kubectl", "kustomize", str(folder)]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    else:
+        text = folder.read_text()
+    text = re.sub(r"^(\s*namespace:) percmae$", rf"\1 {namespace}", text, flags=re.MULTILINE)
+    text = text.replace(f"image: {OURS}", f"image: {IMAGE}")
+    objects = [made for made in yaml.safe_load_all(text) if made]
+    for made in objects:
+        if made["kind"] == "Namespace":
+            made["metadata"]["name"] = namespace
+    return [_with_our_store(made) for made in objects if not (STORE and _is_store(made))]
+
+
+def _is_store(made: Object) -> bool:
+    return made["metadata"]["name"] == "minio"
+
+
+def _with_our_store(made: Object) -> Object:
+    if STORE and made["kind"] == "ConfigMap":
+        made["data"]["AWS_ENDPOINT_URL"] = STORE
+    if STORE_IMAGE and made["kind"] == "StatefulSet":
+        (container,) = made["spec"]["template"]["spec"]["containers"]
+        container["image"] = STORE_IMAGE
+        # The same keys, volume, ports and confinement; the console's port stays silent.
+        container["command"] = ["sh", "-c", _WEED]
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            times = {k: v for k, v in container[probe].items() if k != "httpGet"}
+            container[probe] = {"tcpSocket": {"port": "s3"}, **times}
+    return made
+
+
+_WEED = """\
+export AWS_ACCESS_KEY_ID="$MINIO_ROOT_USER" AWS_SECRET_ACCESS_KEY="$MINIO_ROOT_PASSWORD"
+exec weed -logtostderr=true server -dir=/data -ip=127.0.0.1 -ip.bind=0.0.0.0 -filer -s3 \
+  -s3.port=9000 -s3.port.iceberg=0 -s3.port.lance=0 -s3.autoCreateBucket=false \
+  -master.peers=none -master.telemetry=false -master.volumeSizeLimitMB=64 -volume.max=200
+"""
+
+
+@contextmanager
+def namespace_for(name: str) -> Iterator[Cluster]:
+    """A namespace of its own, removed with all in it; skips the test without a cluster."""
+    if not os.environ.get("KUBECONFIG"):
+        pytest.skip("set KUBECONFIG to a cluster for tests")
+    cluster = Cluster(f"{PREFIX}-{name}-{secrets.token_hex(3)}")
+    try:
+        yield cluster
+    finally:
+        cluster.kubectl("delete", "namespace", cluster.namespace, "--wait=false", check=False)
+
+
+def ready(cluster: Cluster, kind: str, name: str) -> bool:
+    status = cluster.get(kind, name).get("status", {})
+    return status.get("readyReplicas", 0) == status.get("replicas", 0) == 1
+
+
+def complete(cluster: Cluster, job: str) -> bool:
+    status = cluster.get("job", job).get("status", {})
+    assert not status.get("failed"), cluster.kubectl("logs", f"job/{job}", check=False).stdout
+    return status.get("succeeded") == 1

@@ -1,0 +1,169 @@
+"""What the cluster tests do around the launcher: set things up, look, and act as a service account.
+
+Through kubectl, so that the launcher's own client is not its only witness.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+TOY = os.environ.get("PERCMAE_TEST_TOY_IMAGE", "percmae-toy:1")
+
+Object = dict[str, Any]
+
+
+@dataclass
+class Kube:
+    """One namespace of the cluster under test, as its administrator."""
+
+    namespace: str
+
+    def __call__(self, *arguments: str, stdin: str | None = None, check: bool = True) -> str:
+        """Run kubectl there and return what it prints."""
+        done = subprocess.run(
+            ["kubectl", "-n", self.namespace, *arguments],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert not check or done.returncode == 0, done.stderr
+        return done.stdout
+
+    def apply(self, *objects: Object) -> None:
+        """Create or update objects."""
+        self("apply", "-f", "-", stdin=yaml.safe_dump_all(objects))
+
+    def get(self, kind: str, name: str = "", selector: str = "") -> Any:
+        """One object (None when there is none), or a list."""
+        names = [name] if name else []
+        labels = ["-l", selector] if selector else []
+        text = self("get", kind, *names, *labels, "-o", "json", "--ignore-not-found")
+        found = json.loads(text) if text.strip() else None
+        return found if name else (found or {"items": []})["items"]
+
+    def pods(self, job: str) -> list[Object]:
+        """The pods of a job that are there, those being removed included."""
+        return list(self.get("pods", selector=f"app.kubernetes.io/instance={job}"))
+
+    def kubeconfig(self, account: str, folder: Path, server: str | None = None) -> Path:
+        """A kubeconfig that acts as a service account, perhaps through another address."""
+        view = json.loads(self("config", "view", "--minify", "--raw", "-o", "json"))
+        cluster = dict(view["clusters"][0]["cluster"])
+        if server is not None:
+            cluster["tls-server-name"] = cluster["server"].split("//")[1].split(":")[0]
+            cluster["server"] = server
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "c", "cluster": cluster}],
+            "users": [{"name": "u", "user": {"token": self._token(account)}}],
+            "contexts": [
+                {
+                    "name": "c",
+                    "context": {"cluster": "c", "user": "u", "namespace": self.namespace},
+                }
+            ],
+            "current-context": "c",
+        }
+        path = folder / f"{account}.kubeconfig"
+        path.write_text(json.dumps(config))
+        return path
+
+    def _token(self, account: str) -> str:
+        """A service account's token: asked for, as by kubectl create token of later versions."""
+        path = f"/api/v1/namespaces/{self.namespace}/serviceaccounts/{account}/token"
+        request = {
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenRequest",
+            "spec": {"audiences": [], "expirationSeconds": 7200},
+        }
+        found = self("create", "--raw", path, "-f", "-", stdin=json.dumps(request), check=False)
+        if found:
+            return str(json.loads(found)["status"]["token"])
+        secrets = self.get("sa", account)["secrets"]
+        data = self.get("secret", secrets[0]["name"])["data"]["token"]
+        return base64.b64decode(data).decode()
+
+
+@dataclass
+class Launcher:
+    """A ``percmae submit pretrain`` under way, and what it says."""
+
+    process: subprocess.Popen[str]
+    output: Path
+    name: str
+    _seen: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def said(self) -> str:
+        """Everything so far."""
+        return self.output.read_text()
+
+    def wait_for(self, text: str, seconds: float = 60) -> None:
+        """Until it has said ``text``."""
+        wait(
+            lambda: text in self.said or self.process.poll() is not None, seconds, lambda: self.said
+        )
+        assert text in self.said, self.said
+
+    def end(self, seconds: float = 120) -> int:
+        """Its exit code."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running; said {self.said}") from None
+
+
+def submit(
+    kubeconfig: Path, folder: Path, tag: str, toy: str, *job: str, verb: str = "pretrain"
+) -> Launcher:
+    """Start a launcher whose pods do what ``toy`` says (tests/cluster/toy/behave.py)."""
+    settings = [
+        f"image={TOY}",
+        "gpus=0",
+        "cpu=50m",
+        "memory=96Mi",
+        "shm=16Mi",
+        "scratch=32Mi",
+        "grace=5",
+        f"env={json.dumps([{'name': 'TOY', 'value': toy}])}",
+        *job,
+    ]
+    command = [sys.executable, "-m", "percmae", "submit"]
+    for setting in settings:
+        command += ["--job", setting]
+    work = ["pretrain", "--data", "s3://none/manifest.json", "--to", "s3://none/runs"]
+    work += ["--tag", tag, "--recipe", "demo"]
+    environment = {**os.environ, "KUBECONFIG": str(kubeconfig)}
+    name = subprocess.run(
+        [*command, "--print", *work], capture_output=True, text=True, check=True, env=environment
+    ).stdout
+    output = folder / f"{tag}-{time.monotonic_ns()}.log"
+    with output.open("w") as log:
+        process = subprocess.Popen(
+            [*command, *work], stdout=log, stderr=log, text=True, env=environment
+        )
+    return Launcher(process, output, yaml.safe_load(name)["metadata"]["name"])
+
+
+def wait(
+    done: Callable[[], object], seconds: float = 60, what: Callable[[], object] = lambda: ""
+) -> None:
+    """Until ``done()`` holds; fails with ``what()`` when it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what()}"
+        time.sleep(0.3)

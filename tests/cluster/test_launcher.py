@@ -1,0 +1,295 @@
+"""The launcher against a real API server, operator and kubelet: what it says of everything that
+can happen to a job, and that nothing is left behind.
+
+As the launcher's own service account, with real pods that end as told (toy/behave.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import socket
+import threading
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+from kube import TOY, Kube, Launcher, submit, wait
+
+
+def lines_of(said: str) -> list[int]:
+    """Numbers of the toy's lines, in the order they were shown."""
+    return [int(n) for n in re.findall(r"^toy: line (\d+)$", said, re.M)]
+
+
+def gone(kube: Kube, launcher: Launcher, seconds: float = 60) -> None:
+    """Until neither the job nor a pod of it is left."""
+    wait(
+        lambda: not kube.pods(launcher.name) and kube.get("pytorchjob", launcher.name) is None,
+        seconds,
+        lambda: [pod["metadata"]["name"] for pod in kube.pods(launcher.name)],
+    )
+
+
+def test_a_job_that_goes_well(kube: Kube, launcher_config: Path, tmp_path: Path) -> None:
+    started = submit(launcher_config, tmp_path, "well", "lines=20 pause=0.1", "nodes=2")
+    assert started.end() == 0, started.said
+    assert lines_of(started.said) == list(range(20)), "every line of the first pod, once"
+    assert "is done" in started.said
+    job = kube.get("pytorchjob", started.name)
+    assert {k: v["replicas"] for k, v in job["spec"]["pytorchReplicaSpecs"].items()} == {
+        "Master": 1,
+        "Worker": 1,
+    }
+    for pod in kube.pods(started.name):
+        assert pod["spec"]["serviceAccountName"] == "percmae-train"
+        assert not any("serviceaccount" in str(v) for v in pod["spec"]["volumes"])
+
+
+def test_exit_1_in_a_worker(kube: Kube, launcher_config: Path, tmp_path: Path) -> None:
+    toy = "exit=1 only=worker patience=60"
+    started = submit(launcher_config, tmp_path, "exit-1", toy, "nodes=2")
+    assert started.end() == 1
+    *_, last = started.said.splitlines()
+    assert f"pod {started.name}-worker-0 exited with 1: the toy was told to end with 1" in last
+    assert f"last lines of pod {started.name}-worker-0:" in started.said
+    phases = [pod["status"]["phase"] for pod in kube.pods(started.name)]
+    assert "Running" not in phases, "no pod goes on"
+
+
+def test_bad_input_is_exit_code_2_and_can_be_tried_again(
+    kube: Kube, launcher_config: Path, tmp_path: Path
+) -> None:
+    started = submit(launcher_config, tmp_path, "exit-2", "lines=1 exit=2")
+    assert started.end() == 2, started.said
+    first = kube.get("pytorchjob", started.name)["metadata"]["uid"]
+    again = submit(launcher_config, tmp_path, "exit-2", "lines=1")
+    assert again.end() == 0, again.said
+    assert again.name == started.name, "the same work has the same name"
+    assert "ended badly" in again.said
+    assert kube.get("pytorchjob", again.name)["metadata"]["uid"] != first
+
+
+def test_out_of_memory_is_not_tried_for_ever(
+    kube: Kube, launcher_config: Path, tmp_path: Path
+) -> None:
+    toy = "lines=1 take=300"
+    started = submit(launcher_config, tmp_path, "oom", toy, "backoff_limit=1")
+    assert started.end(180) == 1
+    assert "exited with 137 (OOMKilled)" in started.said.splitlines()[-1]
+    assert "was started 3 times" in started.said.splitlines()[-1]
+    gone(kube, started)
+
+
+def test_an_image_that_does_not_exist(kube: Kube, launcher_config: Path, tmp_path: Path) -> None:
+    job = ("image=percmae-none:1", "stuck_deadline=6")
+    started = submit(launcher_config, tmp_path, "no-image", "", *job)
+    assert started.end() == 1
+    assert re.search(r"is waiting: pod .*: (ErrImagePull|ImagePullBackOff)", started.said)
+    assert "percmae-none:1" in started.said.splitlines()[-1]
+    gone(kube, started)
+
+
+def test_no_room_says_why_it_waits(kube: Kube, launcher_config: Path, tmp_path: Path) -> None:
+    job = ("cpu=4000", "queue_deadline=8")
+    started = submit(launcher_config, tmp_path, "no-room", "", *job)
+    assert started.end() == 1
+    assert re.search(r"is waiting: pod .*: Unschedulable: .*Insufficient cpu", started.said)
+    assert "job setting queue_deadline" in started.said.splitlines()[-1]
+    gone(kube, started)
+
+
+def test_quota_says_why_it_waits(kube: Kube, launcher_config: Path, tmp_path: Path) -> None:
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "small"},
+        "spec": {"hard": {"requests.cpu": "1m"}},
+    }
+    kube.apply(quota)
+    try:
+        started = submit(launcher_config, tmp_path, "quota", "lines=1")
+        started.wait_for("exceeded quota")
+    finally:
+        kube("delete", "resourcequota", "small")
+    started.process.send_signal(signal.SIGTERM)
+    assert started.end() == 143
+
+
+def test_suspended_says_so(kube: Kube, launcher_config: Path, tmp_path: Path) -> None:
+    """What Kueue does: the job is held back, and let go later."""
+    started = submit(launcher_config, tmp_path, "held", "lines=40", "nodes=2")
+    started.wait_for("toy: line 1")
+    hold = '{"spec": {"runPolicy": {"suspend": %s}}}'
+    kube("patch", "pytorchjob", started.name, "--type=merge", "-p", hold % "true")
+    started.wait_for("is waiting: suspended")
+    kube("patch", "pytorchjob", started.name, "--type=merge", "-p", hold % "false")
+    assert started.end() == 0, started.said
+
+
+def test_cancelled_by_term(kube: Kube, launcher_config: Path, tmp_path: Path) -> None:
+    started = submit(launcher_config, tmp_path, "term", "lines=600", "nodes=2")
+    started.wait_for("toy: line 3")
+    started.process.send_signal(signal.SIGTERM)
+    assert started.end() == 143
+    assert "toy: stopping" in started.said, "the pod was told, and had time"
+    assert not kube.pods(started.name)
+    assert kube.get("pytorchjob", started.name) is None
+
+
+def test_a_worker_pod_is_deleted(kube: Kube, launcher_config: Path, tmp_path: Path) -> None:
+    started = submit(launcher_config, tmp_path, "deleted-pod", "lines=60", "nodes=2")
+    started.wait_for("toy: line 2")
+    kube("delete", "pod", f"{started.name}-worker-0", "--wait=false")
+    assert started.end() == 0, started.said
+    assert f"pod {started.name}-worker-0 is new" in started.said
+    assert lines_of(started.said) == list(range(60))
+
+
+def test_a_launcher_is_killed_and_started_again(
+    kube: Kube, launcher_config: Path, tmp_path: Path
+) -> None:
+    first = submit(launcher_config, tmp_path, "killed", "lines=60")
+    first.wait_for("toy: line 3")
+    first.process.kill()
+    first.process.wait()
+    uid = kube.get("pytorchjob", first.name)["metadata"]["uid"]
+    second = submit(launcher_config, tmp_path, "killed", "lines=60")
+    assert second.end() == 0, second.said
+    assert "is under way: following it" in second.said
+    assert kube.get("pytorchjob", first.name)["metadata"]["uid"] == uid, "one job in all"
+    assert lines_of(second.said) == list(range(60)), "the log from its beginning"
+
+
+def test_two_launchers_at_once(kube: Kube, launcher_config: Path, tmp_path: Path) -> None:
+    both = [submit(launcher_config, tmp_path, "two", "lines=30") for _ in range(2)]
+    assert [one.end() for one in both] == [0, 0]
+    assert sum("created in namespace" in one.said for one in both) == 1
+    assert all(lines_of(one.said) == list(range(30)) for one in both)
+
+
+def test_another_spec_under_way_is_refused(
+    kube: Kube, launcher_config: Path, tmp_path: Path
+) -> None:
+    first = submit(launcher_config, tmp_path, "other", "lines=600")
+    first.wait_for("toy: line 1")
+    second = submit(launcher_config, tmp_path, "other", "lines=600", "memory=128Mi")
+    assert second.end() == 2
+    assert "96Mi there, 128Mi asked for" in second.said.splitlines()[-1]
+    first.process.send_signal(signal.SIGINT)
+    assert first.end() == 130
+    gone(kube, first)
+
+
+def test_a_job_removed_by_someone_else(kube: Kube, launcher_config: Path, tmp_path: Path) -> None:
+    started = submit(launcher_config, tmp_path, "removed", "lines=600")
+    started.wait_for("toy: line 1")
+    kube("delete", "pytorchjob", started.name, "--wait=false")
+    assert started.end() == 1
+    assert "was removed from the cluster by someone else" in started.said
+
+
+def test_a_plain_job(kube: Kube, launcher_config: Path, tmp_path: Path) -> None:
+    started = submit(launcher_config, tmp_path, "plain", "lines=10", "kind=job")
+    assert started.end() == 0, started.said
+    assert lines_of(started.said) == list(range(10))
+    failing = submit(launcher_config, tmp_path, "plain-2", "lines=1 exit=2", "kind=job")
+    # Before Kubernetes 1.26 there is no podFailurePolicy: it is then tried again, backoff_limit
+    # times, before it fails for the same reason.
+    assert failing.end(240) == 2, failing.said
+
+
+class Breaker:
+    """A TCP proxy before the API server that can break all connections and refuse new ones."""
+
+    def __init__(self, target: str) -> None:
+        parts = urlsplit(target)
+        self._target = (parts.hostname, parts.port or 443)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._pairs: list[socket.socket] = []
+        self._broken = False
+        self.url = f"https://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def broken(self, broken: bool) -> None:
+        """Break what there is and refuse what comes, or let it through again."""
+        self._broken = broken
+        while broken and self._pairs:
+            one = self._pairs.pop()
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+    def close(self) -> None:
+        """Accept no more."""
+        self._listener.close()
+        self.broken(True)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            if self._broken:
+                client.close()
+                continue
+            server = socket.create_connection(self._target)
+            self._pairs += [client, server]
+            for one, other in ((client, server), (server, client)):
+                threading.Thread(target=_pump, args=(one, other), daemon=True).start()
+
+
+def _pump(one: socket.socket, other: socket.socket) -> None:
+    try:
+        while data := one.recv(1 << 16):
+            other.sendall(data)
+        other.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass
+
+
+def test_the_api_server_goes_away_and_comes_back(kube: Kube, tmp_path: Path) -> None:
+    """In the middle of the watch and of the log; nothing is lost, nothing shown twice."""
+    server = yaml.safe_load(kube("config", "view", "--minify", "-o", "json"))
+    breaker = Breaker(server["clusters"][0]["cluster"]["server"])
+    config = kube.kubeconfig("percmae-launcher", tmp_path, breaker.url)
+    started = submit(config, tmp_path, "away", "lines=100 pause=0.1", "nodes=2")
+    started.wait_for("toy: line 10")
+    breaker.broken(True)
+    started.wait_for("API server does not answer")
+    breaker.broken(False)
+    assert started.end() == 0, started.said
+    assert lines_of(started.said) == list(range(100))
+    breaker.close()
+
+
+def test_without_the_right_to_create_jobs(kube: Kube, tmp_path: Path) -> None:
+    config = kube.kubeconfig("percmae-train", tmp_path)
+    started = submit(config, tmp_path, "no-right", "lines=1")
+    assert started.end() == 1
+    last = started.said.splitlines()[-1]
+    assert "percmae-train" in last
+    assert "cannot create resource" in last
+    assert "percmae doctor --cluster" in last
+
+
+def test_the_toy_is_what_runs(kube: Kube) -> None:
+    """The pods of the tests above ran this image, and were what the API server made of our spec."""
+    images = {
+        container["image"] for pod in kube.get("pods") for container in pod["spec"]["containers"]
+    }
+    assert images <= {TOY, "percmae-none:1"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_left(kube: Kube) -> object:
+    """After all tests no pod is running: launchers clean up, or jobs end."""
+    yield
+    wait(
+        lambda: all(pod["status"]["phase"] != "Running" for pod in kube.get("pods")),
+        90,
+        lambda: [pod["metadata"]["name"] for pod in kube.get("pods")],
+    )

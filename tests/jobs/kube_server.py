@@ -1,0 +1,121 @@
+"""A small real HTTP server that answers the API paths which ``percmae doctor --cluster`` asks."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+Object = dict[str, Any]
+REVIEWS = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
+
+
+class KubeServer:
+    """What a cluster holds, by path; tests take away and change what they are about.
+
+    objects: answers to GET; statuses: what objects below a path say from look to look, the last
+    one for good; forbidden: beginnings of paths that may not be looked at; denied: (account, verb,
+    resource) that a review does not allow; refused: answers to what is posted to a path; logs: of
+    any pod. posted and deleted: what was asked for.
+    """
+
+    def __init__(self) -> None:
+        self.objects: dict[str, Object] = {}
+        self.forbidden: list[str] = []
+        self.denied: set[tuple[str, str, str]] = set()
+        self.statuses: dict[str, list[Object]] = {}
+        self.refused: dict[str, tuple[int, str]] = {}
+        self.logs = ""
+        self.posted: list[tuple[str, Object]] = []
+        self.deleted: list[str] = []
+        self.token: str | None = None
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *args: object) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                self._answer(*server.get(urlsplit(self.path).path))
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                self._answer(*server.post(urlsplit(self.path).path, body))
+
+            def do_DELETE(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                path = urlsplit(self.path).path
+                server.deleted.append(path)
+                self._answer(200 if server.objects.pop(path, None) else 404, {})
+
+            def _answer(self, status: int, answer: Object | str) -> None:
+                if server.token and self.headers.get("Authorization") != f"Bearer {server.token}":
+                    status, answer = 401, {"message": "Unauthorized"}
+                data = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True)
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+
+    def get(self, path: str) -> tuple[int, Object | str]:
+        if any(path.startswith(start) for start in self.forbidden):
+            return 403, {"message": f'"{path}" is forbidden: User "me" cannot get it'}
+        if path.endswith("/log"):
+            return 200, self.logs
+        found = self.objects.get(path)
+        if found is None:
+            return 404, {"message": f"{path} not found"}
+        steps = self.statuses.get(path.rpartition("/")[0])
+        if steps:
+            found["status"] = steps.pop(0) if len(steps) > 1 else steps[0]
+        return 200, found
+
+    def post(self, path: str, body: Object) -> tuple[int, Object]:
+        if path in self.refused:
+            status, message = self.refused[path]
+            return status, {"message": message}
+        if path == REVIEWS:
+            asked = body["spec"]["resourceAttributes"]
+            account = body["spec"]["user"].rpartition(":")[2]
+            resource = "/".join(filter(None, (asked["resource"], asked.get("subresource"))))
+            denied = (account, asked["verb"], resource) in self.denied
+            return 201, body | {"status": {"allowed": not denied}}
+        self.posted.append((path, deepcopy(body)))
+        self.objects[f"{path}/{body['metadata']['name']}"] = body
+        return 201, body
+
+    def kubeconfig(self, path: Path) -> Path:
+        user = {"token": self.token} if self.token else {}
+        made = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "test",
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+            "clusters": [{"name": "test", "cluster": {"server": self.url}}],
+            "users": [{"name": "test", "user": user}],
+        }
+        path.write_text(json.dumps(made))
+        return path
+
+    def stop(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join()
+
+    @contextmanager
+    def running(self) -> Iterator[KubeServer]:
+        self._thread.start()
+        try:
+            yield self
+        finally:
+            self.stop()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from percmae.data.shards import Dataset
 from percmae.engine import torchrun as module
@@ -22,9 +23,9 @@ from percmae.errors import PeerLost
 from .test_processes import PERCMAE, command, figures, losses, run
 
 PEER_LOST = PeerLost.exit_code
-# 260 steps, most of them after the first checkpoint, so that a signal finds the run at work.
+# 156 steps, most of them after the first checkpoint, so that a signal finds the run at work.
 LONG = (
-    *("optim.epochs=20", "checkpoint.every_steps=40", "trainer.val_interval=20"),
+    *("optim.epochs=12", "checkpoint.every_steps=20", "trainer.val_interval=12"),
     *("tracking.images=0", "tracking.knn_samples=0"),
 )
 HALF = "data.batch_size=8"
@@ -171,7 +172,7 @@ def test_a_pod_told_to_stop_saves_and_the_job_goes_on_from_there(
     assert all("percmae: stopped: stopped at step" in text for text in said)
     record = Run.open(str(tmp_path / "mae")).record
     assert record["status"] == "running"
-    assert 40 <= record["step"] < 260
+    assert 20 <= record["step"] < 156
     codes, said = ended(start(arguments))
     assert codes == [0, 0], said
     assert f"going on from step {record['step']} of" in said[0]
@@ -191,7 +192,7 @@ def test_an_elastic_job_goes_on_with_the_pods_that_are_left(
     assert said[0].count("percmae: stopped: stopped at step") == 1
     assert said[0].count("going on from step") == 1
     record = Run.open(str(tmp_path / "mae")).record
-    assert (record["status"], record["step"]) == ("complete", 260)
+    assert (record["status"], record["step"]) == ("complete", 156)
 
 
 @pytest.mark.slow
@@ -254,6 +255,27 @@ def test_a_master_whose_workers_never_come_begins_again(
     pods = start(command(tiny_dataset, tmp_path), ranks=(0,), PET_RDZV_CONF="timeout=2")
     codes, (said,) = ended(pods)
     assert codes == [PEER_LOST], said
+
+
+@pytest.mark.parametrize(
+    ("failures", "code"),
+    [
+        ({0: (2, 5)}, 2),
+        ({0: (-9, 5)}, 137),
+        ({0: (1, 6), 1: (137, 5)}, 137),  # the first to fail
+        ({0: (PEER_LOST, 5), 1: (-11, 5)}, 139),  # not the one that missed the other
+        ({0: (PEER_LOST, 4), 1: (1, 5)}, 1),
+        ({0: (PEER_LOST, 5), 1: (PEER_LOST, 5)}, PEER_LOST),
+    ],
+)
+def test_the_code_of_several_failures_is_that_of_their_cause(
+    failures: dict[int, tuple[int, int]], code: int
+) -> None:
+    found = {}
+    for rank, (exitcode, second) in failures.items():
+        found[rank] = ProcessFailure(rank, 1000 + rank, exitcode, "no file")
+        found[rank].timestamp = second
+    assert module._cause(ChildFailedError("percmae", found)) == code
 
 
 @pytest.mark.parametrize(

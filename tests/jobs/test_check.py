@@ -58,6 +58,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"store_access_key": "access key"}, "not the name of an entry"),
     ({"store_secret_key": ".."}, "not the name of an entry"),
     ({"image_pull_secrets": ["ok", "NOT"]}, "image_pull_secrets='NOT'"),
+    ({"image_pull_secrets": ["a", "b", "a"]}, "a is given twice"),
     ({"kind": "trainjob", "runtime": "torch distributed"}, "runtime='torch distributed'"),
     # Images
     ({"image": ""}, "image='': not an image reference: it must be given"),
@@ -229,6 +230,8 @@ def test_affinity_refused(affinity: dict[str, Any], said: str) -> None:
         ({"ttl": 100}, "ttl: a TrainJob takes it from its runtime"),
         ({"backoff_limit": 1}, "backoff_limit"),
         ({"clean_pods": "All"}, "clean_pods"),
+        ({"tolerations": [{"operator": "Exists"}] * 129}, "a TrainJob holds 128; use"),
+        ({"image_pull_secrets": [f"s{i}" for i in range(65)]}, "a TrainJob holds 64; use"),
         (
             {
                 "volumes": [A_VOLUME],
@@ -327,9 +330,11 @@ def test_names_that_would_not_fit_are_refused() -> None:
         made["metadata"]["name"] = name
         with pytest.raises(ConfigError, match="job name"):
             check_object(made)
-    made["metadata"]["name"] = "a" * 60  # itself short enough, its pods' names are not
-    with pytest.raises(ConfigError, match="pod name"):
-        check_object(made)
+    for kind in ("pytorchjob", "trainjob"):
+        made = _spoiled({}, nodes=2, kind=kind)
+        made["metadata"]["name"] = "a" * 60  # itself short enough, its pods' names are not
+        with pytest.raises(ConfigError, match="pod name"):
+            check_object(made)
 
 
 def test_an_owner_that_cannot_be_found_again_is_refused() -> None:

@@ -8,5 +8,5 @@ image brings kfp along, and no step installs anything when it runs.
 
 from percmae import __version__
 
-IMAGE = f"percmae:{__version__}"
+IMAGE = f"percmae-pipeline:{__version__}"
 """Image the steps run in unless the pipeline is compiled with another (``--image``)."""

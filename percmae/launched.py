@@ -102,8 +102,13 @@ def _of_task(task: TaskConfig | None) -> dict[str, Any]:
     for name, count in {**requests, **limits}.items():
         if "/" in name:
             found |= {"gpu_resource": name, "gpus": int(count)}
-    # The job has keys, homes and shared memory of its own.
-    found["env"] = [e for e in task.env or [] if e["name"] not in OWN_VARIABLES]
+    # The job has keys, homes and shared memory of its own: of the same secret and ConfigMap.
+    env = {entry["name"]: entry for entry in task.env or []}
+    for name, source, settings in _STORE:
+        reference = (env.get(name) or {}).get("valueFrom", {}).get(source) or {}
+        found |= {setting: reference.get(part) for setting, part in settings.items()}
+    taken = {*OWN_VARIABLES, *(name for name, *_ in _STORE), *_STORE_TOO}
+    found["env"] = [entry for name, entry in env.items() if name not in taken]
     mounts = [m for m in task.volume_mounts or [] if m["mountPath"] not in OWN_MOUNTS]
     named = {mount["name"] for mount in mounts}
     found["volume_mounts"] = mounts
@@ -112,6 +117,15 @@ def _of_task(task: TaskConfig | None) -> dict[str, Any]:
     found["cpu_limit"] = limits.get("cpu")
     found["memory"] = limits.get("memory") or requests.get("memory")
     return {key: value for key, value in found.items() if value}
+
+
+# Which variables of a step say where the store's keys and address are kept, and in what.
+_STORE = (
+    ("AWS_ACCESS_KEY_ID", "secretKeyRef", {"store_secret": "name", "store_access_key": "key"}),
+    ("AWS_SECRET_ACCESS_KEY", "secretKeyRef", {"store_secret": "name", "store_secret_key": "key"}),
+    ("AWS_ENDPOINT_URL", "configMapKeyRef", {"store_config": "name"}),
+)
+_STORE_TOO = ("AWS_REGION",)  # from the same ConfigMap
 
 
 def train(

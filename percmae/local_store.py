@@ -332,12 +332,12 @@ def _spawn(folder: _Folder, binary: str, ports: Ports, bucket: str) -> _State:
         # From here on Go's collector works harder; without it, 600 MB after some large files.
         "GOMEMLIMIT": "384MiB",
     }
-    command = [binary, "-logtostderr=true", "server", f"-dir={folder.data}", *_FLAGS]
+    command = [binary, "-logtostderr=true", "server", f"-dir={folder.data}", *SERVER_FLAGS]
     server = spawn([*command, *ports.flags()], folder.path, environment, folder.log)
     return _State(server, ports, bucket)
 
 
-_FLAGS = [
+SERVER_FLAGS = [
     "-ip=127.0.0.1",
     "-ip.bind=127.0.0.1",
     "-filer",

@@ -1,4 +1,4 @@
-"""``python -m pipelines``: compile the pipeline for a cluster, or run it on this machine."""
+"""``python -m pipelines``: the pipeline in a cluster (compile, submit, schedule) or here (run)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from percmae.command import exit_code, parse
 from percmae.errors import UserError
+from pipelines.cluster import add_actions
 
 _RUN = """\
 Run the whole pipeline on this machine: sample images, an embedded S3 server, and the same KFP
@@ -42,13 +43,6 @@ examples:
 
 key=value is a setting of every variant's pretraining, or with probe., finetune. or all. in front of
 that stage; `percmae config show --docs` explains them all."""
-
-
-def _compile(args: argparse.Namespace) -> None:
-    from pipelines.train import compile_pipeline
-
-    compile_pipeline(args.output, args.image)
-    print(args.output)
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -93,8 +87,6 @@ def _seeds(text: str) -> list[int]:
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
-    from components import IMAGE
-
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
@@ -103,15 +95,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         sub.set_defaults(work=work, parser=sub)
         return sub
 
-    sub = action("compile", "Write the pipeline as YAML for the KFP UI or client.", _compile)
-    sub.add_argument(
-        "--output", default="percmae-train.yaml", metavar="FILE", help="default: %(default)s"
-    )
-    sub.add_argument(
-        "--image",
-        default=IMAGE,
-        help="container image of all steps, best pinned by digest (default: %(default)s)",
-    )
+    add_actions(action)
 
     sub = action(
         "run",

@@ -18,18 +18,23 @@ from components.ingest.component import ingest
 from components.pretrain.component import pretrain
 from components.probe.component import probe
 from components.report.component import report
+from pipelines.pod import PodSettings, configure
 
 NAME = "percmae-train"
 
 
-def train_pipeline(image: str = IMAGE) -> Any:
-    """The pipeline, all steps of which run in ``image``; call it with arguments to run it."""
+def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
+    """The pipeline, all steps of which run in ``image``; call it with arguments to run it.
+
+    pod: what the steps' pods need of a cluster; None for a run on this machine.
+    """
 
     def in_image(task: dsl.PipelineTask, title: str) -> dsl.PipelineTask:
         # KFP's cache is off: it would take a step as done for equal inputs, although the store has
         # lost its result, and not for the same archives under another address. The steps
         # look for themselves (percmae.stages) and end within seconds when nothing is to be done.
-        return task.set_container_image(image).set_caching_options(False).set_display_name(title)
+        task.set_container_image(image).set_caching_options(False).set_display_name(title)
+        return configure(task, pod)
 
     @dsl.pipeline(
         name=NAME,
@@ -141,6 +146,6 @@ def train_pipeline(image: str = IMAGE) -> Any:
     return train
 
 
-def compile_pipeline(output: str, image: str = IMAGE) -> None:
+def compile_pipeline(output: str, image: str = IMAGE, pod: PodSettings | None = None) -> None:
     """Write the pipeline as a YAML file that KFP (the UI, ``kfp.Client``) takes as it is."""
-    Compiler().compile(train_pipeline(image), output)
+    Compiler().compile(train_pipeline(image, pod or PodSettings()), output)

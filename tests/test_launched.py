@@ -89,6 +89,27 @@ def test_the_job_has_its_own_keys_and_shared_memory() -> None:
     assert found.volumes == found.volume_mounts == []
 
 
+def test_the_job_uses_the_steps_secret_and_config_map() -> None:
+    def secret(key: str) -> dict[str, Any]:
+        return {"secretKeyRef": {"name": "mlpipeline-minio-artifact", "key": key}}
+
+    address = {"configMapKeyRef": {"name": "store-of-kfp", "key": "AWS_ENDPOINT_URL"}}
+    task = TaskConfig(
+        env=[
+            {"name": "AWS_ACCESS_KEY_ID", "valueFrom": secret("access")},
+            {"name": "AWS_SECRET_ACCESS_KEY", "valueFrom": secret("secret")},
+            {"name": "AWS_ENDPOINT_URL", "valueFrom": address},
+            {"name": "AWS_REGION", "valueFrom": address},
+        ]
+    )
+    found = settings(task=task)
+    assert found.env == []
+    assert found.store_secret == "mlpipeline-minio-artifact"
+    assert (found.store_access_key, found.store_secret_key) == ("access", "secret")
+    assert found.store_config == "store-of-kfp"
+    assert settings(job=["store_secret=mine"], task=task).store_secret == "mine"
+
+
 def test_an_empty_task_changes_nothing() -> None:
     assert settings(gpus=3, task=TaskConfig()) == settings(gpus=3)
     assert settings(gpus=3, task=TaskConfig(resources={})).gpus == 3

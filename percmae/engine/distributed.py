@@ -6,7 +6,7 @@ import os
 import random
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -150,7 +150,9 @@ def world(config: Config) -> Iterator[World]:
         raise
     finally:
         if joined and dist.is_initialized():
-            dist.destroy_process_group()
+            # That the others have gone by now is no failure, and must not hide one.
+            with suppress(RuntimeError):
+                dist.destroy_process_group()
 
 
 def _is_of_the_network(error: RuntimeError) -> bool:

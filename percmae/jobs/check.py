@@ -66,6 +66,8 @@ def _check_names(settings: JobSettings) -> None:
         subdomain(getattr(settings, key), f"job setting {key}")
     for name in settings.image_pull_secrets:
         subdomain(name, "job setting image_pull_secrets")
+        if settings.image_pull_secrets.count(name) > 1:
+            raise ConfigError(f"job setting image_pull_secrets: {name} is given twice")
     if settings.queue is not None:  # the value of a label as well
         subdomain(settings.queue, "job setting queue", 63)
     for key in ("store_access_key", "store_secret_key"):
@@ -193,6 +195,9 @@ def check_object(made: dict[str, Any]) -> None:
             raise ConfigError(f"owner of job {metadata['name']}: {', '.join(missing)} is missing")
     if made["kind"] == "PyTorchJob":
         _check_pytorch_job(metadata["name"], made["spec"])
+    elif made["kind"] == "TrainJob":
+        last = made["spec"]["trainer"]["numNodes"] - 1
+        job_name(f"{metadata['name']}-node-0-{last}", "pod name", LONGEST_NAME)
 
 
 def _check_pytorch_job(name: str, spec: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ STORE_VARIABLES = (
 )
 """What percmae.storage reads of the environment and may stand in a ConfigMap."""
 MOST_ENTRIES = 128
-"""Entries of any list in a TrainJob."""
+"""Entries of a list in a TrainJob."""
 # Set in the runtime or not at all.
 _OF_THE_RUNTIME = ("image_pull_policy", "priority_class", "backoff_limit", "ttl", "clean_pods")
 
@@ -131,6 +131,12 @@ def check_trainjob_settings(settings: JobSettings) -> None:
             raise ConfigError(
                 f"job setting {field.name}: a TrainJob takes it from its runtime (runtime="
                 f"{settings.runtime}); set it there and leave it out, or use kind=pytorchjob"
+            )
+    lists = {"volumes": 2, "volume_mounts": 2, "tolerations": 0, "image_pull_secrets": 64}
+    for key, own in lists.items():
+        if len(getattr(settings, key)) + own > MOST_ENTRIES:
+            raise ConfigError(
+                f"job setting {key}: a TrainJob holds {MOST_ENTRIES - own}; use kind=pytorchjob"
             )
     seen = {"shm", "scratch"}
     for mount in settings.volume_mounts:

@@ -46,7 +46,7 @@ def kube() -> Iterator[Kube]:
                 "create",
                 "configmap",
                 "percmae-store",
-                "--from-literal=AWS_ENDPOINT_URL=http://store",
+                "--from-literal=AWS_ENDPOINT_URL=http://store:9000",
             ]
         )
         keys = "--from-literal=accesskey=test --from-literal=secretkey=test-secret"

@@ -3,7 +3,6 @@
 Only names differ from the files: the namespace, so that a test leaves no trace elsewhere, and the
 images. Settings, by environment:
 
-    KUBECONFIG                 the cluster; without it these tests are skipped
     PERCMAE_TEST_PREFIX        what their namespaces' names begin with (default percmae-test)
     PERCMAE_TEST_IMAGE         our train image as nodes have it (default percmae-train:<version>)
     PERCMAE_TEST_STORE_IMAGE   an image with SeaweedFS's `weed`, which then serves behind the
@@ -22,55 +21,31 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
+from kube import ROOT, Kube, Object
 
 from percmae import __version__
 
-K8S = Path(__file__).parents[2] / "k8s"
+K8S = ROOT / "k8s"
 OURS = f"percmae-train:{__version__}"
 PREFIX = os.environ.get("PERCMAE_TEST_PREFIX", "percmae-test")
 IMAGE = os.environ.get("PERCMAE_TEST_IMAGE", OURS)
 STORE_IMAGE = os.environ.get("PERCMAE_TEST_STORE_IMAGE")
 STORE = os.environ.get("PERCMAE_TEST_STORE")
 
-Object = dict[str, Any]
 
+class Deployed(Kube):
+    """A namespace with our manifests in it."""
 
-class Cluster:
-    """One namespace of the cluster, by kubectl."""
-
-    def __init__(self, namespace: str) -> None:
-        self.namespace = namespace
-        version = json.loads(self.kubectl("version", "-o", "json").stdout)["serverVersion"]
-        minor = int(version["minor"].rstrip("+"))
-        # Older servers do not know podFailurePolicy, and older kubectls refuse what those do not.
-        self.unchecked = ["--validate=false"] if minor < 26 else []
-
-    def kubectl(
-        self, *arguments: str, stdin: str | None = None, check: bool = True
-    ) -> subprocess.CompletedProcess[str]:
-        command = ["kubectl", "-n", self.namespace, *arguments]
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
-        assert done.returncode == 0 or not check, f"{' '.join(command)}: {done.stderr}"
-        return done
-
-    def apply(self, objects: list[Object], *options: str) -> list[str]:
-        """What kubectl says of each object."""
+    def put(self, objects: list[Object], *options: str) -> list[str]:
+        """Apply objects; what kubectl says of each."""
+        version = json.loads(self("version", "-o", "json"))["serverVersion"]
+        # Older servers do not know podFailurePolicy, and kubectl refuses what they do not know.
+        unchecked = ["--validate=false"] if int(version["minor"].rstrip("+")) < 26 else []
         text = yaml.safe_dump_all(objects)
-        options = (*options, *self.unchecked)
-        return self.kubectl("apply", *options, "-f", "-", stdin=text).stdout.splitlines()
-
-    def get(self, kind: str, name: str) -> Object:
-        found: Object = json.loads(self.kubectl("get", kind, name, "-o", "json").stdout)
-        return found
-
-    def pods(self, selector: str) -> list[Object]:
-        answer = self.kubectl("get", "pods", "-l", selector, "-o", "json").stdout
-        return list(json.loads(answer)["items"])
+        return self("apply", *options, *unchecked, "-f", "-", stdin=text).splitlines()
 
     def create_secret(self, secretkey: str | None = None) -> None:
         """As k8s/base/secret.example.yaml says; the keys of the other store where there is one."""
@@ -78,16 +53,27 @@ class Cluster:
         if STORE:
             keys = [os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"]]
         given = [f"--from-literal=accesskey={keys[0]}", f"--from-literal=secretkey={keys[1]}"]
-        self.kubectl("create", "secret", "generic", "percmae-store", *given)
+        self("create", "secret", "generic", "percmae-store", *given)
 
     def wait(self, what: Callable[[], bool], seconds: float, until: str) -> None:
         deadline = time.monotonic() + seconds
         while not what():
             if time.monotonic() > deadline:
-                pods = self.kubectl("get", "pods", "-o", "wide").stdout
-                events = self.kubectl("get", "events", "--sort-by=.lastTimestamp").stdout
+                pods = self("get", "pods", "-o", "wide")
+                events = self("get", "events", "--sort-by=.lastTimestamp")
                 pytest.fail(f"{until}: not within {seconds:.0f} s\n{pods}\n{events[-3000:]}")
             time.sleep(0.5)
+
+    def ready(self, kind: str, name: str) -> bool:
+        """Whether all of the one pod is ready."""
+        status = self.get(kind, name).get("status", {})
+        return bool(status.get("readyReplicas", 0) == status.get("replicas", 0) == 1)
+
+    def complete(self, job: str) -> bool:
+        """Whether a plain job has done its work; a test ends where it has failed."""
+        status = self.get("job", job).get("status", {})
+        assert not status.get("failed"), self("logs", f"job/{job}", check=False)
+        return bool(status.get("succeeded") == 1)
 
 
 def overlay(path: str, namespace: str) -> list[Object]:
@@ -134,23 +120,11 @@ exec weed -logtostderr=true server -dir=/data -ip=127.0.0.1 -ip.bind=0.0.0.0 -fi
 
 
 @contextmanager
-def namespace_for(name: str) -> Iterator[Cluster]:
-    """A namespace of its own, removed with all in it; skips the test without a cluster."""
-    if not os.environ.get("KUBECONFIG"):
-        pytest.skip("set KUBECONFIG to a cluster for tests")
-    cluster = Cluster(f"{PREFIX}-{name}-{secrets.token_hex(3)}")
+def namespace_for(name: str) -> Iterator[Deployed]:
+    """A namespace of its own, removed with all in it."""
+    assert os.environ.get("KUBECONFIG"), "set KUBECONFIG to the cluster to test on"
+    made = Deployed(f"{PREFIX}-{name}-{secrets.token_hex(3)}")
     try:
-        yield cluster
+        yield made
     finally:
-        cluster.kubectl("delete", "namespace", cluster.namespace, "--wait=false", check=False)
-
-
-def ready(cluster: Cluster, kind: str, name: str) -> bool:
-    status = cluster.get(kind, name).get("status", {})
-    return status.get("readyReplicas", 0) == status.get("replicas", 0) == 1
-
-
-def complete(cluster: Cluster, job: str) -> bool:
-    status = cluster.get("job", job).get("status", {})
-    assert not status.get("failed"), cluster.kubectl("logs", f"job/{job}", check=False).stdout
-    return status.get("succeeded") == 1
+        made("delete", "namespace", made.namespace, "--wait=false", check=False)

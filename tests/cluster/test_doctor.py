@@ -7,41 +7,41 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from deployed import IMAGE, STORE, Cluster, complete, namespace_for, overlay, ready
+from deployed import IMAGE, STORE, Deployed, namespace_for, overlay
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
+def cluster() -> Iterator[Deployed]:
     with namespace_for("doctor") as cluster:
         for part in ("namespace", "rights", "config", "store", "bucket"):
-            cluster.apply(overlay(f"base/{part}", cluster.namespace))
+            cluster.put(overlay(f"base/{part}", cluster.namespace))
         cluster.create_secret(secretkey="good-keys-for-the-doctor")
         if not STORE:
-            cluster.wait(lambda: ready(cluster, "statefulset", "minio"), 300, "the store is ready")
-        cluster.wait(lambda: complete(cluster, "percmae-bucket"), 120, "the bucket is made")
+            cluster.wait(lambda: cluster.ready("statefulset", "minio"), 300, "the store is ready")
+        cluster.wait(lambda: cluster.complete("percmae-bucket"), 120, "the bucket is made")
         yield cluster
 
 
-def doctor(cluster: Cluster, *arguments: str) -> tuple[int, list[str]]:
+def doctor(cluster: Deployed, *arguments: str) -> tuple[int, list[str]]:
     """Its exit code and the lines of what is missing."""
     command = [sys.executable, "-m", "percmae", "doctor", "--cluster", "--timeout", "60"]
     command += ["--namespace", cluster.namespace, f"image={IMAGE}", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     print(done.stdout, done.stderr)
     missing = [line[8:] for line in done.stdout.splitlines() if line.startswith("MISSING")]
-    left = cluster.kubectl("get", "pods,pytorchjobs", "-l", "app.kubernetes.io/component=doctor")
-    deleted = [line for line in left.stdout.splitlines() if "Terminating" not in line]
+    left = cluster("get", "pods,pytorchjobs", "-l", "app.kubernetes.io/component=doctor")
+    deleted = [line for line in left.splitlines() if "Terminating" not in line]
     assert not [line for line in deleted if "doctor" in line], "what was tried is cleared away"
     return done.returncode, missing
 
 
-def test_in_good_order(cluster: Cluster) -> None:
+def test_in_good_order(cluster: Deployed) -> None:
     assert doctor(cluster) == (0, [])
 
 
-def test_an_image_that_is_not_there(cluster: Cluster) -> None:
+def test_an_image_that_is_not_there(cluster: Deployed) -> None:
     image = "registry.invalid/percmae-train:9"
     code, missing = doctor(cluster, f"image={image}")
     assert code == 1
@@ -49,22 +49,21 @@ def test_an_image_that_is_not_there(cluster: Cluster) -> None:
     assert line.startswith(f"image {image}: ImagePullBackOff")
 
 
-def test_a_right_that_is_missing(cluster: Cluster) -> None:
-    cluster.kubectl("delete", "rolebinding", "percmae-launcher")
+def test_a_right_that_is_missing(cluster: Deployed) -> None:
+    cluster("delete", "rolebinding", "percmae-launcher")
     code, missing = doctor(cluster)
     assert code == 1
     assert len(missing) == 5, "one line a resource"
-    assert missing[0].startswith(
-        "percmae-launcher: pytorchjobs.kubeflow.org: may not create, get, list, watch, delete"
-    )
+    every = "may not create, get, list, watch, patch, delete"
+    assert missing[0].startswith(f"percmae-launcher: pytorchjobs.kubeflow.org: {every}")
     command = missing[0].partition("  → ")[2]
     assert f"namespace: {cluster.namespace}" in command
-    cluster.apply(overlay("base/rights", cluster.namespace))
+    cluster.put(overlay("base/rights", cluster.namespace))
     assert doctor(cluster) == (0, [])
 
 
-def test_keys_that_the_store_does_not_know(cluster: Cluster) -> None:
-    cluster.kubectl("patch", "secret", "percmae-store", "-p", '{"stringData":{"secretkey":"bad"}}')
+def test_keys_that_the_store_does_not_know(cluster: Deployed) -> None:
+    cluster("patch", "secret", "percmae-store", "-p", '{"stringData":{"secretkey":"bad"}}')
     code, missing = doctor(cluster)
     assert code == 1
     (line,) = missing
@@ -72,8 +71,8 @@ def test_keys_that_the_store_does_not_know(cluster: Cluster) -> None:
     assert "secret key" in line
 
 
-def test_no_secret(cluster: Cluster) -> None:
-    cluster.kubectl("delete", "secret", "percmae-store")
+def test_no_secret(cluster: Deployed) -> None:
+    cluster("delete", "secret", "percmae-store")
     code, missing = doctor(cluster)
     assert code == 1
     mend = f"kubectl -n {cluster.namespace} create secret generic percmae-store"
@@ -81,10 +80,10 @@ def test_no_secret(cluster: Cluster) -> None:
     assert missing[1].startswith("a pod: CreateContainerConfigError")
 
 
-def test_a_store_that_is_not_there(cluster: Cluster) -> None:
+def test_a_store_that_is_not_there(cluster: Deployed) -> None:
     cluster.create_secret(secretkey="good-keys-for-the-doctor")
     patch = '{"data":{"AWS_ENDPOINT_URL":"http://nothing-here:9000"}}'
-    cluster.kubectl("patch", "configmap", "percmae-store", "-p", patch)
+    cluster("patch", "configmap", "percmae-store", "-p", patch)
     code, missing = doctor(cluster)
     assert code == 1
     (line,) = missing
@@ -92,7 +91,7 @@ def test_a_store_that_is_not_there(cluster: Cluster) -> None:
     assert "nothing-here" in line
 
 
-def test_what_a_namespace_without_anything_lacks(cluster: Cluster) -> None:
+def test_what_a_namespace_without_anything_lacks(cluster: Deployed) -> None:
     command = [sys.executable, "-m", "percmae", "doctor", "--cluster", "--namespace", "no-such"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from percmae.data.shards import Dataset
 from percmae.engine import torchrun as module
@@ -22,9 +23,9 @@ from percmae.errors import PeerLost
 from .test_processes import PERCMAE, command, figures, losses, run
 
 PEER_LOST = PeerLost.exit_code
-# 300 steps, most of them after the first checkpoint, so that a signal finds the run at work.
+# 156 steps, most of them after the first checkpoint, so that a signal finds the run at work.
 LONG = (
-    *("optim.epochs=20", "checkpoint.every_steps=40", "trainer.val_interval=20"),
+    *("optim.epochs=12", "checkpoint.every_steps=20", "trainer.val_interval=12"),
     *("tracking.images=0", "tracking.knn_samples=0"),
 )
 HALF = "data.batch_size=8"
@@ -39,8 +40,21 @@ def free_port() -> int:
         return port
 
 
-def pod_environment(rank: int, port: int, nodes: int = 2) -> dict[str, str]:
+def pod_environment(rank: int, port: int, elastic: bool) -> dict[str, str]:
     """What training-operator 1.9 gives a pod: PET_* are torchrun's options, the rest is a trap."""
+    nodes = 2
+    if elastic:
+        named = {
+            "PET_RDZV_BACKEND": "c10d",
+            "PET_RDZV_ENDPOINT": f"127.0.0.1:{port}",
+            # Not the operator's: who is the host (here all pods have its address), and no half a
+            # minute of waiting for more pods.
+            "PET_RDZV_CONF": f"is_host={int(rank == 0)},last_call_timeout=1",
+            "PET_NNODES": f"1:{nodes}",
+            "PET_MAX_RESTARTS": "3",
+            "PET_NPROC_PER_NODE": "1",
+        }
+        return {**os.environ, **named, "OMP_NUM_THREADS": "1"}
     named = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
@@ -62,13 +76,16 @@ def start() -> Iterator[Start]:
     everything: list[subprocess.Popen[str]] = []
 
     def start(
-        arguments: list[str], ranks: tuple[int, ...] = (0, 1), **environment: str
+        arguments: list[str],
+        ranks: tuple[int, ...] = (0, 1),
+        elastic: bool = False,
+        **environment: str,
     ) -> list[subprocess.Popen[str]]:
         port = free_port()
         begun = [
             subprocess.Popen(
                 [sys.executable, "-m", "percmae.engine.torchrun", "--", *arguments],
-                env={**pod_environment(rank, port), **environment},
+                env={**pod_environment(rank, port, elastic), **environment},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -107,13 +124,14 @@ def ended(pods: list[subprocess.Popen[str]]) -> tuple[list[int], list[str]]:
 
 def at_work(pods: list[subprocess.Popen[str]], to: Path) -> None:
     """Wait until a checkpoint lies there."""
-    for _ in range(1200):
+    until = time.monotonic() + 90
+    while time.monotonic() < until:
         if (to / "mae" / "checkpoints" / "latest.json").exists():
             return
         for pod in pods:
             assert pod.poll() is None, pod.communicate()
         time.sleep(0.02)
-    raise AssertionError("no checkpoint within 24 s")
+    raise AssertionError("no checkpoint within a minute and a half")
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +157,7 @@ def test_two_pods_do_what_one_process_does_with_the_doubled_batch(
         assert second == pytest.approx(first, rel=1e-5, abs=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped", [0, 1])
 def test_a_pod_told_to_stop_saves_and_the_job_goes_on_from_there(
     tiny_dataset: Dataset, tmp_path: Path, start: Start, whole: Path, stopped: int
@@ -153,13 +172,30 @@ def test_a_pod_told_to_stop_saves_and_the_job_goes_on_from_there(
     assert all("percmae: stopped: stopped at step" in text for text in said)
     record = Run.open(str(tmp_path / "mae")).record
     assert record["status"] == "running"
-    assert 40 <= record["step"] < 300
+    assert 20 <= record["step"] < 156
     codes, said = ended(start(arguments))
     assert codes == [0, 0], said
     assert f"going on from step {record['step']} of" in said[0]
     assert losses(tmp_path / "mae") == pytest.approx(losses(whole), rel=1e-4)
 
 
+@pytest.mark.slow
+def test_an_elastic_job_goes_on_with_the_pods_that_are_left(
+    tiny_dataset: Dataset, tmp_path: Path, start: Start
+) -> None:
+    arguments = command(tiny_dataset, tmp_path, HALF, "optim.total_batch=16", *LONG)
+    pods = start(arguments, elastic=True)
+    at_work(pods, tmp_path)
+    pods[1].send_signal(signal.SIGTERM)
+    codes, said = ended(pods)
+    assert codes == [0, 128 + signal.SIGTERM], said
+    assert said[0].count("percmae: stopped: stopped at step") == 1
+    assert said[0].count("going on from step") == 1
+    record = Run.open(str(tmp_path / "mae")).record
+    assert (record["status"], record["step"]) == ("complete", 156)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["a worker", "a pod", "the first pod"])
 def test_when_a_process_is_killed_both_pods_end_in_a_way_that_restarts_them(
     tiny_dataset: Dataset, tmp_path: Path, start: Start, lost: str
@@ -219,6 +255,27 @@ def test_a_master_whose_workers_never_come_begins_again(
     pods = start(command(tiny_dataset, tmp_path), ranks=(0,), PET_RDZV_CONF="timeout=2")
     codes, (said,) = ended(pods)
     assert codes == [PEER_LOST], said
+
+
+@pytest.mark.parametrize(
+    ("failures", "code"),
+    [
+        ({0: (2, 5)}, 2),
+        ({0: (-9, 5)}, 137),
+        ({0: (1, 6), 1: (137, 5)}, 137),  # the first to fail
+        ({0: (PEER_LOST, 5), 1: (-11, 5)}, 139),  # not the one that missed the other
+        ({0: (PEER_LOST, 4), 1: (1, 5)}, 1),
+        ({0: (PEER_LOST, 5), 1: (PEER_LOST, 5)}, PEER_LOST),
+    ],
+)
+def test_the_code_of_several_failures_is_that_of_their_cause(
+    failures: dict[int, tuple[int, int]], code: int
+) -> None:
+    found = {}
+    for rank, (exitcode, second) in failures.items():
+        found[rank] = ProcessFailure(rank, 1000 + rank, exitcode, "no file")
+        found[rank].timestamp = second
+    assert module._cause(ChildFailedError("percmae", found)) == code
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+import pytest
 
 Object = dict[str, Any]
 REVIEWS = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
@@ -119,3 +122,50 @@ class KubeServer:
             yield self
         finally:
             self.stop()
+
+
+NS = "/api/v1/namespaces/percmae"
+PODS, TRAININGS = f"{NS}/pods", "/apis/kubeflow.org/v1/namespaces/percmae/pytorchjobs"
+RUNNING = {"phase": "Running", "containerStatuses": [{"state": {"running": {}}}]}
+DONE = {
+    "phase": "Succeeded",
+    "containerStatuses": [{"state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}],
+}
+
+
+def secret(**values: str) -> dict[str, Any]:
+    data = {key: base64.b64encode(value.encode()).decode() for key, value in values.items()}
+    return {"data": data}
+
+
+def healthy() -> KubeServer:
+    server = KubeServer()
+    kinds = {"resources": [{"name": "pytorchjobs"}]}
+    group = {"versions": [{"version": "v1"}]}
+    node = {"metadata": {"name": "n", "labels": {}}, "status": {"allocatable": {"cpu": "2"}}}
+    notes = {"storageclass.kubernetes.io/is-default-class": "true"}
+    server.objects = {
+        "/version": {"major": "1", "minor": "33", "gitVersion": "v1.33.1"},
+        "/apis/kubeflow.org": group,
+        "/apis/kubeflow.org/v1": kinds,
+        NS: {},
+        f"{NS}/serviceaccounts/percmae-train": {},
+        f"{NS}/serviceaccounts/percmae-launcher": {},
+        f"{NS}/configmaps/percmae-store": {"data": {"AWS_ENDPOINT_URL": "http://minio:9000"}},
+        f"{NS}/secrets/percmae-store": secret(accesskey="percmae", secretkey="hush-hush"),
+        f"{NS}/persistentvolumeclaims/minio": {"spec": {}, "status": {"phase": "Bound"}},
+        "/apis/storage.k8s.io/v1/storageclasses": {
+            "items": [{"metadata": {"name": "standard", "annotations": notes}}]
+        },
+        "/api/v1/nodes": {"items": [node]},
+    }
+    server.statuses = {
+        TRAININGS: [{}, {"conditions": [{"type": "Suspended"}]}],
+        PODS: [{"phase": "Pending"}, RUNNING, DONE],
+    }
+    return server
+
+
+def lines(capsys: pytest.CaptureFixture[str], mark: str) -> list[str]:
+    out = capsys.readouterr().out
+    return [line[8:] for line in out.splitlines() if line.startswith(mark)]

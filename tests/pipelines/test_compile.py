@@ -24,6 +24,7 @@ from components.pretrain.component import pretrain
 from components.probe.component import probe
 from components.report.component import report
 from pipelines.__main__ import main
+from pipelines.train import train_pipeline
 
 GOLDEN = Path(__file__).parent / "golden" / "train.yaml"
 COMPONENTS = {
@@ -53,6 +54,13 @@ def spec(compiled: str) -> dict[str, Any]:
     return next(iter(yaml.safe_load_all(compiled)))
 
 
+@pytest.fixture(scope="module")
+def platform(compiled: str) -> dict[str, Any]:
+    """What Kubernetes is told about each step: the second document."""
+    _, platform = yaml.safe_load_all(compiled)
+    return platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+
+
 def containers(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
     executors = spec["deploymentSpec"]["executors"]
     return {name: value["container"] for name, value in executors.items()}
@@ -73,14 +81,14 @@ def tasks(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return walk(spec["root"], "")
 
 
-def outline(text: str) -> dict[str, Any]:
-    """The pipeline without what depends on the version of kfp and on the components' source."""
-    spec = next(iter(yaml.safe_load_all(text)))
+def outline(text: str) -> list[dict[str, Any]]:
+    """Both documents without what depends on the version of kfp and on the components' source."""
+    spec, platform = yaml.safe_load_all(text)
     del spec["sdkVersion"]
     for container in containers(spec).values():
         del container["command"]
         container["args"] = container["args"][-1]  # the function that is called
-    return spec
+    return [spec, platform]
 
 
 def test_same_as_the_golden_file(compiled: str) -> None:
@@ -114,6 +122,61 @@ def test_no_step_installs_anything(spec: dict[str, Any]) -> None:
 def test_no_step_relies_on_kfps_cache(spec: dict[str, Any]) -> None:
     cached = [n for n, task in tasks(spec).items() if task.get("cachingOptions", {}) != {}]
     assert not cached
+
+
+def test_every_step_gets_the_store_and_shared_memory(
+    spec: dict[str, Any], platform: dict[str, Any]
+) -> None:
+    assert platform.keys() == spec["deploymentSpec"]["executors"].keys()
+    for name, step in platform.items():
+        (secret,) = step["secretAsEnv"]
+        assert secret["secretName"] == "percmae-store", name
+        assert secret["keyToEnv"] == [
+            {"secretKey": "accesskey", "envVar": "AWS_ACCESS_KEY_ID"},
+            {"secretKey": "secretkey", "envVar": "AWS_SECRET_ACCESS_KEY"},
+        ]
+        found = {
+            (entry["keyToEnv"][0]["envVar"], entry["optional"])
+            for entry in step["configMapAsEnv"]
+            if entry["configMapName"] == "percmae-store"
+        }
+        assert found == {("AWS_ENDPOINT_URL", True), ("AWS_REGION", False)}
+        (shm,) = step["emptyDirMounts"]
+        assert (shm["mountPath"], shm["medium"], shm["sizeLimit"]) == ("/dev/shm", "Memory", "2Gi")
+        assert step.keys() == {"secretAsEnv", "configMapAsEnv", "emptyDirMounts"}
+
+
+def test_settings_of_the_steps_pods(tmp_path: Path) -> None:
+    output = tmp_path / "train.yaml"
+    words = ["--store-secret", "keys", "--store-config", "where", "--image-pull-secret", "one"]
+    words += ["--image-pull-secret", "two", "--image-pull-policy", "Always"]
+    words += ["--node-selector", "pool=cpu", "--toleration", "a=b:NoSchedule", "--toleration", "c"]
+    assert main(["compile", "--output", str(output), "--image", PINNED, *words]) == 0
+    spec, platform = yaml.safe_load_all(output.read_text(encoding="utf-8"))
+    steps = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert steps.keys() == spec["deploymentSpec"]["executors"].keys()
+    for step in steps.values():
+        assert step["secretAsEnv"][0]["secretName"] == "keys"
+        assert {entry["configMapName"] for entry in step["configMapAsEnv"]} == {"where"}
+        assert [secret["secretName"] for secret in step["imagePullSecret"]] == ["one", "two"]
+        assert step["imagePullPolicy"] == "Always"
+        assert step["nodeSelector"]["labels"] == {"pool": "cpu"}
+        assert step["tolerations"] == [
+            {"key": "a", "operator": "Equal", "value": "b", "effect": "NoSchedule"},
+            {"key": "c", "operator": "Exists"},
+        ]
+
+
+def test_nothing_of_the_cluster_in_a_run_on_this_machine() -> None:
+    assert not train_pipeline().platform_spec.platforms
+
+
+@pytest.mark.parametrize(("image", "warned"), [(PINNED, False), ("percmae-pipeline:1", True)])
+def test_an_image_without_a_digest_is_warned_about(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], image: str, warned: bool
+) -> None:
+    assert main(["compile", "--output", str(tmp_path / "train.yaml"), "--image", image]) == 0
+    assert ("is not pinned by digest" in capsys.readouterr().err) is warned
 
 
 def test_order_of_the_steps(spec: dict[str, Any]) -> None:

@@ -1,0 +1,114 @@
+"""The whole pipeline on a schedule in a cluster without KFP: a CronJob (``batch/v1``).
+
+One pod runs the DAG and waits; the trainings are jobs of their own that it launches and follows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from percmae import __version__
+from percmae.errors import ConfigError
+from percmae.jobs.crontab import Cron
+from percmae.jobs.settings import JobSettings, job_settings
+from percmae.jobs.spec import Object, job_object
+from percmae.jobs.work import command
+
+PIPELINE_IMAGE = f"percmae-pipeline:{__version__}"
+"""Image of the pod that runs the DAG (``docker/``): no torch in it."""
+LAUNCHER = "percmae-launcher"
+"""Service account that may create and follow jobs."""
+
+_LONGEST_NAME = 52  # Kubernetes puts a dash and ten digits behind it
+_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+
+
+def launcher_settings(overrides: Iterable[str] = (), **values: Any) -> JobSettings:
+    """Settings of the pod that runs the DAG; the jobs it launches have their own.
+
+    Raises ConfigError as :func:`percmae.jobs.settings.job_settings`.
+    """
+    pod: dict[str, Any] = {
+        "image": PIPELINE_IMAGE,
+        "service_account": LAUNCHER,
+        "namespace": "percmae",
+        "gpus": 0,
+        "cpu": "250m",
+        "memory": "1Gi",
+        "shm": "64Mi",
+        "ttl": None,  # the CronJob keeps the last ones
+    }
+    return job_settings(overrides, **(pod | values))
+
+
+def cron_job(
+    name: str,
+    cron: Cron,
+    arguments: Iterable[str],
+    settings: JobSettings,
+    *,
+    time_zone: str | None = None,
+    starting_deadline: int = 3600,
+    successes_kept: int = 3,
+    failures_kept: int = 3,
+) -> Object:
+    """The CronJob that runs ``percmae <arguments>`` at the times of ``cron``.
+
+    arguments: the verb first, such as ``["run", "--launcher", "pytorchjob", …]``. settings: of its
+    pod (:func:`launcher_settings`). time_zone: such as Europe/Berlin; None is that of the cluster's
+    controller, mostly UTC. starting_deadline: seconds after which a start that was missed is given
+    up; a run that is still going on is never started a second time beside itself.
+
+    Raises ConfigError for what the API server would refuse.
+    """
+    if len(name) > _LONGEST_NAME or not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"schedule {name!r}: lower-case letters, digits and '-', a letter first, at most "
+            f"{_LONGEST_NAME}"
+        )
+    if time_zone is not None:
+        _check_time_zone(time_zone)
+    words = list(arguments)
+    plain = dataclasses.replace(settings, kind="job")
+    job = job_object(command(words[0], name, *words[1:]), plain)
+    labels = {**job["metadata"]["labels"], "app.kubernetes.io/instance": name}
+    job["spec"]["template"]["metadata"]["labels"] = dict(labels)
+    pod = job["spec"]["template"]["spec"]
+    pod["automountServiceAccountToken"] = True  # to create jobs and follow them
+    # Everything but /tmp is read-only, the working directory too.
+    pod["containers"][0]["env"].append({"name": "PERCMAE_HOME", "value": "/tmp/percmae"})
+    pod["containers"][0]["workingDir"] = "/tmp"
+    spec: Object = {
+        "schedule": cron.standard,
+        "concurrencyPolicy": "Forbid",
+        "startingDeadlineSeconds": starting_deadline,
+        "successfulJobsHistoryLimit": successes_kept,
+        "failedJobsHistoryLimit": failures_kept,
+        "jobTemplate": {"metadata": {"labels": dict(labels)}, "spec": job["spec"]},
+    }
+    if time_zone is not None:
+        spec["timeZone"] = time_zone
+    metadata: Object = {"name": name, "labels": labels}
+    if settings.namespace is not None:
+        metadata["namespace"] = settings.namespace
+    return {"apiVersion": "batch/v1", "kind": "CronJob", "metadata": metadata, "spec": spec}
+
+
+def _check_time_zone(name: str) -> None:
+    from zoneinfo import ZoneInfo, available_timezones
+
+    if name == "Local":
+        raise ConfigError(
+            "time zone 'Local': Kubernetes refuses it; name one such as Europe/Berlin"
+        )
+    try:
+        ZoneInfo(name)
+    except (ValueError, OSError, KeyError):
+        from percmae.config.load import nearest
+
+        raise ConfigError(
+            f"unknown time zone {name!r}{nearest(name, sorted(available_timezones()))}"
+        ) from None

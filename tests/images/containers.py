@@ -16,7 +16,6 @@ CONFINED = [
     "--user=54321:54321",
     "--cap-drop=all",
     "--security-opt=no-new-privileges",
-    "--network=none",
     # Any machine can give these; podman's own are more than some may.
     "--ulimit=nofile=4096:4096",
     "--ulimit=nproc=4096:4096",
@@ -48,9 +47,10 @@ class Image:
         check: bool = True,
         network: str = "none",
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command in a new container, confined as a pod is."""
+        """Run a command in a new container, confined as a pod is, by default without a network."""
+        given = [*CONFINED, f"--network={network}", *options]
         done = subprocess.run(
-            [self.engine, "run", "--rm", *CONFINED, *options, self.name, *command],
+            [self.engine, "run", "--rm", *given, self.name, *command],
             capture_output=True,
             text=True,
             check=False,

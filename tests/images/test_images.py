@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
+import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
+from conftest import S3
 from containers import CONFINED, Image, build_images, find_engine
+from dockerfile import DOCKER
 from kfp import compiler
 from look import look
 
 from percmae import __version__
 from percmae.jobs.spec import USER
+from percmae.storage import StorePath
 
 pytestmark = [pytest.mark.images, pytest.mark.slow]
 
@@ -118,7 +123,7 @@ def test_the_first_process_hands_signals_on(image: Image) -> None:
     """A Python that is the first process and has no handler would not be ended by SIGTERM."""
     name = f"percmae-test-{os.getpid()}"
     code = "import time; print('up', flush=True); time.sleep(600)"
-    run = [image.engine, "run", "--rm", f"--name={name}", *CONFINED]
+    run = [image.engine, "run", "--rm", f"--name={name}", "--network=none", *CONFINED]
     with subprocess.Popen(
         [*run, image.name, "python", "-c", code],
         stdout=subprocess.PIPE,
@@ -192,21 +197,59 @@ def test_the_feature_networks_weights_are_there(train: Image) -> None:
     assert found.strip() == "EfficientNetLite0Features"
 
 
-def test_tensorboard_serves(train: Image) -> None:
-    found = train.shell(
-        "mkdir logs; tensorboard --logdir logs --port 6006 2>/dev/null &\n"
-        'python - <<"END"\n'
-        "import time, urllib.request\n"
-        "for _ in range(120):\n"
-        "    try:\n"
-        "        page = urllib.request.urlopen('http://127.0.0.1:6006/data/environment').read()\n"
-        "        print(page.decode())\n"
-        "        break\n"
-        "    except OSError:\n"
-        "        time.sleep(0.5)\n"
-        "END"
+# Waits until TensorBoard, at the port given, shows a run; prints what it shows.
+ASK = """
+import json, sys, time, urllib.request
+for _ in range(240):
+    try:
+        shown = json.load(urllib.request.urlopen(f"http://127.0.0.1:{sys.argv[1]}/data/runs"))
+    except OSError:
+        shown = []
+    if shown:
+        break
+    time.sleep(0.5)
+print(json.dumps(shown))
+"""
+
+
+def test_the_services_of_a_laptop_show_a_run(train: Image, s3: S3, tmp_path: Path) -> None:
+    """The commands of docker/compose.yaml, with another S3 server and other places."""
+    from torch.utils.tensorboard import SummaryWriter  # takes a second, for this one test
+
+    services = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]
+    runs, port = s3.uri("runs"), str(free_port())
+    places = {"s3://percmae": s3.uri().rpartition("/")[0], "s3://percmae/runs": runs}
+    places |= {"/logs": "/tmp/logs", "--logdir=/logs": "--logdir=/tmp/logs"}
+    command = {
+        name: [places.get(part, part) for part in services[name]["command"]]
+        for name in ("bucket", "follow", "tensorboard")
+    }
+    env = tuple(f"--env={name}={value}" for name, value in s3.environ.items())
+
+    told = train.run(*command["bucket"], network="host", options=env).stdout
+    assert told.startswith(f"{places['s3://percmae']}: is there")
+    with SummaryWriter(str(tmp_path)) as writer:
+        writer.add_scalar("train/loss", 0.5, 1)
+    (file,) = tmp_path.iterdir()
+    (StorePath(runs) / "t_mae/train_outputs/tensorboard_logs" / file.name).write_file(file)
+    shown = train.shell(
+        "code=$1 port=$2\n"
+        "mkdir /tmp/logs\n"
+        f"{shlex.join(command['follow'])} >&2 &\n"
+        f"{shlex.join(command['tensorboard'])} --port=$port >&2 &\n"
+        'python -c "$code" $port',
+        ASK,
+        port,
+        network="host",
+        options=env,
     )
-    assert json.loads(found)["data_location"] == "logs"
+    assert json.loads(shown) == ["t_mae"]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
 
 
 def test_the_pipeline_compiles(pipeline: Image) -> None:

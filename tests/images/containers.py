@@ -35,10 +35,11 @@ def find_engine() -> str | None:
 
 
 class Image:
-    """One of our images."""
+    """One of our images, kept by its id: another build may take the name meanwhile."""
 
     def __init__(self, engine: str, name: str) -> None:
-        self.engine, self.name = engine, name
+        self.engine, self.name, self.id = engine, name, name
+        self.id = self.inspect()["Id"]
 
     def run(
         self,
@@ -50,7 +51,7 @@ class Image:
         """Run a command in a new container, confined as a pod is, by default without a network."""
         given = [*CONFINED, f"--network={network}", *options]
         done = subprocess.run(
-            [self.engine, "run", "--rm", *given, self.name, *command],
+            [self.engine, "run", "--rm", *given, self.id, *command],
             capture_output=True,
             text=True,
             check=False,
@@ -68,13 +69,13 @@ class Image:
         return self.run("python", "-c", code, **kw).stdout
 
     def inspect(self) -> dict[str, Any]:
-        found = self._ask("image", "inspect", self.name)
+        found = self._ask("image", "inspect", self.id)
         document: dict[str, Any] = json.loads(found)[0]
         return document
 
     def history(self) -> str:
         """How each layer was made."""
-        return self._ask("history", "--no-trunc", "--format={{.CreatedBy}}", self.name)
+        return self._ask("history", "--no-trunc", "--format={{.CreatedBy}}", self.id)
 
     def _ask(self, *arguments: str) -> str:
         done = subprocess.run(

@@ -125,7 +125,7 @@ def test_the_first_process_hands_signals_on(image: Image) -> None:
     code = "import time; print('up', flush=True); time.sleep(600)"
     run = [image.engine, "run", "--rm", f"--name={name}", "--network=none", *CONFINED]
     with subprocess.Popen(
-        [*run, image.name, "python", "-c", code],
+        [*run, image.id, "python", "-c", code],
         stdout=subprocess.PIPE,
         text=True,
     ) as process:

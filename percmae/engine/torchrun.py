@@ -48,7 +48,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     split = arguments.index("--")
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]
-    given = [*arguments[:split], "--module", "percmae", *arguments[split + 1 :]]
+    # Behind another --, so that no option of percmae is taken for one of torchrun's (--run).
+    given = [*arguments[:split], "--module", "--", "percmae", *arguments[split + 1 :]]
     options = parser.parse_args(given)
     try:
         parse_min_max_nnodes(options.nnodes)

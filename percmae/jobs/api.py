@@ -11,7 +11,8 @@ from percmae.errors import PercmaeError, UserError
 
 Object = dict[str, Any]
 _TIMEOUT = (5, 30)
-_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+"""Where a pod finds its service account's token and its namespace."""
 
 
 class Unreachable(PercmaeError):
@@ -26,6 +27,45 @@ class Refused(PercmaeError):
         self.status = status
 
 
+def connect() -> tuple[Any, str]:
+    """A client of the cluster that this pod runs in, or that the kubeconfig's context names.
+
+    With it the namespace that is meant unless another is named. Raises UserError when there is no
+    cluster to be found.
+    """
+    try:
+        from kubernetes import client, config
+        from kubernetes.config.config_exception import ConfigException
+    except ImportError:
+        raise UserError(
+            "a cluster takes the kubernetes package: pip install 'percmae[pipelines]'"
+        ) from None
+    settings = client.Configuration()
+    settings.retries = False
+    if (ACCOUNT / "token").exists():
+        config.load_incluster_config(client_configuration=settings)
+        return client.ApiClient(settings), (ACCOUNT / "namespace").read_text().strip()
+    # The package itself looks at KUBECONFIG once, when it is imported.
+    named = os.environ.get("KUBECONFIG") or None
+    try:
+        config.load_kube_config(named, client_configuration=settings)
+        _, active = config.list_kube_config_contexts(named)
+    except (ConfigException, OSError) as error:
+        raise UserError(
+            f"no cluster to use: {' '.join(str(error).split())}; set KUBECONFIG to a kubeconfig"
+        ) from None
+    return client.ApiClient(settings), active["context"].get("namespace", "default")
+
+
+def said(body: Any) -> str:
+    """What a Status object, or whatever else an HTTP server answers, says."""
+    text = body.decode(errors="replace") if isinstance(body, bytes) else str(body or "")
+    try:
+        return " ".join(str(json.loads(text)["message"]).split())
+    except (ValueError, KeyError, TypeError):
+        return " ".join(text.split())[:300]
+
+
 class Api:
     """The cluster that the kubeconfig's context, or the pod this runs in, is about.
 
@@ -33,30 +73,8 @@ class Api:
     """
 
     def __init__(self) -> None:
-        try:
-            from kubernetes import client, config
-            from kubernetes.config.config_exception import ConfigException
-        except ImportError:
-            raise UserError(
-                "looking at a cluster needs the kubernetes package: pip install "
-                "'percmae[pipelines]'"
-            ) from None
-        settings = client.Configuration()
-        try:
-            if _TOKEN.exists():
-                config.load_incluster_config(client_configuration=settings)
-            else:
-                # The package itself looks at KUBECONFIG once, when it is imported.
-                named = os.environ.get("KUBECONFIG") or None
-                config.load_kube_config(named, client_configuration=settings)
-        except (ConfigException, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"no cluster to look at: {reason}; set KUBECONFIG to a kubeconfig"
-            ) from None
-        settings.retries = False
-        self.host = settings.host
-        self._client = client.ApiClient(settings)
+        self._client, _ = connect()
+        self.host = self._client.configuration.host
 
     def get(self, path: str) -> Object | None:
         """The object at ``path``; None for 404. Raises Refused, Unreachable."""
@@ -104,10 +122,5 @@ class Api:
 
 
 def _message(error: Any) -> str:
-    """What the server's Status object says."""
-    body = error.body
-    text = body.decode(errors="replace") if isinstance(body, bytes) else str(body or "")
-    try:
-        return " ".join(str(json.loads(text)["message"]).split())
-    except (ValueError, KeyError, TypeError):
-        return " ".join(text.split())[:300] or f"HTTP {error.status} {error.reason}"
+    """What the server says in an error's body."""
+    return said(error.body) or f"HTTP {error.status} {error.reason}"

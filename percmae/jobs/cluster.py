@@ -12,15 +12,14 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from percmae.errors import PercmaeError, UserError
+from percmae.errors import PercmaeError
+from percmae.jobs.api import ACCOUNT, connect, said
 from percmae.progress import note
 
 Object = dict[str, Any]
 
-_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 # A connection that gives nothing for so long is opened anew: a dead one looks like a quiet one.
 _QUIET = 60
 _TIMEOUT = (5, 30)
@@ -59,10 +58,10 @@ class Cluster:
 
         Raises UserError when there is neither, or no kubernetes package.
         """
-        self._api, found = _connect()
+        self._api, found = connect()
         self.namespace = namespace or found
         self._silence = silence
-        self.inside = _ACCOUNT.exists()
+        self.inside = ACCOUNT.exists()
 
     def get(self, kind: str, name: str) -> Object | None:
         """The object, or None when there is none."""
@@ -179,7 +178,7 @@ class Cluster:
         raw: bool = False,
     ) -> Any:
         """The answer, or None for 404; tried again while the server is away."""
-        deadline, said, pause = time.monotonic() + self._silence, False, 0.5
+        deadline, told, pause = time.monotonic() + self._silence, False, 0.5
         while True:
             reason = self._attempt(method, path, query, body)
             if not isinstance(reason, str):
@@ -192,9 +191,9 @@ class Cluster:
                     f"the Kubernetes API server has not answered for {self._silence:.0f} s "
                     f"({reason}); the job goes on without this launcher, start it again to follow"
                 )
-            if not said:
+            if not told:
                 note(f"the Kubernetes API server does not answer ({reason}); trying again")
-                said = True
+                told = True
             time.sleep(pause)
             pause = min(2 * pause, 10.0)
 
@@ -211,7 +210,7 @@ class Cluster:
             return _short(error)
         if response.status < 400 or response.status == 404:
             return response
-        message = _message(response.data)
+        message = said(response.data)
         if response.status == 409:
             raise Conflict(message)
         if response.status == 429 or response.status >= 500:
@@ -249,38 +248,6 @@ class Cluster:
             retries=False,
             preload_content=False,
         )
-
-
-def _connect() -> tuple[Any, str]:
-    """An API client, and the namespace to use unless told otherwise."""
-    try:
-        from kubernetes import client, config
-        from kubernetes.config.config_exception import ConfigException
-    except ImportError:
-        raise UserError(
-            "jobs in a cluster need the kubernetes package: pip install 'percmae[pipelines]'"
-        ) from None
-    settings = client.Configuration()
-    if (_ACCOUNT / "token").exists():
-        config.load_incluster_config(client_configuration=settings)
-        return client.ApiClient(settings), (_ACCOUNT / "namespace").read_text().strip()
-    try:
-        config.load_kube_config(client_configuration=settings)
-        _, active = config.list_kube_config_contexts()
-    except (ConfigException, OSError) as error:
-        raise UserError(
-            f"no cluster to use: {' '.join(str(error).split())}; set KUBECONFIG, or run inside a "
-            "cluster"
-        ) from None
-    return client.ApiClient(settings), active["context"].get("namespace", "default")
-
-
-def _message(data: bytes) -> str:
-    """What a Status object says."""
-    try:
-        return " ".join(str(json.loads(data)["message"]).split())
-    except (ValueError, KeyError, TypeError):
-        return " ".join(data.decode(errors="replace").split())[:300]
 
 
 def _short(error: BaseException) -> str:

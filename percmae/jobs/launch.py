@@ -24,6 +24,7 @@ from typing import Any
 
 from percmae.errors import Interrupted, PercmaeError, UserError
 from percmae.jobs import state
+from percmae.jobs.check import warnings
 from percmae.jobs.cluster import Cluster, ClusterError, Conflict
 from percmae.jobs.logs import Follower
 from percmae.jobs.pods import Pods
@@ -166,8 +167,8 @@ class _Launch:
 
     def begin(self) -> str:
         """Have the job in the cluster; its name."""
-        if not self.settings.pinned:
-            note(f"image {self.settings.image} is not pinned by digest: a restart may run another")
+        for warning in warnings(self.settings):
+            note(warning)
         while True:
             try:
                 job = self.cluster.create(self.kind, self.made)

@@ -233,7 +233,7 @@ def test_no_server_is_one_error(server: KubeServer, capsys: pytest.CaptureFixtur
 
 def test_no_kubeconfig_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
-    with pytest.raises(UserError, match="no cluster to look at"):
+    with pytest.raises(UserError, match="no cluster to use"):
         doctor_cluster()
 
 

@@ -19,7 +19,7 @@ export PLATFORM REGISTRY VERSION BUILDER BUILD_ARGS
 .PHONY: help run compare test test-fast lint format golden manifests images test-images bench clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 run: $(VENV)/.installed-run ## Run the whole pipeline on real images (VARIANT= TAG= SOURCE= ARGS=)
 	@$(BIN)/percmae run --variant $(VARIANT) $(if $(TAG),--tag $(TAG)) --source $(SOURCE) $(ARGS)
@@ -54,6 +54,9 @@ images: ## Build the container images (PLATFORM=cpu|cuda REGISTRY= VERSION= BUIL
 
 test-images: $(VENV)/.installed-dev ## Build the container images and run them
 	@PERCMAE_TEST_IMAGES=1 $(BIN)/python -m pytest tests/images
+
+test-cluster: $(VENV)/.installed-dev ## Test on the Kubernetes cluster of KUBECONFIG, in namespaces of its own
+	@PERCMAE_TEST_CLUSTER=1 $(BIN)/python -m pytest tests/cluster
 
 bench: $(VENV)/.installed-dev ## Measure the loader beside WebDataset, and a training step of each variant
 	$(BIN)/python tests/benchmarks/loader.py

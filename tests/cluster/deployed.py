@@ -4,7 +4,7 @@ Only names differ from the files: the namespace, so that a test leaves no trace 
 images. Settings, by environment:
 
     PERCMAE_TEST_PREFIX        what their namespaces' names begin with (default percmae-test)
-    PERCMAE_TEST_IMAGE         our train image as nodes have it (default percmae-train:<version>)
+    PERCMAE_TEST_TRAIN_IMAGE   our train image as nodes have it (default percmae-train:<version>)
     PERCMAE_TEST_STORE_IMAGE   an image with SeaweedFS's `weed`, which then serves behind the
                                Service minio; for clusters that cannot pull MinIO's
     PERCMAE_TEST_STORE         another S3 server instead, such as http://host:8333, with
@@ -17,6 +17,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -24,14 +25,14 @@ from contextlib import contextmanager
 
 import pytest
 import yaml
-from kube import ROOT, Kube, Object
+from kube import ROOT, Kube, Object, weed
 
 from percmae import __version__
 
 K8S = ROOT / "k8s"
 OURS = f"percmae-train:{__version__}"
 PREFIX = os.environ.get("PERCMAE_TEST_PREFIX", "percmae-test")
-IMAGE = os.environ.get("PERCMAE_TEST_IMAGE", OURS)
+IMAGE = os.environ.get("PERCMAE_TEST_TRAIN_IMAGE", OURS)
 STORE_IMAGE = os.environ.get("PERCMAE_TEST_STORE_IMAGE")
 STORE = os.environ.get("PERCMAE_TEST_STORE")
 
@@ -104,19 +105,15 @@ def _with_our_store(made: Object) -> Object:
         (container,) = made["spec"]["template"]["spec"]["containers"]
         container["image"] = STORE_IMAGE
         # The same keys, volume, ports and confinement; the console's port stays silent.
-        container["command"] = ["sh", "-c", _WEED]
+        keys = (
+            'export AWS_ACCESS_KEY_ID="$MINIO_ROOT_USER"'
+            ' AWS_SECRET_ACCESS_KEY="$MINIO_ROOT_PASSWORD"; exec '
+        )
+        container["command"] = ["sh", "-c", keys + shlex.join(weed("/data", 9000))]
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
             times = {k: v for k, v in container[probe].items() if k != "httpGet"}
             container[probe] = {"tcpSocket": {"port": "s3"}, **times}
     return made
-
-
-_WEED = """\
-export AWS_ACCESS_KEY_ID="$MINIO_ROOT_USER" AWS_SECRET_ACCESS_KEY="$MINIO_ROOT_PASSWORD"
-exec weed -logtostderr=true server -dir=/data -ip=127.0.0.1 -ip.bind=0.0.0.0 -filer -s3 \
-  -s3.port=9000 -s3.port.iceberg=0 -s3.port.lance=0 -s3.autoCreateBucket=false \
-  -master.peers=none -master.telemetry=false -master.volumeSizeLimitMB=64 -volume.max=200
-"""
 
 
 @contextmanager

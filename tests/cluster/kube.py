@@ -18,10 +18,21 @@ from typing import Any
 
 import yaml
 
+from percmae.local_store import SERVER_FLAGS
+
 ROOT = Path(__file__).parents[2]
 TOY = os.environ.get("PERCMAE_TEST_TOY_IMAGE", "percmae-toy:1")
 
 Object = dict[str, Any]
+
+
+def weed(folder: str, port: int) -> list[str]:
+    """Command of an S3 server in a pod, as the embedded one but for whom it listens to."""
+    flags = [flag for flag in SERVER_FLAGS if not flag.startswith(("-ip", "-volume.max"))]
+    return [
+        *("weed", "-logtostderr=true", "server", f"-dir={folder}", *flags),
+        *("-ip=127.0.0.1", "-ip.bind=0.0.0.0", f"-s3.port={port}", "-volume.max=200"),
+    ]
 
 
 @dataclass

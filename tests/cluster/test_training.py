@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kube import ROOT, TOY, Kube, wait
+from kube import ROOT, TOY, Kube, wait, weed
 
 from percmae import __version__
-from percmae.local_store import SERVER_FLAGS
 from percmae.storage import StorePath, StoreSettings
 
 sys.path.insert(0, str(ROOT / "tests" / "pipelines"))
@@ -35,13 +34,11 @@ PORT = 9000
 @pytest.fixture(scope="module")
 def store(kube: Kube) -> Iterator[dict[str, str]]:
     """An S3 server as Service ``store``; the environment that reaches it from here."""
-    flags = [flag for flag in SERVER_FLAGS if not flag.startswith("-ip")]
-    command = ["weed", "-logtostderr=true", "server", "-dir=/tmp", *flags]
     labels = {"app": "store"}
     container = {
         "name": "store",
         "image": TOY,
-        "command": [*command, "-ip=127.0.0.1", "-ip.bind=0.0.0.0", f"-s3.port={PORT}"],
+        "command": weed("/tmp", PORT),
         "env": [
             {"name": "AWS_ACCESS_KEY_ID", "value": "test"},
             {"name": "AWS_SECRET_ACCESS_KEY", "value": "test-secret"},

@@ -19,7 +19,7 @@ export PLATFORM REGISTRY VERSION BUILDER BUILD_ARGS
 .PHONY: help run compare test test-fast lint format golden manifests images test-images bench clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
 
 run: $(VENV)/.installed-run ## Run the whole pipeline on real images (VARIANT= TAG= SOURCE= ARGS=)
 	@$(BIN)/percmae run --variant $(VARIANT) $(if $(TAG),--tag $(TAG)) --source $(SOURCE) $(ARGS)

@@ -16,7 +16,7 @@ ARGS ?=
 export PLATFORM REGISTRY VERSION BUILDER BUILD_ARGS
 
 .DEFAULT_GOAL := help
-.PHONY: help run compare test test-fast lint format golden manifests images test-images bench clean
+.PHONY: help run compare test test-fast lint format golden manifests images test-images test-cluster bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile

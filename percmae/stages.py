@@ -15,6 +15,7 @@ An error ends a step with one line on stderr and the exit code of the command li
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol
 
 from percmae.command import exit_code
-from percmae.errors import ConfigError
+from percmae.errors import ConfigError, UserError
 from percmae.launched import LOCAL, Launch
 from percmae.storage import StorePath
 
@@ -256,6 +257,7 @@ _RUN_FACTS = (
 
 def _train_here(config: Config, data: str, to: str, run: str | None, untrained: bool) -> RunResult:
     """Carry out one training in this process; ``percmae.launched.train`` has a job do it."""
+    _check_torch()
     if run is None:
         from percmae.engine.pretrain import pretrain
 
@@ -267,6 +269,15 @@ def _train_here(config: Config, data: str, to: str, run: str | None, untrained: 
     return finetune(config, run, data, to, "auto")
 
 
+def _check_torch() -> None:
+    """The image of a pipeline's steps has none: they launch what trains."""
+    if importlib.util.find_spec("torch") is None:
+        raise UserError(
+            "launcher local: there is no torch here to train with; give the pipeline a launcher "
+            "(pytorchjob, trainjob or job), or an image for its steps that has torch"
+        )
+
+
 @_step
 def evaluate(
     model: Artifact, dataset: Artifact, metrics: Metrics, confusion: Confusion, launch: Launch
@@ -274,6 +285,7 @@ def evaluate(
     """A run's figures on the test set, also as ``<run>/evaluation.json``."""
     run, data = model.metadata["uri"], dataset.metadata["uri"]
     if launch.launcher == LOCAL:
+        _check_torch()
         from percmae.engine.evaluate import evaluate
         from percmae.engine.runs import stored_evaluation
 

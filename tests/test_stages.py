@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+from types import SimpleNamespace
+
 import pytest
 
 from percmae import stages
@@ -72,3 +75,18 @@ def test_a_bug_keeps_its_traceback() -> None:
 
     with pytest.raises(ValueError, match="odd"):
         step()
+
+
+def test_a_step_without_torch_asks_for_a_launcher(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in the image of pipeline steps."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "torch" else find(name)
+    )
+    run = SimpleNamespace(metadata={"uri": "s3://none/run"})
+    with pytest.raises(SystemExit) as ended:
+        stages.evaluate(run, run, None, None, stages.Launch())
+    assert ended.value.code == 2
+    assert "give the pipeline a launcher" in capsys.readouterr().err

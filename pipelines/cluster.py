@@ -311,8 +311,8 @@ def _step_options(sub: argparse.ArgumentParser, image: str | None) -> None:
         "--store-secret",
         default="percmae-store",
         metavar="NAME",
-        help="secret with the store's accesskey and secretkey; jobs have a setting of their own, "
-        "--param 'job=[store_secret=NAME]' (default: %(default)s)",
+        help="secret with the store's accesskey and secretkey, for steps and the jobs they "
+        "launch (default: %(default)s)",
     )
     group.add_argument(
         "--store-config",

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from kube import ROOT, TOY, Kube, wait, weed
 
 from percmae import __version__
 from percmae.storage import StorePath, StoreSettings
+from pipelines.local import ARCHIVES
 
 sys.path.insert(0, str(ROOT / "tests" / "pipelines"))
 from small import TINY, write_images
@@ -272,3 +274,52 @@ def test_a_launcher_in_the_cluster_that_is_killed_takes_its_job_along(kube: Kube
     kube("delete", "pod", "step", "--grace-period=0", "--force")
     wait(lambda: not kube.get("pytorchjob", selector=owned), 90)
     wait(lambda: not kube.get("pods", selector=owned), 60)
+
+
+def test_the_scheduled_dag_runs_whole_inside_the_cluster(
+    kube: Kube, whole_run: tuple[str, Path], environment: dict[str, str]
+) -> None:
+    """What a CronJob starts, started now: its pod runs the DAG and launches every training.
+
+    Kubernetes 1.20 has no batch/v1 CronJob, so its job template is made a Job.
+    """
+    settings = StoreSettings.load(environment)
+    samples = next(Path(environment["PERCMAE_HOME"], "samples").iterdir())
+    for file in ARCHIVES:
+        StorePath(f"s3://percmae/archives/{file}", settings).write_file(samples / file)
+    run = "run --launcher pytorchjob --store s3://percmae/scheduled --dataset small --gpus 0 "
+    run += f"--archives s3://percmae/archives --recipe demo --seeds 0 --train-image {TRAIN} "
+    run += "--to /tmp/runs --tag cron " + " ".join(jobs(SMALL)) + " " + " ".join(TINY)
+    command = [sys.executable, "-m", "pipelines", "schedule", "--cronjob", "--cron", "0 2 * * 0"]
+    command += ["--name", "weekly", "--run", run, "--image", PIPELINE]
+    command += ["--namespace", kube.namespace, *jobs(["cpu=100m"])]
+    text = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    template = yaml.safe_load(text)["spec"]["jobTemplate"]
+    template["spec"]["backoffLimit"] = 0
+    kube.apply(
+        {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": {"name": "weekly-now", **template["metadata"]},
+            "spec": template["spec"],
+        }
+    )
+
+    def status() -> dict[str, Any]:
+        return dict(kube.get("job", "weekly-now").get("status", {}))
+
+    def said() -> str:
+        return kube("logs", "job/weekly-now", check=False)
+
+    wait(lambda: status().get("succeeded") or status().get("failed"), 400, said)
+    assert status().get("succeeded"), said()
+    folder = "scheduled/runs/seed-0"
+    for name in ("cron_mae", "cron_mae_probe", "cron_mae_probe_untrained", "cron_mae_finetune"):
+        assert read_run(f"{folder}/{name}", environment)["status"] == "complete"
+        assert StorePath(f"s3://percmae/{folder}/{name}/evaluation.json", settings).exists()
+    assert StorePath("s3://percmae/scheduled/reports/cron_mae/report.html", settings).exists()
+    launched = kube.get("pytorchjob", selector="app.kubernetes.io/part-of=percmae")
+    mine = [job for job in launched if "cron" in job["metadata"]["name"]]
+    assert len(mine) == 4
+    pods = {owner["name"] for job in mine for owner in job["metadata"]["ownerReferences"]}
+    assert len(pods) == 1, "all are owned by the pod that runs the DAG"

@@ -63,23 +63,23 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
         """Pretrain a masked autoencoder, judge what it learned, and report.
 
         Args:
-            archive_train: Training images: the tar of class tars as downloaded, s3:// or a path.
-            archive_val: Validation images: the tar as downloaded; they become the test set.
-            archive_devkit: The development kit's tar.gz, with the classes and labels.
-            dataset: Name under which the ingested dataset is kept in the store.
-            store: Where datasets, runs and reports are kept, such as s3://bucket.
-            variant: What is learned: mae (masked pixels), ssim, and so on.
-            recipe: Optimiser and schedule: mae (MAE paper), reference (Perceptual MAE), demo.
-            size: Encoder: tiny, small, base, large or huge. Empty keeps the recipe's.
-            tag: Name of the experiment, one for each configuration; runs are <tag>_<variant>.
-            seeds: Whole numbers; the training is repeated for each, such as [0, 1, 2].
-            overrides: Settings such as "optim.epochs=3"; stage first if not about pretraining.
-            fine_tune: Whether to fine-tune the whole encoder as well as to probe it.
-            launcher: What trains: pytorchjob, trainjob or job in the cluster; local: the step.
-            train_image: Image of those jobs, best pinned by digest. Empty for percmae's own.
-            nodes: Pods that train together, one a machine.
-            gpus: GPUs of each pod; 0 trains on the CPU.
-            job: Further job settings such as "memory=64Gi"; "probe.nodes=1" for one stage alone.
+            archive_train: Data: the training images' tar as downloaded, s3:// or a path.
+            archive_val: Data: the validation images' tar as downloaded; they become the test set.
+            archive_devkit: Data: the development kit's tar.gz, with the classes and labels.
+            dataset: Data: name under which the ingested dataset is kept in the store.
+            store: Data: where datasets, runs and reports are kept, such as s3://bucket.
+            variant: Training: what is learned; mae (masked pixels), ssim, msg_gan and so on.
+            recipe: Training: optimiser and schedule; mae (MAE paper), reference (authors'), demo.
+            size: Training: encoder; tiny, small, base, large or huge. Empty keeps the recipe's.
+            tag: Training: name of the experiment; runs are <tag>_<variant>.
+            seeds: Training: whole numbers; all is repeated for each, such as [0, 1, 2].
+            overrides: Training: settings such as "optim.epochs=3" or "probe.optim.epochs=5".
+            fine_tune: Training: whether to fine-tune the whole encoder as well as to probe it.
+            launcher: Jobs: what trains; pytorchjob, trainjob, job, or local for the step itself.
+            train_image: Jobs: their image, best pinned by digest. Empty for percmae's own.
+            nodes: Jobs: pods that train together, one a machine.
+            gpus: Jobs: GPUs of each pod; 0 trains on the CPU.
+            job: Jobs: further settings such as "memory=64Gi" or, for one stage, "probe.nodes=1".
         """
         where = {
             "launcher": launcher,

@@ -16,7 +16,8 @@ from percmae.data.augment import build_transform
 from percmae.data.shards import Dataset
 from percmae.data.stream import Loader
 from percmae.engine.distributed import World
-from percmae.engine.loop import Learner, Loop, Plan
+from percmae.engine.loop import Learner, Loop
+from percmae.engine.plan import Plan
 from percmae.engine.runs import Identity, Run, RunResult, existing_run
 from percmae.progress import note
 

@@ -70,11 +70,15 @@ def launch(
             launched.run()
 
 
-def submit(work: Work, settings: JobSettings, cluster: Cluster | None = None) -> str:
-    """Create or find the job and return its name at once."""
+def submit(
+    work: Work, settings: JobSettings, pipeline_run: str = "", cluster: Cluster | None = None
+) -> str:
+    """Create or find the job and return its name at once; see :func:`launch`."""
     cluster = cluster or Cluster(settings.namespace)
-    with stop_signals() as stop, closing(_Launch(work, settings, cluster, stop)) as launched:
-        return launched.begin()
+    with stop_signals() as stop:
+        launched = _Launch(work, settings, cluster, stop, pipeline_run)
+        with closing(launched):
+            return launched.begin()
 
 
 def clean(pipeline_run: str, cluster: Cluster) -> list[str]:

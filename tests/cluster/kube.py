@@ -138,23 +138,23 @@ class Launcher:
             raise AssertionError(f"still running; said {self.said}") from None
 
 
+def toy_settings(toy: str) -> list[str]:
+    """Settings of a job whose pods do what ``toy`` says (tests/cluster/toy/behave.py)."""
+    small = ["gpus=0", "cpu=50m", "memory=96Mi", "shm=16Mi", "scratch=32Mi", "grace=5"]
+    return [f"image={TOY}", *small, f"env={json.dumps([{'name': 'TOY', 'value': toy}])}"]
+
+
 def submit(
-    kubeconfig: Path, folder: Path, tag: str, toy: str, *job: str, verb: str = "pretrain"
+    kubeconfig: Path,
+    folder: Path,
+    tag: str,
+    toy: str,
+    *job: str,
+    options: tuple[str, ...] = (),
 ) -> Launcher:
-    """Start a launcher whose pods do what ``toy`` says (tests/cluster/toy/behave.py)."""
-    settings = [
-        f"image={TOY}",
-        "gpus=0",
-        "cpu=50m",
-        "memory=96Mi",
-        "shm=16Mi",
-        "scratch=32Mi",
-        "grace=5",
-        f"env={json.dumps([{'name': 'TOY', 'value': toy}])}",
-        *job,
-    ]
+    """Start a launcher whose pods do what ``toy`` says."""
     command = [sys.executable, "-m", "percmae", "submit"]
-    for setting in settings:
+    for setting in [*toy_settings(toy), *job]:
         command += ["--job", setting]
     work = ["pretrain", "--data", "s3://none/manifest.json", "--to", "s3://none/runs"]
     work += ["--tag", tag, "--recipe", "demo"]
@@ -165,7 +165,7 @@ def submit(
     output = folder / f"{tag}-{time.monotonic_ns()}.log"
     with output.open("w") as log:
         process = subprocess.Popen(
-            [*command, *work], stdout=log, stderr=log, text=True, env=environment
+            [*command, *options, *work], stdout=log, stderr=log, text=True, env=environment
         )
     return Launcher(process, output, yaml.safe_load(name)["metadata"]["name"])
 

@@ -7,16 +7,20 @@ As the launcher's own service account, with real pods that end as told (toy/beha
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 import yaml
-from kube import TOY, Kube, Launcher, submit, wait
+from kube import ROOT, TOY, Kube, Launcher, submit, toy_settings, wait
 
 
 def lines_of(said: str) -> list[int]:
@@ -276,14 +280,6 @@ def test_without_the_right_to_create_jobs(kube: Kube, tmp_path: Path) -> None:
     assert "percmae doctor --cluster" in last
 
 
-def test_the_toy_is_what_runs(kube: Kube) -> None:
-    """The pods of the tests above ran this image, and were what the API server made of our spec."""
-    images = {
-        container["image"] for pod in kube.get("pods") for container in pod["spec"]["containers"]
-    }
-    assert images <= {TOY, "percmae-none:1"}
-
-
 @pytest.fixture(scope="module", autouse=True)
 def nothing_is_left(kube: Kube) -> object:
     """After all tests no pod is running: launchers clean up, or jobs end."""
@@ -293,3 +289,89 @@ def nothing_is_left(kube: Kube) -> object:
         90,
         lambda: [pod["metadata"]["name"] for pod in kube.get("pods")],
     )
+
+
+def test_what_a_pipelines_run_left_behind_is_removed(
+    kube: Kube, launcher_config: Path, tmp_path: Path
+) -> None:
+    """The last step of a pipeline, after a step that launched was killed without a word."""
+    environment = {**os.environ, "KUBECONFIG": str(launcher_config)}
+    settings = toy_settings("lines=600")
+    start = f"""
+from percmae.jobs.launch import submit
+from percmae.jobs.settings import job_settings
+from percmae.jobs.work import Work
+for run in ("run-a", "run-b"):
+    work = Work("pretrain", ("pretrain",), run, run.encode().hex() * 4, True)
+    submit(work, job_settings({settings!r}), pipeline_run=run)
+"""
+    subprocess.run([sys.executable, "-c", start], check=True, env=environment)
+    mine = "percmae.dev/pipeline-run in (run-a, run-b)"
+    assert len(kube.get("pytorchjob", selector=mine)) == 2
+    clean = "from percmae import stages; stages.clean('run-a', stages.Launch('pytorchjob'))"
+    done = subprocess.run(
+        [sys.executable, "-c", clean], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert "was still under way: removed" in done.stderr
+    wait(lambda: not kube.get("pytorchjob", selector="percmae.dev/pipeline-run=run-a"))
+    (other,) = kube.get("pytorchjob", selector=mine)
+    assert "deletionTimestamp" not in other["metadata"], "another run's job goes on"
+    kube("delete", "pytorchjob", other["metadata"]["name"])
+
+
+def test_detached_and_found_again(kube: Kube, launcher_config: Path, tmp_path: Path) -> None:
+    started = submit(launcher_config, tmp_path, "detached", "lines=40", options=("--detach",))
+    assert started.end() == 0
+    assert started.said.splitlines()[-1] == started.name
+    again = submit(launcher_config, tmp_path, "detached", "lines=40")
+    assert again.end() == 0, again.said
+    assert "is under way: following it" in again.said
+    assert lines_of(again.said) == list(range(40))
+
+
+def test_a_trainjob(kube: Kube, launcher_config: Path, tmp_path: Path) -> None:
+    """The API server takes the object; its pod and its end are put there in Trainer's place."""
+    crds = Path(os.environ.get("PERCMAE_CRDS", ROOT.parent / "shared" / "crds"))
+    known = kube("api-resources", "--api-group=trainer.kubeflow.org", "-o", "name")
+    if "trainjobs" not in known:
+        if not crds.is_dir():
+            pytest.skip("no TrainJob here, nor its definition: set PERCMAE_CRDS")
+        kube("create", "-f", str(next(crds.glob("trainer_trainjobs-*.yaml"))))
+        kube("wait", "--for=condition=Established", "crd/trainjobs.trainer.kubeflow.org")
+    started = submit(launcher_config, tmp_path, "train-v2", "", "kind=trainjob", "nodes=2")
+    started.wait_for("its operator has made no pods yet")
+    job = kube.get("trainjob", started.name)
+    assert job["spec"]["trainer"]["numNodes"] == 2
+    pod = f"{started.name}-node-0-0-abcde"
+    container = {"name": "node", "image": TOY, "command": ["percmae", "pretrain"]}
+    kube.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": pod,
+                "labels": {"app.kubernetes.io/instance": started.name},
+            },
+            "spec": {"containers": [container], "restartPolicy": "Never"},
+        }
+    )
+    started.wait_for("toy: line 4")
+    done = {"type": "Complete", "status": "True", "reason": "JobsCompleted", "message": "done"}
+    job = kube.get("trainjob", started.name)
+    job["status"] = {"conditions": [{**done, "lastTransitionTime": "2026-01-01T00:00:00Z"}]}
+    path = f"/apis/trainer.kubeflow.org/v1alpha1/namespaces/{kube.namespace}/trainjobs"
+    url = f"{path}/{started.name}/status"
+    kube("replace", "--raw", url, "-f", "-", stdin=json.dumps(job))
+    assert started.end() == 0, started.said
+    assert lines_of(started.said) == list(range(5))
+    kube("delete", "trainjob", started.name)
+    kube("delete", "pod", pod)
+
+
+def test_the_toy_is_what_runs(kube: Kube) -> None:
+    """The pods of the tests above ran this image, and were what the API server made of our spec."""
+    images = {
+        container["image"] for pod in kube.get("pods") for container in pod["spec"]["containers"]
+    }
+    assert images <= {TOY, "percmae-none:1"}

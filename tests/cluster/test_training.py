@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
-from kube import ROOT, TOY, Kube, wait, weed
+from kube import ROOT, TOY, Kube, toy_settings, wait, weed
 
 from percmae import __version__
 from percmae.storage import StorePath, StoreSettings
@@ -243,8 +243,7 @@ def test_a_lost_worker_costs_only_the_steps_since_the_checkpoint(
 
 def test_a_launcher_in_the_cluster_that_is_killed_takes_its_job_along(kube: Kube) -> None:
     """As a step of a pipeline: its pod owns the job, and is removed without a word."""
-    settings = [f"image={TOY}", "gpus=0", "cpu=50m", "memory=96Mi", "shm=16Mi", "grace=5"]
-    settings += ["scratch=32Mi", f"env={json.dumps([{'name': 'TOY', 'value': 'lines=3000'}])}"]
+    settings = toy_settings("lines=3000")
     work = ["pretrain", "--data", "s3://none/m.json", "--to", "s3://none/runs", "--tag", "owned"]
     pod = {
         "apiVersion": "v1",

@@ -239,6 +239,8 @@ def test_parameters_explain_themselves(spec: dict[str, Any]) -> None:
         assert "defaultValue" in parameter, name
         assert len(parameter["description"]) > 20, name
         assert "\n" not in parameter["description"], name
+        # KFP shows them in alphabetical order: the group is said in words.
+        assert parameter["description"].startswith(("Data: ", "Training: ", "Jobs: ")), name
     types = {name: parameter["parameterType"] for name, parameter in parameters.items()}
     assert types["seeds"] == types["overrides"] == "LIST"
     assert types["fine_tune"] == "BOOLEAN"

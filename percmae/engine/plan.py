@@ -1,0 +1,58 @@
+"""How many steps a run has, and after how many of them something is due."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from percmae.config import Config
+from percmae.errors import UserError
+
+
+@dataclass
+class Plan:
+    """Counts that follow from the config, the training set and the number of processes.
+
+    accumulate: micro-batches a step; batch: images a step over all processes; epoch: steps in one;
+    total: steps in the run; log, val, save, picture: steps between those events.
+    """
+
+    accumulate: int
+    batch: int
+    epoch: int
+    total: int
+    log: int
+    val: int
+    save: int
+    picture: int
+    milestone: int | None
+
+    @classmethod
+    def make(cls, config: Config, samples: int, processes: int) -> Plan:
+        """Raises UserError when the training set cannot fill one step."""
+        optim = config.optim
+        micro = config.data.batch_size * processes
+        if optim.total_batch is not None and optim.total_batch % micro:
+            raise UserError(
+                f"optim.total_batch={optim.total_batch} is not a multiple of data.batch_size="
+                f"{config.data.batch_size} on {processes} process(es)"
+            )
+        accumulate = optim.total_batch // micro if optim.total_batch else optim.accumulate
+        batch = micro * accumulate
+        epoch = samples // batch
+        if not epoch:
+            raise UserError(
+                f"one step takes {batch} images, the training set has {samples}; lower "
+                "data.batch_size, or set optim.total_batch=null to lower the effective batch"
+            )
+        total = min(optim.epochs * epoch, optim.max_steps or math.inf)
+
+        def steps(epochs: float) -> int:
+            return max(1, round(epochs * epoch))
+
+        milestone = config.checkpoint.milestone_epochs
+        return cls(
+            accumulate, batch, epoch, int(total), config.trainer.log_interval,
+            steps(config.trainer.val_interval), config.checkpoint.every_steps or epoch,
+            steps(config.tracking.images_every), milestone * epoch if milestone else None,
+        )  # fmt: skip

@@ -22,15 +22,20 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, only: Tensor | None = None) -> Tensor:
-        """With ``only`` (N, M), the outputs (N, M, D) of the tokens at those places alone."""
-        if only is None:
-            q, k, v = self._heads(self.qkv(x), 3)
-        else:
-            d = x.shape[-1]
-            weight, bias = self.qkv.weight, self.qkv.bias
-            (q,) = self._heads(F.linear(take(x, only), weight[:d], bias[:d]), 1)
-            k, v = self._heads(F.linear(x, weight[d:], bias[d:]), 2)
+    def forward(self, x: Tensor, last: int | None = None) -> Tensor:
+        """With ``last``, the outputs (N, last, D) of that many tokens at the end alone."""
+        if last is None:
+            return self.attend(self.qkv(x))
+        d = x.shape[-1]
+        weight, bias = self.qkv.weight, self.qkv.bias
+        (q,) = self._heads(F.linear(x[:, -last:], weight[:d], bias[:d]), 1)
+        return self._attend(q, *self._heads(F.linear(x, weight[d:], bias[d:]), 2))
+
+    def attend(self, qkv: Tensor) -> Tensor:
+        """Outputs (N, T, D) from queries, keys and values (N, T, 3·D)."""
+        return self._attend(*self._heads(qkv, 3))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out = F.scaled_dot_product_attention(q, k, v)
         return self.proj(out.transpose(1, 2).flatten(2))
 
@@ -63,10 +68,21 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width, int(width * mlp_ratio))
 
-    def forward(self, x: Tensor, only: Tensor | None = None) -> Tensor:
-        """With ``only`` (N, M), the outputs (N, M, D) of the tokens at those places alone."""
-        attended = self.attn(self.norm1(x), only)
-        x = (x if only is None else take(x, only)) + attended
+    def forward(self, x: Tensor, last: int | None = None) -> Tensor:
+        """With ``last``, the outputs (N, last, D) of that many tokens at the end alone."""
+        attended = self.attn(self.norm1(x), last)
+        x = (x if last is None else x[:, -last:]) + attended
+        return x + self.mlp(self.norm2(x))
+
+    def forward_shared(self, x: Tensor, shared: Tensor, places: Tensor) -> Tensor:
+        """Outputs (N, T + M, D) for tokens x (N, T, D) and, behind them, shared tokens.
+
+        shared (L, D) holds tokens that are the same for all samples, of which each has those at
+        its places (N, M): their queries, keys and values are computed once, not once a sample.
+        """
+        own, common = self.attn.qkv(self.norm1(x)), self.attn.qkv(self.norm1(shared))
+        qkv = torch.cat([own, F.embedding(places, common)], dim=1)
+        x = torch.cat([x, F.embedding(places, shared)], dim=1) + self.attn.attend(qkv)
         return x + self.mlp(self.norm2(x))
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from percmae.config import Config
@@ -181,14 +182,30 @@ class MaskedAutoencoder(nn.Module):
         """The loss of :meth:`forward`, predicting only the patches it is taken over."""
         patches = self.patchify(self._checked(images))
         masking = self.masking(noise)
-        x = self._unmask(self.encode(patches, masking.keep), masking.restore)
-        *blocks, last = self.decoder_blocks
-        for block in blocks:
-            x = block(x)
-        x = last(x, masking.removed + 1)  # behind the class token
+        x = self._decode_removed(self.encode(patches, masking.keep), masking)
         prediction = self.decoder_pred(self.decoder_norm(x))
         target = self.target_of(take(patches, masking.removed)).float()
         return (prediction.float() - target).square().mean()
+
+    def _decode_removed(self, latent: Tensor, masking: Masking) -> Tensor:
+        """Decoder outputs (N, L − K, d) at the removed places, in the order of masking.removed.
+
+        To attention the order of tokens means nothing, so they stay shuffled: the visible ones,
+        then the removed ones, which begin as the same mask token in all images.
+        """
+        position = self.decoder_pos_embed[0]
+        seen = torch.cat([position[:1].expand(len(latent), 1, -1), position[1:][masking.keep]], 1)
+        seen = self.decoder_embed(latent) + seen
+        blank = self.mask_token[0].to(seen.dtype) + position[1:]
+        *blocks, last = self.decoder_blocks
+        if blocks:
+            first, *blocks = blocks
+            x = cast("Block", first).forward_shared(seen, blank, masking.removed)
+        else:
+            x = torch.cat([seen, F.embedding(masking.removed, blank)], dim=1)
+        for block in blocks:
+            x = block(x)
+        return last(x, masking.removed.shape[1])
 
     def reconstruct(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """One pass without a loss: (prediction (N, L, p²·3), mask (N, L))."""

@@ -107,8 +107,11 @@ def test_stylegan_terms_reach_the_generator_alone(term: str) -> None:
         assert "blocks.0.attn.qkv.weight" in reached(objective, "generator")
     others = gradients(without.networks["discriminator"])
     for name, gradient in gradients(objective.networks["discriminator"]).items():
-        # The path length's attention kernel rounds the images differently.
-        torch.testing.assert_close(gradient, others[name], rtol=1e-4, atol=1e-9)
+        # The path length's attention kernel rounds the images differently, and how differently
+        # depends on the processor: held against the largest entry, as small ones are sums that
+        # cancel.
+        scale = others[name].abs().max().item()
+        torch.testing.assert_close(gradient, others[name], rtol=0, atol=1e-5 * scale)
 
 
 def test_perceptual_terms_reach_the_generator_and_not_the_feature_network() -> None:

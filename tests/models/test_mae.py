@@ -192,3 +192,22 @@ def test_every_encoder_tensor_finds_its_place_in_the_classifier() -> None:
             assert torch.equal(loaded[name], model.state_dict()[name])
         final = "fc_norm.weight" if pool == "avg" else "norm.weight"
         assert torch.equal(loaded[final], model.state_dict()["norm.weight"])
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("normalised", [False, True])
+def test_predicting_the_removed_patches_alone_is_the_same_loss(
+    images: torch.Tensor, depth: int, normalised: bool
+) -> None:
+    """With tokens left shuffled and mask tokens' products computed once: same loss, gradients."""
+    overrides = (f"model.decoder.depth={depth}", f"model.norm_pix_loss={str(normalised).lower()}")
+    model = build_model(tiny(*overrides)).double()
+    noise = torch.rand(3, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    whole = model(images.double(), noise).loss
+    short = model.removed_loss(images.double(), noise)
+    # The errors are summed in float32.
+    torch.testing.assert_close(short, whole, rtol=1e-6, atol=0)
+    expected = torch.autograd.grad(whole, trained)
+    for found, other in zip(torch.autograd.grad(short, trained), expected, strict=True):
+        torch.testing.assert_close(found, other, rtol=1e-5, atol=1e-9)

@@ -21,7 +21,7 @@ from percmae.errors import DataError, StoreAccessError, UserError
 from percmae.storage import Entry, StorePath, StoreSettings
 
 if TYPE_CHECKING:
-    from conftest import S3
+    from s3_server import S3
 
 
 def some_bytes(count: int) -> bytes:

@@ -8,10 +8,10 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from conftest import S3
 from minio.commonconfig import ENABLED, Filter
 from minio.error import S3Error
 from minio.lifecycleconfig import Expiration, LifecycleConfig, Rule
+from s3_server import S3
 
 from percmae.errors import StoreAccessError, UserError
 from percmae.storage import StorePath, StoreSettings, bucket

@@ -20,7 +20,7 @@ from percmae.storage import StorePath, StoreSettings
 from percmae.storage.s3 import client
 
 if TYPE_CHECKING:
-    from conftest import S3
+    from s3_server import S3
 
 pytestmark = pytest.mark.usefixtures("part_bytes")
 

@@ -26,7 +26,7 @@ from percmae.storage import StorePath
 from percmae.storage.s3 import client
 
 if TYPE_CHECKING:
-    from conftest import S3
+    from s3_server import S3
 
 pytestmark = pytest.mark.usefixtures("part_bytes")
 

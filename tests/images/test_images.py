@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import S3
 from containers import CONFINED, Image, build_images, find_engine
 from dockerfile import DOCKER
 from kfp import compiler
 from look import look
+from s3_server import S3
 
 from percmae import __version__
 from percmae.jobs.spec import USER

@@ -18,7 +18,7 @@ from pipelines.local import Outcome, run, steps_table
 from pipelines.tasks import Step, StepError
 
 if TYPE_CHECKING:
-    from conftest import S3
+    from s3_server import S3
 
 
 @pytest.fixture(scope="module")

@@ -137,6 +137,8 @@ def test_kubectl_ends_with_us(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell that starts the tests in the background has it ignored, and hands that down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not any(run["asked"] for run in kfp.runs.values()) and time.monotonic() < deadline:

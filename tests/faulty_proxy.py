@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
@@ -48,6 +49,16 @@ class FaultyProxy:
         "page" and "text" (what a web server answers).
         """
         self._faults += [(on, action)] * times
+
+    def sent(self, at_least: int, seconds: float = 5.0) -> int:
+        """Bytes of bodies passed on so far, once they are that many.
+
+        A reader may have the last byte before the thread that sent it has counted it.
+        """
+        deadline = time.monotonic() + seconds
+        while self.body_bytes < at_least and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return self.body_bytes
 
     def next_fault(self, line: str) -> str | None:
         with self._lock:

@@ -181,7 +181,7 @@ def test_reading_on_takes_few_requests_and_transfers_nothing_twice(
     with path.open() as stream:
         read = b"".join(iter(lambda: stream.read(50_000), b""))
     assert read == content
-    assert proxy.body_bytes - before == len(content)
+    assert proxy.sent(before + len(content)) - before == len(content)
     assert len(proxy.requests) <= 12
 
 

@@ -29,9 +29,11 @@ from percmae.config.load import VARIANTS
 from percmae.errors import UserError
 from percmae.jobs.settings import job_settings
 from percmae.jobs.spec import DIGEST, Object, job_object, object_digest
+from percmae.jobs.trainjob import training_runtime
 from percmae.jobs.work import Work, command, training
 
 STORE = "s3://percmae"
+RUNTIME = "trainer/runtime.yaml"
 # Named as percmae.data.imagenet does, which loads far more than the three names.
 ARCHIVES = {
     "train": "ILSVRC2012_img_train.tar",
@@ -141,9 +143,23 @@ def write(root: Path, overrides: list[str] | None = None) -> list[Path]:
             for old in folder.glob("*.yaml"):
                 if old not in written and old.read_text(encoding="utf-8").startswith(_MARK):
                     old.unlink()
+        runtime = root / RUNTIME
+        runtime.parent.mkdir(parents=True, exist_ok=True)
+        runtime.write_text(_runtime(overrides or []), encoding="utf-8")
+        written.append(runtime)
     except OSError as error:
         raise UserError(f"cannot write {root}: {error.strerror or error}") from None
     return written
+
+
+def _runtime(overrides: list[str]) -> str:
+    """What TrainJobs (kind=trainjob runtime=percmae) take from the cluster."""
+    settings = job_settings(overrides)
+    header = (
+        f"{_MARK}; do not edit.\n# Needs Kubeflow Trainer 2; jobs take it by job setting "
+        f"runtime=percmae.\n#\n#   kubectl apply -f k8s/{RUNTIME}\n"
+    )
+    return header + _yaml(training_runtime(settings))
 
 
 def _works(place: Place) -> Iterator[Named]:
@@ -197,8 +213,11 @@ _MARK = "# Rendered by `make manifests`"
 def _text(place: Place, work: Work, made: Object) -> str:
     path = f"k8s/{place.folder}/{work.name}.yaml"
     header = f"{_MARK}; do not edit.\n# Needs {place.needs}.\n#\n#   kubectl apply -f {path}\n"
-    body = yaml.dump(made, Dumper=_Dumper, sort_keys=False, width=100, allow_unicode=True)
-    return header + body
+    return header + _yaml(made)
+
+
+def _yaml(made: Object) -> str:
+    return yaml.dump(made, Dumper=_Dumper, sort_keys=False, width=100, allow_unicode=True)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -21,7 +21,7 @@ from percmae.config.load import VARIANTS, load_config
 from percmae.data import imagenet
 from percmae.errors import ConfigError, UserError
 from percmae.jobs import doctor, manifests
-from percmae.jobs.manifests import PLACES, Place, render, write
+from percmae.jobs.manifests import PLACES, RUNTIME, Place, render, write
 from percmae.jobs.settings import JobSettings
 from percmae.jobs.spec import DIGEST, object_digest
 
@@ -77,6 +77,15 @@ def test_committed_jobs_are_what_is_rendered(tmp_path: Path) -> None:
         assert there.keys() == rendered.keys(), place.folder
         for name, text in rendered.items():
             assert there[name] == text, f"{place.folder}/{name} is out of date: make manifests"
+
+
+def test_the_runtime_of_trainjobs_is_what_is_rendered(tmp_path: Path) -> None:
+    write(tmp_path)
+    text = (K8S / RUNTIME).read_text()
+    assert text == (tmp_path / RUNTIME).read_text(), "out of date: make manifests"
+    made = yaml.safe_load(text)
+    validate(made)
+    assert made["metadata"]["name"] == "percmae"
 
 
 @pytest.mark.parametrize("folder", PLACE)

@@ -341,7 +341,7 @@ def test_a_trainjob(kube: Kube, launcher_config: Path, tmp_path: Path) -> None:
     if "trainjobs" not in known:
         if not crds.is_dir():
             pytest.skip("no TrainJob here, nor its definition: set PERCMAE_CRDS")
-        # Kubernetes before 1.25 ignores the rules in it, and kubectl would refuse what those ignore.
+        # Kubernetes before 1.25 ignores the rules in it, and its kubectl refuses what it ignores.
         file = str(next(crds.glob("trainer_trainjobs-*.yaml")))
         kube("create", "--validate=false", "-f", file)
         kube("wait", "--for=condition=Established", "crd/trainjobs.trainer.kubeflow.org")

@@ -13,7 +13,6 @@ images. Settings, by environment:
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import secrets
@@ -42,11 +41,7 @@ class Deployed(Kube):
 
     def put(self, objects: list[Object], *options: str) -> list[str]:
         """Apply objects; what kubectl says of each."""
-        version = json.loads(self("version", "-o", "json"))["serverVersion"]
-        # Older servers do not know podFailurePolicy, and kubectl refuses what they do not know.
-        unchecked = ["--validate=false"] if int(version["minor"].rstrip("+")) < 26 else []
-        text = yaml.safe_dump_all(objects)
-        return self("apply", *options, *unchecked, "-f", "-", stdin=text).splitlines()
+        return self.apply(*objects, options=options)
 
     def create_secret(self, secretkey: str | None = None) -> None:
         """As k8s/base/secret.example.yaml says; the keys of the other store where there is one."""

@@ -53,9 +53,13 @@ class Kube:
         assert not check or done.returncode == 0, done.stderr
         return done.stdout
 
-    def apply(self, *objects: Object) -> None:
-        """Create or update objects."""
-        self("apply", "-f", "-", stdin=yaml.safe_dump_all(objects))
+    def apply(self, *objects: Object, options: tuple[str, ...] = ()) -> list[str]:
+        """Create or update objects; what kubectl says of each."""
+        version = json.loads(self("version", "-o", "json"))["serverVersion"]
+        # Older servers do not know podFailurePolicy, and kubectl refuses what they do not know.
+        unchecked = ["--validate=false"] if int(version["minor"].rstrip("+")) < 26 else []
+        text = yaml.safe_dump_all(objects)
+        return self("apply", *options, *unchecked, "-f", "-", stdin=text).splitlines()
 
     def get(self, kind: str, name: str = "", selector: str = "") -> Any:
         """One object (None when there is none), or a list."""

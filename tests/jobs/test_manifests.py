@@ -166,8 +166,11 @@ def test_own_settings_reach_every_job_and_need_a_folder_of_their_own(
 ) -> None:
     image = "registry.example.com/percmae-train@sha256:" + "0" * 64
     written = write(tmp_path, [f"image={image}", "kind=job", "nodes=1"])
-    assert len(written) == sum(len(list(render(place))) for place in PLACES)
-    for path in written:
+    *jobs, runtime = written
+    assert len(jobs) == sum(len(list(render(place))) for place in PLACES)
+    assert runtime == tmp_path / RUNTIME
+    assert f"image: {image}\n" in runtime.read_text()
+    for path in jobs:
         made = yaml.safe_load(path.read_text())
         assert made["kind"] == "Job"
         assert {c["image"] for pod in pods([made]) for c in containers(pod)} == {image}

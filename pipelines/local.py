@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from percmae import stages
+from percmae.data.imagenet import DEVKIT_NAME, TRAIN_NAME, VAL_NAME
 from percmae.data.sample import SOURCES, SampleArchives, make_sample_archives
 from percmae.data.sample_sources import fingerprint
 from percmae.errors import UserError
@@ -23,11 +24,7 @@ if TYPE_CHECKING:
 
 HOME = ".percmae"
 HERE = stages.Launch()
-ARCHIVES = (
-    "ILSVRC2012_img_train.tar",
-    "ILSVRC2012_img_val.tar",
-    "ILSVRC2012_devkit_t12.tar.gz",
-)
+ARCHIVES = (TRAIN_NAME, VAL_NAME, DEVKIT_NAME)
 """Training images, validation images and development kit, under the names they come with."""
 
 

@@ -76,9 +76,7 @@ def submit(
     """Create or find the job and return its name at once; see :func:`launch`."""
     cluster = cluster or Cluster(settings.namespace)
     with stop_signals() as stop:
-        launched = _Launch(work, settings, cluster, stop, pipeline_run)
-        with closing(launched):
-            return launched.begin()
+        return _Launch(work, settings, cluster, stop, pipeline_run).begin()
 
 
 def clean(pipeline_run: str, cluster: Cluster) -> list[str]:

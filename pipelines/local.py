@@ -206,10 +206,12 @@ _OVERRULING = ("AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN", "PERCMAE_STORE_CONFIG
 
 
 def _run_dag(arguments: dict[str, Any], console: Console, log: TextIO) -> list[Step]:
+    from pipelines import warm
     from pipelines.tasks import run_pipeline
     from pipelines.train import train_pipeline
 
-    return run_pipeline(train_pipeline(), arguments, console, log)
+    modules = warm.TRAINING if arguments["launcher"] == LOCAL else ()
+    return run_pipeline(train_pipeline(), arguments, console, log, modules)
 
 
 def steps_table(steps: Sequence[Step]) -> str:

@@ -17,7 +17,8 @@ What ``kfp.local`` (2.17, ``SubprocessRunner(use_venv=False)``) does, found by e
 - Caching is off unless asked for in ``kfp.local.init``.
 
 KFP has no hook for how a process is started, so ``run_pipeline`` puts its own function in the
-place of ``kfp.local.subprocess_task_handler.run_local_subprocess`` for as long as it runs.
+place of ``kfp.local.subprocess_task_handler.run_local_subprocess`` for as long as it runs. It does
+in a fork of a prepared process (:mod:`pipelines.warm`) what KFP's shell script does in a new one.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ import json
 import logging
 import os
 import signal
-import subprocess
 import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any, TextIO
 
 from percmae.errors import Interrupted, PercmaeError, UserError
+from pipelines import warm
 from pipelines.console import Console
 from pipelines.output import Errors, pump, terminal_for
 
@@ -77,20 +78,28 @@ class StepError(PercmaeError):
 
 
 def run_pipeline(
-    pipeline: Any, arguments: dict[str, Any], console: Console, log: TextIO
+    pipeline: Any,
+    arguments: dict[str, Any],
+    console: Console,
+    log: TextIO,
+    modules: Sequence[str] = (),
 ) -> list[Step]:
     """Run a compiled pipeline on this machine and return its steps in the order they ended.
 
     Progress and notes of the steps go to ``console``; everything that they and KFP print goes to
-    ``log``. Must be called from the main thread: it handles SIGINT, SIGTERM and SIGHUP by asking
-    the running steps to stop (a second signal kills them) and starting no more.
+    ``log``. modules: what is imported once for all steps. Must be called from the main thread: it
+    handles SIGINT, SIGTERM and SIGHUP by asking the running steps to stop (a second signal kills
+    them) and starting no more.
 
     Raises Interrupted after a signal, StepError when a step fails.
     """
     from kfp import local
 
-    with tempfile.TemporaryDirectory(prefix="percmae-kfp-") as folder:
-        tasks = _Tasks(console, log, scratch=folder)
+    with (
+        tempfile.TemporaryDirectory(prefix="percmae-kfp-") as folder,
+        warm.Server(modules, _shared_cores()) as server,
+    ):
+        tasks = _Tasks(server, console, log, scratch=folder)
         local.init(
             local.SubprocessRunner(use_venv=False),
             pipeline_root=f"{folder}/artifacts",
@@ -160,11 +169,12 @@ def _quiet(log: TextIO) -> Iterator[None]:
 class _Tasks:
     """The processes of the steps: starts, shows, stops and judges them."""
 
-    def __init__(self, console: Console, log: TextIO, scratch: str) -> None:
+    def __init__(self, server: warm.Server, console: Console, log: TextIO, scratch: str) -> None:
         self.steps: list[Step] = []
+        self._server = server
         self._console, self._log, self._scratch = console, log, scratch
         self._lock = threading.Lock()
-        self._running: set[subprocess.Popen[bytes]] = set()
+        self._running: set[warm.Step] = set()
         self._signal: int | None = None
         self._failure: StepError | None = None
 
@@ -215,58 +225,35 @@ class _Tasks:
 
     def _stop(self, number: int) -> None:
         for child in list(self._running):
-            _signal_group(child, number)
+            child.signal(number)
 
     def _run(self, command: list[str], extra: dict[str, str], label: str, errors: Errors) -> int:
         """One process in a session of its own, so that a terminal's Ctrl-C reaches it once."""
+        call = warm.Command.read(command)
         environment = {**_shared_cores(), **os.environ, "TMPDIR": self._scratch, **extra}
         with self._lock:
             if self._signal is not None or self._failure is not None:
                 return 1  # nothing new is started
             stderr, childs_end = terminal_for(self._console)
-            child = subprocess.Popen(
-                _patient(command),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=childs_end,
-                env=environment,
-                start_new_session=True,
-            )
+            stdout, childs_stdout = os.pipe()
+            child = self._server.start(call, environment, childs_stdout, childs_end)
             self._running.add(child)
+        os.close(childs_stdout)
         os.close(childs_end)
-        assert child.stdout is not None
         readers = [
-            threading.Thread(target=_copy, args=(child.stdout, label, self._log)),
+            threading.Thread(target=_copy, args=(os.fdopen(stdout, "rb"), label, self._log)),
             threading.Thread(target=pump, args=(stderr, label, self._console, self._log, errors)),
         ]
         for reader in readers:
             reader.start()
         code = child.wait()
         # Whatever the step has left behind goes too; it would also keep the readers waiting.
-        _signal_group(child, signal.SIGKILL)
+        child.signal(signal.SIGKILL)
         for reader in readers:
             reader.join()
         with self._lock:
             self._running.discard(child)
         return code
-
-
-def _signal_group(child: subprocess.Popen[bytes], number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, number)
-
-
-def _patient(command: list[str]) -> list[str]:
-    """The command with a shell that, when signalled, waits for its program instead of dying first.
-
-    The trap does nothing; unlike an ignored signal, it is not handed down to the program.
-    """
-    shell, option, script, *rest = command
-    if (shell, option[:1], option[-1:]) != ("sh", "-", "c"):
-        raise UserError(
-            f"kfp starts local tasks with {shell!r} instead of a shell; install kfp 2.17"
-        )
-    return [shell, option, f"trap : INT TERM HUP\n{script}", *rest]
 
 
 def _copy(source: IO[bytes], label: str, log: TextIO) -> None:

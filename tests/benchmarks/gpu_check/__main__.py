@@ -21,7 +21,7 @@ ROOT = HERE.parents[2]
 # In place of this folder, whose modules go by plain names.
 sys.path[:1] = [str(HERE.parent), str(ROOT)]
 
-from gpu_check.settings import Group, Task, groups  # noqa: E402
+from gpu_check.settings import LIMIT, SLOWER, Group, Task, groups  # noqa: E402
 from gpu_check.table import row_line, table  # noqa: E402
 
 FORMAT = "percmae-gpu-check/1"
@@ -40,7 +40,8 @@ def main() -> int:
             old.unlink()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as scratch:
-        parent = Parent(out, Path(scratch), options.tiny, began + options.limit, options.wheels)
+        deadline = began + (options.limit or LIMIT * (SLOWER if options.tiny else 1))
+        parent = Parent(out, Path(scratch), options.tiny, deadline, options.wheels)
         for group in groups(options.tiny):
             parent.carry_out(group)
     document = {
@@ -64,7 +65,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", default="build/gpu-check", help="folder for JSON, table and logs")
     parser.add_argument("--wheels", help="folder of packages that this Python lacks")
     parser.add_argument("--tiny", action="store_true", help="small sizes, on a CPU too")
-    parser.add_argument("--limit", type=float, default=465, help="seconds for everything")
+    parser.add_argument("--limit", type=float, help="seconds for everything")
     parser.add_argument("--task", nargs=2, metavar=("PART", "NAME"), help=argparse.SUPPRESS)
     parser.add_argument("--scratch", help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -15,8 +15,14 @@ ARGS ?=
 # docker/build.sh says what these are for.
 export PLATFORM REGISTRY VERSION BUILDER BUILD_ARGS
 
+# make gpu-check PYTHON=python3 WHEELS=.whl: with that Python and what it lacks, installing nothing.
+OUT ?= build/gpu-check
+WHEELS ?=
+GPU_PACKAGES := annotated-types pydantic pydantic_core typing-inspection
+GPU_PLATFORMS := manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64
+
 .DEFAULT_GOAL := help
-.PHONY: help run compare test test-fast lint format golden manifests images test-images test-cluster bench clean
+.PHONY: help run compare test test-fast lint format golden manifests images test-images test-cluster bench gpu-check gpu-wheels clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -62,8 +68,18 @@ bench: $(VENV)/.installed-dev ## Measure the loader beside WebDataset, and a tra
 	$(BIN)/python tests/benchmarks/loader.py
 	$(BIN)/percmae bench step
 
+gpu-check: $(if $(WHEELS),,$(VENV)/.installed-dev) ## Is it right and fast on this GPU? (OUT= ARGS=--tiny; PYTHON= WHEELS=)
+	@$(if $(WHEELS),$(PYTHON),$(BIN)/python) tests/benchmarks/gpu_check --out $(OUT) $(if $(WHEELS),--wheels $(WHEELS)) $(ARGS)
+
+gpu-wheels: $(VENV)/.installed-dev ## Fill .whl/ with what a Python 3.12 that has PyTorch lacks for gpu-check
+	@rm -rf .whl
+	@$(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 \
+	  --implementation cp $(addprefix --platform ,$(GPU_PLATFORMS)) -d .whl \
+	  $$($(BIN)/python -m pip freeze | grep -E $(foreach p,$(GPU_PACKAGES),-e '^$(p)=='))
+	@ls -s .whl
+
 clean: ## Remove the virtual environment and what runs have left here
-	rm -rf $(VENV) .percmae runs
+	rm -rf $(VENV) .percmae .whl runs
 
 # A stamp for each set of dependencies: made anew when the project file changes.
 $(VENV)/.installed-run: pyproject.toml

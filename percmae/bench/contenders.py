@@ -19,7 +19,7 @@ from percmae.engine.distributed import World
 from percmae.engine.optim import build_optimizer, parameter_groups
 from percmae.engine.training import autocast, training_call
 from percmae.losses.build import build_objective
-from percmae.losses.objective import Draws, Micro
+from percmae.losses.objective import Draws, Micro, Objective
 from percmae.models.features import FeatureNetwork, build_features
 from percmae.vision import torchvision
 
@@ -84,18 +84,9 @@ def build(contender: Contender, config: Config, batch: int, device: torch.device
     images = torch.randn(batch, 3, size, size, generator=generator).to(device)
     patches = (size // config.model.patch_size) ** 2
     noise = torch.rand(batch, patches, generator=generator).to(device)
-    torch.manual_seed(0)
     if not contender.variant:
         return _transformers(config, images, noise)
-    features = random_vgg16() if config.variant == "perceptual" else None
-    objective = build_objective(config, features)
-    objective.to(device)
-    objective.train()
-    world = World(0, 1, device)
-    objective.wrap(
-        lambda name, call: training_call(call, config, world, compiled=name == "generator"),
-        lambda: autocast(config, device),
-    )
+    objective = training_objective(config, device)
     optimizers = [
         build_optimizer(config.optim, parameter_groups(network, config.optim))
         for network in objective.networks.values()
@@ -113,11 +104,27 @@ def build(contender: Contender, config: Config, batch: int, device: torch.device
     return step
 
 
+def training_objective(config: Config, device: torch.device) -> Objective:
+    """The objective of a config as pretraining has it, seeded, on a device."""
+    torch.manual_seed(0)
+    features = random_vgg16() if config.variant == "perceptual" else None
+    objective = build_objective(config, features)
+    objective.to(device)
+    objective.train()
+    world = World(0, 1, device)
+    objective.wrap(
+        lambda name, call: training_call(call, config, world, compiled=name == "generator"),
+        lambda: autocast(config, device),
+    )
+    return objective
+
+
 def _transformers(config: Config, images: Tensor, noise: Tensor) -> Step:
     """The masked autoencoder of Hugging Face's transformers with the same weights."""
     from percmae.bench.transformers_mae import hf_model
     from percmae.models import build_model
 
+    torch.manual_seed(0)
     model: nn.Module = hf_model(config, build_model(config).state_dict())
     model.to(images.device).train()
     optimizer = build_optimizer(config.optim, parameter_groups(model, config.optim))

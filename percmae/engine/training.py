@@ -41,7 +41,7 @@ def carry_out(
         return run.result(reused=True)
     config = identity.config
     trained = learner(run is None)
-    loader = _train_loader(config, dataset, here)
+    loader = train_loader(config, dataset, here)
     plan = Plan.make(config, len(loader.split), here.size)
     _warn_of_schedule(config)
     if run is None:
@@ -83,7 +83,7 @@ def eval_loader(config: Config, dataset: Dataset, split: str, world: World) -> L
     )
 
 
-def _train_loader(config: Config, dataset: Dataset, world: World) -> Loader:
+def train_loader(config: Config, dataset: Dataset, world: World) -> Loader:
     """Batches of the training split in the order of (seed, epoch)."""
     return Loader(
         dataset.split("train"),

@@ -12,6 +12,8 @@ SOURCE ?= mnist
 # make compare VARIANTS=mae,ssim; all of them when it is empty.
 VARIANTS ?=
 ARGS ?=
+# Run again on MinIO where PERCMAE_TEST_MINIO names its program.
+STORE_TESTS := tests/test_storage*.py tests/data/test_ingest.py
 # docker/build.sh says what these are for.
 export PLATFORM REGISTRY VERSION BUILDER BUILD_ARGS
 
@@ -29,6 +31,7 @@ compare: $(VENV)/.installed-run ## Run several variants and compare them (VARIAN
 
 test: $(VENV)/.installed-dev ## Run all tests
 	@$(BIN)/python -m pytest
+	@if [ -n "$$PERCMAE_TEST_MINIO" ]; then $(BIN)/python -m pytest --s3=minio $(STORE_TESTS); fi
 
 test-fast: $(VENV)/.installed-dev ## Run the tests that take no real training or processes
 	@$(BIN)/python -m pytest -m "not slow"

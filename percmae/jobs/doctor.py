@@ -42,7 +42,7 @@ DEVICE_PLUGIN = (
     "deployments/static/nvidia-device-plugin.yml"
 )
 OLDEST_KUBERNETES = (1, 29)
-"""The first whose schemas take our objects as they are: before, a rule of podFailurePolicy cannot be
+"""The first whose schemas take our objects as they are: before, no rule of podFailurePolicy was
 about exit codes alone. A CronJob's time zone (1.27) and the rest are older."""
 
 Line = tuple[bool, Finding]

@@ -14,6 +14,8 @@ VARIANTS ?=
 ARGS ?=
 # Run again on MinIO where PERCMAE_TEST_MINIO names its program.
 STORE_TESTS := tests/test_storage*.py tests/data/test_ingest.py
+# Tests on a cluster side by side; more than cores, for they wait.
+CLUSTER_WORKERS ?= 4
 # docker/build.sh says what these are for.
 export PLATFORM REGISTRY VERSION BUILDER BUILD_ARGS
 
@@ -59,7 +61,7 @@ test-images: $(VENV)/.installed-dev ## Build the container images and run them
 	@PERCMAE_TEST_IMAGES=1 $(BIN)/python -m pytest tests/images
 
 test-cluster: $(VENV)/.installed-dev ## Test on the Kubernetes cluster of KUBECONFIG, in namespaces of its own
-	@PERCMAE_TEST_CLUSTER=1 $(BIN)/python -m pytest tests/cluster
+	@PERCMAE_TEST_CLUSTER=1 $(BIN)/python -m pytest -n $(CLUSTER_WORKERS) --dist loadscope --durations=10 tests/cluster
 
 bench: $(VENV)/.installed-dev ## Measure the loader beside WebDataset, and a training step of each variant
 	$(BIN)/python tests/benchmarks/loader.py

@@ -43,9 +43,11 @@ class Deployed(Kube):
 
     def with_store(self, secretkey: str = "") -> None:
         """The store of overlays/minimal with its bucket, ready, and nothing that shows runs."""
+        # The keys first: a pod that waits for them looks again after ten seconds.
+        self.apply(*overlay("base/namespace", self.namespace))
+        self.create_secret(secretkey)
         objects = overlay("overlays/minimal", self.namespace)
         self.apply(*(each for each in objects if each["metadata"]["name"] != "tensorboard"))
-        self.create_secret(secretkey)
         self.wait_for_store()
 
     def wait_for_store(self) -> None:

@@ -205,9 +205,7 @@ def test_a_namespace_of_ones_own_has_commands_of_its_own(
     )
 
 
-def test_a_cluster_that_is_too_old(
-    server: KubeServer, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_cluster_that_is_too_old(server: KubeServer, capsys: pytest.CaptureFixture[str]) -> None:
     major, minor = OLDEST_KUBERNETES
     server.objects["/version"] = {"major": "1", "minor": f"{minor}+", "gitVersion": "v1.x-cloud"}
     assert doctor_cluster() is True

@@ -12,9 +12,10 @@ FOLDER holds the CustomResourceDefinitions as they were released, in files of an
 tag, change RELEASES, run this, and read what ``git diff`` and tests/jobs/test_schema.py say.
 
 Nothing that decides about an object is lost: types, required fields, enums, patterns, bounds, keys
-of lists, defaults and CEL rules stay. Descriptions go, which are nine tenths of it, and a piece that
-occurs again (a container's probes, a volume, …) stands once, under ``shared``; ``{"$ref": name}``
-is in its other places. ``load`` puts it together again, as a definition that a server takes.
+of lists, defaults and CEL rules stay. Descriptions go, which are nine tenths of it, and a piece
+that occurs again (a container's probes, a volume, …) stands once, under ``shared``;
+``{"$ref": name}`` is in its other places. ``load`` puts it together again, as a definition that a
+server takes.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def shared(definitions: dict[str, Schema]) -> Schema:
 
 
 def write(folder: Path, file: Path = FILE) -> None:
-    """Write the file anew: a line for each definition and each piece, so that a diff is readable."""
+    """Write the file anew: a line for each definition and each piece, for readable diffs."""
     parts = []
     for part, entries in shared(released(folder)).items():
         lines = ",\n".join(f"{json.dumps(k)}:{_text(v)}" for k, v in entries.items())

@@ -29,7 +29,10 @@ TOGETHER = {
     "test_trainjob": "trainer",
 }
 # What takes minutes begins first: the rest runs beside it.
-LONGEST = ("test_training", "test_schedule", "test_manifests", "test_doctor", "test_objects")
+LONGEST = (
+    *("test_training", "test_schedule", "test_lost_worker", "test_manifests"),
+    *("test_doctor", "test_objects", "test_operator"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

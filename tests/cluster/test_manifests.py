@@ -69,7 +69,10 @@ def test_a_newcomer_trains_on_the_sample_under_quota_and_limits(cluster: Deploye
     cluster.apply(*overlay("jobs/sample.yaml", cluster.namespace))
     cluster.wait(lambda: cluster.complete("sample"), 600, "the sample is ingested")
 
-    cluster.apply(*overlay("jobs/pretrain-mae.yaml", cluster.namespace))
+    (pretrain,) = overlay("jobs/pretrain-mae.yaml", cluster.namespace)
+    master = pretrain["spec"]["pytorchReplicaSpecs"]["Master"]
+    master["template"]["spec"]["containers"][0]["command"].append("optim.epochs=2")  # of twelve
+    cluster.apply(pretrain)
 
     def condition() -> str:
         found = cluster.get("pytorchjob", "pretrain-mae").get("status", {}).get("conditions", [])

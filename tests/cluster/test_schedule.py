@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -39,10 +40,11 @@ def test_the_scheduled_dag_runs_whole_inside_the_cluster(here: Laptop, tmp_path:
     make_sample_archives(samples, str(images))
     for file in ARCHIVES:
         StorePath(f"s3://percmae/archives/{file}", here.store).write_file(samples / file)
-    run = "run --launcher pytorchjob --store s3://percmae/scheduled --dataset small --gpus 0 "
-    run += f"--archives s3://percmae/archives --recipe demo --seeds 0 --train-image {TRAIN} "
-    run += "--to /tmp/runs --tag cron " + " ".join(jobs(SMALL)) + " " + " ".join(TINY)
-    command = [*SCHEDULE, "--cron", "0 2 * * 0", "--name", "weekly", "--run", run]
+    run = ["run", "--launcher", "pytorchjob", "--store", "s3://percmae/scheduled", "--gpus", "0"]
+    run += ["--dataset", "small", "--archives", "s3://percmae/archives", "--recipe", "demo"]
+    run += ["--seeds", "0", "--train-image", TRAIN, "--to", "/tmp/runs", "--tag", "cron"]
+    run += [*jobs(SMALL), *TINY]
+    command = [*SCHEDULE, "--cron", "0 2 * * 0", "--name", "weekly", "--run", shlex.join(run)]
     command += ["--image", PIPELINE, "--namespace", cluster.namespace]
     cluster.apply(printed([*command, *jobs(["cpu=100m", "backoff_limit=0"])]))
     cluster("create", "job", "weekly-now", "--from=cronjob/weekly")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -20,8 +21,11 @@ from percmae.storage import StorePath, StoreSettings
 
 TRAIN = os.environ.get("PERCMAE_TEST_TRAIN_IMAGE", f"percmae-train:{__version__}")
 PIPELINE = os.environ.get("PERCMAE_TEST_PIPELINE_IMAGE", f"percmae-pipeline:{__version__}")
-# Requests that fit a machine of two cores; torch alone takes half a gigabyte.
+# Requests that fit a machine of two cores; torch alone takes half a gigabyte. One thread a process:
+# several pods train at a time, and threads that wait for each other on taken cores cost minutes.
+_THREADS = {"OMP_NUM_THREADS": "1"}
 SMALL = ["cpu=100m", "memory=1500Mi", "shm=64Mi", "scratch=256Mi", "grace=20"]
+SMALL += [f"env={json.dumps([{'name': n, 'value': v} for n, v in _THREADS.items()])}"]
 _SECRET_KEY = "the-secret-of-a-test"
 
 
@@ -70,7 +74,7 @@ def laptop(name: str, home: Path) -> Iterator[Laptop]:
                 "KUBECONFIG": str(config),
                 "PERCMAE_HOME": str(home),
             }
-            yield Laptop(cluster, {**os.environ, **values})
+            yield Laptop(cluster, {**os.environ, **_THREADS, **values})
 
 
 @contextmanager

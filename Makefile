@@ -12,6 +12,10 @@ SOURCE ?= mnist
 # make compare VARIANTS=mae,ssim; all of them when it is empty.
 VARIANTS ?=
 ARGS ?=
+# Run again on MinIO where PERCMAE_TEST_MINIO names its program.
+STORE_TESTS := tests/test_storage*.py tests/data/test_ingest.py
+# Tests on a cluster side by side; more than cores, for they wait.
+CLUSTER_WORKERS ?= 4
 # docker/build.sh says what these are for.
 export PLATFORM REGISTRY VERSION BUILDER BUILD_ARGS
 
@@ -35,6 +39,7 @@ compare: $(VENV)/.installed-run ## Run several variants and compare them (VARIAN
 
 test: $(VENV)/.installed-dev ## Run all tests
 	@$(BIN)/python -m pytest
+	@if [ -n "$$PERCMAE_TEST_MINIO" ]; then $(BIN)/python -m pytest --s3=minio $(STORE_TESTS); fi
 
 test-fast: $(VENV)/.installed-dev ## Run the tests that take no real training or processes
 	@$(BIN)/python -m pytest -m "not slow"
@@ -62,7 +67,7 @@ test-images: $(VENV)/.installed-dev ## Build the container images and run them
 	@PERCMAE_TEST_IMAGES=1 $(BIN)/python -m pytest tests/images
 
 test-cluster: $(VENV)/.installed-dev ## Test on the Kubernetes cluster of KUBECONFIG, in namespaces of its own
-	@PERCMAE_TEST_CLUSTER=1 $(BIN)/python -m pytest tests/cluster
+	@PERCMAE_TEST_CLUSTER=1 $(BIN)/python -m pytest -n $(CLUSTER_WORKERS) --dist loadscope --durations=10 tests/cluster
 
 bench: $(VENV)/.installed-dev ## Measure the loader beside WebDataset, and a training step of each variant
 	$(BIN)/python tests/benchmarks/loader.py

@@ -6,26 +6,30 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from s3_server import S3
+from s3_server import S3, SERVERS, running
 
-from percmae import local_store
 from percmae.storage import StorePath, StoreSettings, stream
 
 pytest_plugins = ["fixtures_data"]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--s3", choices=SERVERS, default="seaweedfs", help="the tests' S3 server")
+
+
 @pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+def s3(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     """A real S3 server in a temporary folder, found by ``StoreSettings.load()`` everywhere."""
+    server, folder = request.config.getoption("--s3"), tmp_path_factory.mktemp("store")
     with (
         pytest.MonkeyPatch.context() as patch,
-        local_store.running(tmp_path_factory.mktemp("store"), bucket="percmae-tests") as store,
+        running(server, folder, bucket="percmae-tests") as store,
     ):
         for name in ("AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN", "PERCMAE_STORE_CONFIG"):
             patch.delenv(name, raising=False)
         for name, value in store.environ.items():
             patch.setenv(name, value)
-        yield S3(store)
+        yield S3(store, server)
 
 
 @pytest.fixture(params=["local", "s3"])

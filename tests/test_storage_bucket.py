@@ -34,18 +34,20 @@ def new_bucket(s3: S3) -> str:
     return f"s3://{NEW}"
 
 
-def test_makes_the_bucket_and_the_rule_and_again_changes_nothing(new_bucket: str) -> None:
+def test_makes_the_bucket_and_the_rule_and_again_changes_nothing(s3: S3, new_bucket: str) -> None:
     kept = bucket.setup_bucket(new_bucket)
     assert client(StoreSettings.load()).bucket_exists(NEW)
     first = rules(NEW)
-    assert kept == (bucket.RULE in first)
-    assert kept, "the tests' server keeps such rules"
+    assert kept == (bucket.RULE in first) == s3.keeps_rules_for_uploads
+    if not kept:  # MinIO removes them by a setting of its own
+        assert bucket.setup_bucket(new_bucket) is False
+        return
     assert first[bucket.RULE].abort_incomplete_multipart_upload.days_after_initiation == 7
     assert bucket.setup_bucket(new_bucket) is True
     assert len(rules(NEW)) == 1
 
 
-def test_other_rules_and_objects_stay(new_bucket: str) -> None:
+def test_other_rules_and_objects_stay(s3: S3, new_bucket: str) -> None:
     store = client(StoreSettings.load())
     store.make_bucket(NEW)
     (StorePath(new_bucket) / "kept").write_text("x")
@@ -53,8 +55,9 @@ def test_other_rules_and_objects_stay(new_bucket: str) -> None:
         ENABLED, rule_id="mine", rule_filter=Filter(prefix="tmp/"), expiration=Expiration(days=3)
     )
     store.set_bucket_lifecycle(NEW, LifecycleConfig([mine]))
-    assert bucket.setup_bucket(new_bucket) is True
-    assert set(rules(NEW)) == {"mine", bucket.RULE}
+    assert bucket.setup_bucket(new_bucket) is s3.keeps_rules_for_uploads
+    ours = {bucket.RULE} if s3.keeps_rules_for_uploads else set()
+    assert set(rules(NEW)) == {"mine"} | ours
     assert rules(NEW)["mine"].expiration.days == 3
     assert (StorePath(new_bucket) / "kept").read_text() == "x"
     (StorePath(new_bucket) / "kept").delete()

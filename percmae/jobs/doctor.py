@@ -31,7 +31,7 @@ RIGHTS = (
 )
 OPERATOR = (
     "kubectl apply --server-side -k "
-    '"github.com/kubeflow/training-operator.git/manifests/overlays/standalone?ref=v1.9.3"'
+    '"github.com/kubeflow/training-operator.git/manifests/overlays/standalone?ref=v1.9.4"'
 )
 TRAINER = (
     "kubectl apply --server-side -k "
@@ -41,8 +41,9 @@ DEVICE_PLUGIN = (
     "kubectl apply -f https://raw.githubusercontent.com/NVIDIA/k8s-device-plugin/v0.17.1/"
     "deployments/static/nvidia-device-plugin.yml"
 )
-# podFailurePolicy came on by default with it: before, a plain job retries after bad input as well.
-FAILURE_POLICY_SINCE = (1, 26)
+OLDEST_KUBERNETES = (1, 29)
+"""The first whose schemas take our objects as they are: before, no rule of podFailurePolicy was
+about exit codes alone. A CronJob's time zone (1.27) and the rest are older."""
 
 Line = tuple[bool, Finding]
 """A finding, and before it whether jobs need what it is about."""
@@ -131,9 +132,9 @@ def _server(look: Look) -> Iterator[Line]:
     version = look.api.request("GET", "/version")
     found = f"{version.get('gitVersion')} at {look.api.host}"
     numbers = tuple(int(str(version.get(key, "0")).rstrip("+")) for key in ("major", "minor"))
-    if numbers < FAILURE_POLICY_SINCE:
-        found += "; plain jobs are retried after bad input too, as clusters before 1.26 do"
-    yield True, Finding(True, "Kubernetes", found)
+    oldest = ".".join(map(str, OLDEST_KUBERNETES))
+    mend = f"use a cluster of Kubernetes {oldest} or newer"
+    yield True, Finding(numbers >= OLDEST_KUBERNETES, "Kubernetes", found, mend)
 
 
 def _namespace(look: Look) -> Iterator[Line]:

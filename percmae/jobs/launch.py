@@ -319,9 +319,8 @@ class _Launch:
     def _check_clocks(self, running: bool, seconds: float) -> None:
         limit = self.settings.deadline if running else self.settings.queue_deadline
         if limit is not None and seconds > limit:
-            what = "has run" if running else "has waited to begin"
-            setting = "deadline" if running else "queue_deadline"
-            self._remove(f"{what} for {limit} s, the job setting {setting}")
+            waited = f"has waited to begin for {limit} s, the job setting queue_deadline"
+            self._remove(self._overran(limit) if running else waited)
 
     def _check_restarts(self) -> None:
         for message in self.pods.replaced():
@@ -337,8 +336,14 @@ class _Launch:
         if ended.succeeded:
             note(f"{self._what()} is done")
             return
+        if state.OVERRAN in ended.message:  # its pods ended with 143, which says less
+            raise JobFailed(f"{self._what()} {self._overran(self.settings.deadline)}")
         self.pods.look()
         raise self._failure(ended.message)
+
+    @staticmethod
+    def _overran(seconds: int | None) -> str:
+        return f"has run for {seconds} s, the job setting deadline"
 
     def _failure(self, message: str) -> JobFailed:
         """What went wrong, after the last lines of the pods whose log is not shown."""

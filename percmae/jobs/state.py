@@ -20,6 +20,8 @@ _STUCK = (
     "RunContainerError",
 )
 HOPELESS = ("InvalidImageName",)
+OVERRAN = "active longer than specified deadline"
+"""What the condition of a job says that its operator has ended at its deadline."""
 
 
 class Ending(NamedTuple):

@@ -1,62 +1,101 @@
-"""A namespace of a real cluster with the service accounts of k8s/base.
+"""Namespaces of a real cluster with the service accounts of k8s/base, one for each test.
 
 Runs against the cluster that KUBECONFIG names, in namespaces of its own, when it is asked to
 (``make test-cluster`` sets PERCMAE_TEST_CLUSTER): nobody's cluster is touched by ``make test``.
+Tests wait more than they compute, so several run side by side (pytest-xdist).
 """
 
 from __future__ import annotations
 
+import json
 import os
-import secrets
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-import yaml
-from kube import ROOT, Kube
+from deployed import Deployed, namespace_for, overlay
+from jobs.schemas.make import load
+from kube import Kube
 
+LAUNCHING = ("namespace", "rights", "config")
 ASKED = "PERCMAE_TEST_CLUSTER"
+# Modules whose tests share something and come one after the other, on one worker.
+TOGETHER = {
+    "test_training": "training",
+    "test_manifests": "manifests",
+    "test_doctor": "doctor",
+    "test_objects": "trainer",
+    "test_trainjob": "trainer",
+}
+# What takes minutes begins first: the rest runs beside it.
+LONGEST = (
+    *("test_training", "test_schedule", "test_lost_worker", "test_manifests"),
+    *("test_doctor", "test_objects", "test_operator"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
-    for item in items:
-        if here in item.path.parents:
-            item.add_marker(pytest.mark.cluster)
-            if not os.environ.get(ASKED):
-                item.add_marker(pytest.mark.skip(reason=f"{ASKED} is not set: make test-cluster"))
+    ours = [item for item in items if here in item.path.parents]
+    for item in ours:
+        item.add_marker(pytest.mark.cluster)
+        if not os.environ.get(ASKED):
+            item.add_marker(pytest.mark.skip(reason=f"{ASKED} is not set: make test-cluster"))
+    ours.sort(key=lambda item: [*LONGEST, item.path.stem].index(item.path.stem))
+    items[:] = [item for item in items if item not in ours] + ours
 
 
-@pytest.fixture(scope="session")
-def kube() -> Iterator[Kube]:
-    """A new namespace, removed at the end."""
-    assert os.environ.get("KUBECONFIG"), "set KUBECONFIG to the cluster to test on"
-    name = f"percmae-test-{secrets.token_hex(3)}"
-    made = Kube(name)
-    subprocess.run(["kubectl", "create", "namespace", name], check=True, capture_output=True)
-    try:
-        for file in ("accounts.yaml", "role.yaml"):
-            text = (ROOT / "k8s" / "base" / "rights" / file).read_text()
-            made.apply(
-                *yaml.safe_load_all(text.replace("namespace: percmae", f"namespace: {name}"))
-            )
-        made(
-            *[
-                "create",
-                "configmap",
-                "percmae-store",
-                "--from-literal=AWS_ENDPOINT_URL=http://store:9000",
-            ]
-        )
-        keys = "--from-literal=accesskey=test --from-literal=secretkey=test-secret"
-        made(*f"create secret generic percmae-store {keys}".split())
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What goes to which worker: TOGETHER by module, everything else test by test."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return TOGETHER.get(Path(nodeid.partition("::")[0]).stem, nodeid)
+
+    config.option.loadscopereorder = False  # the order is LONGEST's
+    return Scheduling(config, log)
+
+
+@pytest.fixture
+def kube() -> Iterator[Deployed]:
+    """A namespace to launch in, with no store; in the end nothing may run in it any more."""
+    with namespace_for("launch") as made:
+        parts = [overlay(f"base/{part}", made.namespace) for part in LAUNCHING]
+        made.apply(*(each for part in parts for each in part))
+        made.create_secret()
         yield made
-    finally:
-        subprocess.run(["kubectl", "delete", "namespace", name, "--wait=false"], check=False)
+
+        def running() -> list[str]:
+            pods = made.get("pods")
+            return [p["metadata"]["name"] for p in pods if p["status"]["phase"] == "Running"]
+
+        made.wait(lambda: not running(), 150, "launchers clean up, or jobs end")
 
 
 @pytest.fixture(scope="session")
-def launcher_config(kube: Kube, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trainer() -> Iterator[None]:
+    """The kinds of Kubeflow Trainer, made if they are not there and then removed.
+
+    They are the whole cluster's: one worker only may ask for them (TOGETHER).
+    """
+    admin = Kube("default")
+    known = admin("api-resources", "--api-group=trainer.kubeflow.org", "-o", "name").split()
+    definitions = [each for each in load().values() if "trainer" in each["spec"]["group"]]
+    new = [each for each in definitions if each["metadata"]["name"] not in known]
+    names = [f"crd/{each['metadata']['name']}" for each in new]
+    if new:
+        everything = {"apiVersion": "v1", "kind": "List", "items": new}
+        admin("create", "--validate=strict", "-f", "-", stdin=json.dumps(everything))
+        admin("wait", "--for=condition=Established", "--timeout=120s", *names)
+    yield
+    if new:
+        admin("delete", *names, "--wait=false")
+
+
+@pytest.fixture
+def launcher_config(kube: Deployed, tmp_path: Path) -> Path:
     """A kubeconfig that acts as the launcher's service account, with just its rights."""
-    return kube.kubeconfig("percmae-launcher", tmp_path_factory.mktemp("kubeconfig"))
+    return kube.kubeconfig("percmae-launcher", tmp_path)

@@ -5,26 +5,23 @@ images. Settings, by environment:
 
     PERCMAE_TEST_PREFIX        what their namespaces' names begin with (default percmae-test)
     PERCMAE_TEST_TRAIN_IMAGE   our train image as nodes have it (default percmae-train:<version>)
-    PERCMAE_TEST_STORE_IMAGE   an image with SeaweedFS's `weed`, which then serves behind the
-                               Service minio; for clusters that cannot pull MinIO's
-    PERCMAE_TEST_STORE         another S3 server instead, such as http://host:8333, with
-                               AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; nothing is deployed
+    PERCMAE_TEST_STORE_IMAGE   MinIO as nodes have it, if they cannot pull the manifests' own
 """
 
 from __future__ import annotations
 
 import os
-import re
 import secrets
-import shlex
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 
 import pytest
 import yaml
-from kube import ROOT, Kube, Object, weed
+from kube import ROOT, Kube, Object
 
 from percmae import __version__
 
@@ -33,23 +30,29 @@ OURS = f"percmae-train:{__version__}"
 PREFIX = os.environ.get("PERCMAE_TEST_PREFIX", "percmae-test")
 IMAGE = os.environ.get("PERCMAE_TEST_TRAIN_IMAGE", OURS)
 STORE_IMAGE = os.environ.get("PERCMAE_TEST_STORE_IMAGE")
-STORE = os.environ.get("PERCMAE_TEST_STORE")
 
 
 class Deployed(Kube):
     """A namespace with our manifests in it."""
 
-    def put(self, objects: list[Object], *options: str) -> list[str]:
-        """Apply objects; what kubectl says of each."""
-        return self.apply(*objects, options=options)
-
-    def create_secret(self, secretkey: str | None = None) -> None:
-        """As k8s/base/secret.example.yaml says; the keys of the other store where there is one."""
-        keys = ["percmae", secretkey or secrets.token_hex(20)]
-        if STORE:
-            keys = [os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"]]
-        given = [f"--from-literal=accesskey={keys[0]}", f"--from-literal=secretkey={keys[1]}"]
+    def create_secret(self, secretkey: str = "") -> None:
+        """As k8s/base/secret.example.yaml says."""
+        keys = {"accesskey": "percmae", "secretkey": secretkey or secrets.token_hex(20)}
+        given = [f"--from-literal={name}={value}" for name, value in keys.items()]
         self("create", "secret", "generic", "percmae-store", *given)
+
+    def with_store(self, secretkey: str = "") -> None:
+        """The store of overlays/minimal with its bucket, ready, and nothing that shows runs."""
+        # The keys first: a pod that waits for them looks again after ten seconds.
+        self.apply(*overlay("base/namespace", self.namespace))
+        self.create_secret(secretkey)
+        objects = overlay("overlays/minimal", self.namespace)
+        self.apply(*(each for each in objects if each["metadata"]["name"] != "tensorboard"))
+        self.wait_for_store()
+
+    def wait_for_store(self) -> None:
+        self.wait(lambda: self.ready("statefulset", "minio"), 300, "the store is ready")
+        self.wait(lambda: self.complete("percmae-bucket"), 300, "the bucket is made")
 
     def wait(self, what: Callable[[], bool], seconds: float, until: str) -> None:
         deadline = time.monotonic() + seconds
@@ -74,40 +77,31 @@ class Deployed(Kube):
 
 def overlay(path: str, namespace: str) -> list[Object]:
     """The objects of a kustomization, or of a file of jobs, in that namespace."""
-    folder = K8S / path
-    if folder.is_dir():
-        command = ["kubectl", "kustomize", str(folder)]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    else:
-        text = folder.read_text()
-    text = re.sub(r"^(\s*namespace:) percmae$", rf"\1 {namespace}", text, flags=re.MULTILINE)
-    text = text.replace(f"image: {OURS}", f"image: {IMAGE}")
-    objects = [made for made in yaml.safe_load_all(text) if made]
-    for made in objects:
-        if made["kind"] == "Namespace":
-            made["metadata"]["name"] = namespace
-    return [_with_our_store(made) for made in objects if not (STORE and _is_store(made))]
+    text = _text(K8S / path).replace(f"image: {OURS}", f"image: {IMAGE}")
+    return [_there(made, namespace) for made in yaml.safe_load_all(text) if made]
 
 
-def _is_store(made: Object) -> bool:
-    return made["metadata"]["name"] == "minio"
+@cache
+def _text(path: Path) -> str:
+    if not path.is_dir():
+        return path.read_text()
+    command = ["kubectl", "kustomize", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return done.stdout
 
 
-def _with_our_store(made: Object) -> Object:
-    if STORE and made["kind"] == "ConfigMap":
-        made["data"]["AWS_ENDPOINT_URL"] = STORE
+def _there(made: Object, namespace: str) -> Object:
+    metadata = made["metadata"]
+    if made["kind"] == "Namespace":
+        metadata["name"] = namespace
+    elif "namespace" in metadata:
+        metadata["namespace"] = namespace
+    for subject in made.get("subjects", []):
+        subject["namespace"] = namespace
     if STORE_IMAGE and made["kind"] == "StatefulSet":
         (container,) = made["spec"]["template"]["spec"]["containers"]
         container["image"] = STORE_IMAGE
-        # The same keys, volume, ports and confinement; the console's port stays silent.
-        keys = (
-            'export AWS_ACCESS_KEY_ID="$MINIO_ROOT_USER"'
-            ' AWS_SECRET_ACCESS_KEY="$MINIO_ROOT_PASSWORD"; exec '
-        )
-        container["command"] = ["sh", "-c", keys + shlex.join(weed("/data", 9000))]
-        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-            times = {k: v for k, v in container[probe].items() if k != "httpGet"}
-            container[probe] = {"tcpSocket": {"port": "s3"}, **times}
     return made
 
 

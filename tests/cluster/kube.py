@@ -5,9 +5,9 @@ Through kubectl, so that the launcher's own client is not its only witness.
 
 from __future__ import annotations
 
-import base64
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -18,21 +18,10 @@ from typing import Any
 
 import yaml
 
-from percmae.local_store import SERVER_FLAGS
-
 ROOT = Path(__file__).parents[2]
 TOY = os.environ.get("PERCMAE_TEST_TOY_IMAGE", "percmae-toy:1")
 
 Object = dict[str, Any]
-
-
-def weed(folder: str, port: int) -> list[str]:
-    """Command of an S3 server in a pod, as the embedded one but for whom it listens to."""
-    flags = [flag for flag in SERVER_FLAGS if not flag.startswith(("-ip", "-volume.max"))]
-    return [
-        *("weed", "-logtostderr=true", "server", f"-dir={folder}", *flags),
-        *("-ip=127.0.0.1", "-ip.bind=0.0.0.0", f"-s3.port={port}", "-volume.max=200"),
-    ]
 
 
 @dataclass
@@ -43,23 +32,38 @@ class Kube:
 
     def __call__(self, *arguments: str, stdin: str | None = None, check: bool = True) -> str:
         """Run kubectl there and return what it prints."""
-        done = subprocess.run(
+        done = self.kubectl(*arguments, stdin=stdin)
+        assert not check or done.returncode == 0, done.stderr
+        return done.stdout
+
+    def kubectl(
+        self, *arguments: str, stdin: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run kubectl there; how it ended, and all that it said."""
+        return subprocess.run(
             ["kubectl", "-n", self.namespace, *arguments],
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
-        assert not check or done.returncode == 0, done.stderr
-        return done.stdout
 
     def apply(self, *objects: Object, options: tuple[str, ...] = ()) -> list[str]:
-        """Create or update objects; what kubectl says of each."""
-        version = json.loads(self("version", "-o", "json"))["serverVersion"]
-        # Older servers do not know podFailurePolicy, and kubectl refuses what they do not know.
-        unchecked = ["--validate=false"] if int(version["minor"].rstrip("+")) < 26 else []
-        text = yaml.safe_dump_all(objects)
-        return self("apply", *options, *unchecked, "-f", "-", stdin=text).splitlines()
+        """Create or update objects; what kubectl says of each.
+
+        The server takes every field, and has nothing to say against one (such as deprecated).
+        """
+        return self._strictly("apply", *options, objects=objects)
+
+    def dry_run(self, *objects: Object) -> list[str]:
+        """What apply would do, all but keeping it: defaults, webhooks and admission included."""
+        return self._strictly("create", "--dry-run=server", objects=objects)
+
+    def _strictly(self, *arguments: str, objects: tuple[Object, ...]) -> list[str]:
+        text = yaml.dump_all(objects, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper))
+        done = self.kubectl(*arguments, "--validate=strict", "-f", "-", stdin=text)
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        return done.stdout.splitlines()
 
     def get(self, kind: str, name: str = "", selector: str = "") -> Any:
         """One object (None when there is none), or a list."""
@@ -75,6 +79,7 @@ class Kube:
 
     def kubeconfig(self, account: str, folder: Path, server: str | None = None) -> Path:
         """A kubeconfig that acts as a service account, perhaps through another address."""
+        token = self("create", "token", account, "--duration=2h").strip()
         view = json.loads(self("config", "view", "--minify", "--raw", "-o", "json"))
         cluster = dict(view["clusters"][0]["cluster"])
         if server is not None:
@@ -84,7 +89,7 @@ class Kube:
             "apiVersion": "v1",
             "kind": "Config",
             "clusters": [{"name": "c", "cluster": cluster}],
-            "users": [{"name": "u", "user": {"token": self._token(account)}}],
+            "users": [{"name": "u", "user": {"token": token}}],
             "contexts": [
                 {
                     "name": "c",
@@ -96,21 +101,6 @@ class Kube:
         path = folder / f"{account}.kubeconfig"
         path.write_text(json.dumps(config))
         return path
-
-    def _token(self, account: str) -> str:
-        """A service account's token: asked for, as by kubectl create token of later versions."""
-        path = f"/api/v1/namespaces/{self.namespace}/serviceaccounts/{account}/token"
-        request = {
-            "apiVersion": "authentication.k8s.io/v1",
-            "kind": "TokenRequest",
-            "spec": {"audiences": [], "expirationSeconds": 7200},
-        }
-        found = self("create", "--raw", path, "-f", "-", stdin=json.dumps(request), check=False)
-        if found:
-            return str(json.loads(found)["status"]["token"])
-        secrets = self.get("sa", account)["secrets"]
-        data = self.get("secret", secrets[0]["name"])["data"]["token"]
-        return base64.b64decode(data).decode()
 
 
 @dataclass
@@ -127,14 +117,14 @@ class Launcher:
         """Everything so far."""
         return self.output.read_text()
 
-    def wait_for(self, text: str, seconds: float = 60) -> None:
+    def wait_for(self, text: str, seconds: float = 180) -> None:
         """Until it has said ``text``."""
         wait(
             lambda: text in self.said or self.process.poll() is not None, seconds, lambda: self.said
         )
         assert text in self.said, self.said
 
-    def end(self, seconds: float = 120) -> int:
+    def end(self, seconds: float = 300) -> int:
         """Its exit code."""
         try:
             return self.process.wait(seconds)
@@ -175,10 +165,28 @@ def submit(
 
 
 def wait(
-    done: Callable[[], object], seconds: float = 60, what: Callable[[], object] = lambda: ""
+    done: Callable[[], object], seconds: float = 180, what: Callable[[], object] = lambda: ""
 ) -> None:
     """Until ``done()`` holds; fails with ``what()`` when it does not in time."""
     deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what()}"
         time.sleep(0.3)
+
+
+def gone(kube: Kube, launcher: Launcher, seconds: float = 300) -> None:
+    """Until neither the job nor a pod of it is left.
+
+    The garbage collector of a cluster that has just got the job's kind learns of it within half a
+    minute, and only then removes what a job owns.
+    """
+    wait(
+        lambda: not kube.pods(launcher.name) and kube.get("pytorchjob", launcher.name) is None,
+        seconds,
+        lambda: [pod["metadata"]["name"] for pod in kube.pods(launcher.name)],
+    )
+
+
+def lines_of(said: str) -> list[int]:
+    """Numbers of the toy's lines, in the order they were shown."""
+    return [int(n) for n in re.findall(r"^toy: line (\d+)$", said, re.M)]

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from deployed import IMAGE, STORE, Deployed, namespace_for, overlay
+from deployed import IMAGE, Deployed, namespace_for, overlay
 
 pytestmark = pytest.mark.slow
 
@@ -15,18 +15,13 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Deployed]:
     with namespace_for("doctor") as cluster:
-        for part in ("namespace", "rights", "config", "store", "bucket"):
-            cluster.put(overlay(f"base/{part}", cluster.namespace))
-        cluster.create_secret(secretkey="good-keys-for-the-doctor")
-        if not STORE:
-            cluster.wait(lambda: cluster.ready("statefulset", "minio"), 300, "the store is ready")
-        cluster.wait(lambda: cluster.complete("percmae-bucket"), 120, "the bucket is made")
+        cluster.with_store(secretkey="good-keys-for-the-doctor")
         yield cluster
 
 
 def doctor(cluster: Deployed, *arguments: str) -> tuple[int, list[str]]:
     """Its exit code and the lines of what is missing."""
-    command = [sys.executable, "-m", "percmae", "doctor", "--cluster", "--timeout", "60"]
+    command = [sys.executable, "-m", "percmae", "doctor", "--cluster", "--timeout", "180"]
     command += ["--namespace", cluster.namespace, f"image={IMAGE}", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     print(done.stdout, done.stderr)
@@ -58,7 +53,7 @@ def test_a_right_that_is_missing(cluster: Deployed) -> None:
     assert missing[0].startswith(f"percmae-launcher: pytorchjobs.kubeflow.org: {every}")
     command = missing[0].partition("  → ")[2]
     assert f"namespace: {cluster.namespace}" in command
-    cluster.put(overlay("base/rights", cluster.namespace))
+    cluster.apply(*overlay("base/rights", cluster.namespace))
     assert doctor(cluster) == (0, [])
 
 

@@ -11,7 +11,7 @@ from jobs.kube_server import DONE, NS, PODS, REVIEWS, KubeServer, lines, secret
 from percmae.cli import main
 from percmae.errors import ConfigError, UserError
 from percmae.jobs.api import Refused, Unreachable
-from percmae.jobs.doctor import KFP_SECRET, RIGHTS, doctor_cluster
+from percmae.jobs.doctor import KFP_SECRET, OLDEST_KUBERNETES, RIGHTS, doctor_cluster
 
 
 def test_a_cluster_in_good_order(server: KubeServer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,13 +205,17 @@ def test_a_namespace_of_ones_own_has_commands_of_its_own(
     )
 
 
-def test_an_old_cluster_is_told_what_it_lacks(
-    server: KubeServer, capsys: pytest.CaptureFixture[str]
-) -> None:
-    server.objects["/version"] = {"major": "1", "minor": "20+", "gitVersion": "v1.20.2"}
+def test_a_cluster_that_is_too_old(server: KubeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    major, minor = OLDEST_KUBERNETES
+    server.objects["/version"] = {"major": "1", "minor": f"{minor}+", "gitVersion": "v1.x-cloud"}
     assert doctor_cluster() is True
-    assert "v1.20.2 at http://127.0.0.1" in (out := capsys.readouterr().out)
-    assert "clusters before 1.26" in out
+    server.objects["/version"] |= {"minor": f"{minor - 1}+"}
+    server.statuses[PODS] = [DONE]
+    capsys.readouterr()
+    assert doctor_cluster() is False
+    (line,) = lines(capsys, "MISSING")
+    assert line.startswith("Kubernetes: v1.x-cloud at http://127.0.0.1")
+    assert line.endswith(f"→ use a cluster of Kubernetes {major}.{minor} or newer")
 
 
 def test_a_token_that_is_not_known_is_one_error(server: KubeServer) -> None:

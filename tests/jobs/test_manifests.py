@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs.validation import validate
+from jobs.validation import OLDEST, validate
 from percmae import __version__
 from percmae.arguments import build_parser
 from percmae.command import parse
@@ -27,7 +27,7 @@ from percmae.jobs.spec import DIGEST, object_digest
 
 K8S = Path(__file__).parents[2] / "k8s"
 OVERLAYS = ("base", "overlays/minimal", "overlays/gpu", "overlays/multi-node", "overlays/kfp")
-# Several, such as one of 1.20 and one of today: PERCMAE_KUBECTL=/path/one:/path/two
+# Several, such as the oldest that we support and one of today: PERCMAE_KUBECTL=/path/one:/path/two
 GIVEN = os.environ.get("PERCMAE_KUBECTL", "").split(os.pathsep)
 KUBECTLS = [path for path in GIVEN if path] or [shutil.which("kubectl")]
 PLACE = {place.folder: place for place in PLACES}
@@ -42,6 +42,7 @@ def build(overlay: str, kubectl: str | None) -> list[Object]:
         [kubectl, "kustomize", str(K8S / overlay)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    assert done.stderr == "", "nothing deprecated"
     return [each for each in yaml.safe_load_all(done.stdout) if each]
 
 
@@ -100,6 +101,7 @@ def test_there_is_a_job_for_every_stage_and_variant(folder: str) -> None:
 def test_jobs_validate_strictly(folder: str) -> None:
     for name, made in committed(PLACE[folder]).items():
         validate(made)
+        validate(made, OLDEST)
         assert made["metadata"]["name"] == name, "kubectl logs takes the file's name"
         assert made["metadata"]["annotations"][DIGEST] == object_digest(made)
 
@@ -203,6 +205,7 @@ def test_overlays_build_and_validate(overlay: str, kubectl: str | None) -> None:
     for made in objects:
         if made["kind"] != "LocalQueue":  # Kueue's
             validate(made)
+            validate(made, OLDEST)
     names = [(o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"]) for o in objects]
     assert len(set(names)) == len(names)
     namespace = "kubeflow" if overlay.endswith("kfp") else "percmae"
@@ -279,6 +282,12 @@ def test_pods_are_confined(overlay: str) -> None:
             }
             assert "memory" in container["resources"]["limits"]
             assert "cpu" in container["resources"]["requests"]
+
+
+def test_the_oldest_kubernetes_is_stated() -> None:
+    said = f"Kubernetes {'.'.join(map(str, doctor.OLDEST_KUBERNETES))} or newer"
+    assert said in (K8S / "README.md").read_text()
+    assert said in (K8S.parent / "README.md").read_text()
 
 
 def test_images_are_this_version_or_pinned_by_digest() -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from percmae.jobs.doctor import OLDEST_KUBERNETES
 from percmae.jobs.settings import job_settings
 from percmae.jobs.spec import job_object
 from percmae.jobs.trainjob import training_runtime
 
-from .validation import Invalid, cel_rules, validate
+from .schemas import make
+from .validation import OLDEST, Invalid, cel_rules, validate
 from .works import KINDS, OWNER, every_setting, every_work, pretraining
 
 Object = dict[str, Any]
@@ -26,6 +30,7 @@ def test_every_stage_and_variant_under_every_setting_is_valid(kind: str) -> None
             for owner in (None, OWNER):
                 made = job_object(work, settings, owner)
                 validate(made)
+                validate(made, OLDEST)
                 kinds.add((work.trains, made["kind"]))
     trained = {"pytorchjob": "PyTorchJob", "trainjob": "TrainJob", "job": "Job"}[kind]
     assert kinds == {(True, trained), (False, "Job")}
@@ -104,6 +109,39 @@ def test_the_validator_sees_two_entries_of_a_name() -> None:
     made["spec"]["trainer"]["env"].append({"name": "HOME", "value": "/root"})
     with pytest.raises(Invalid, match="two entries with"):
         validate(made)
+
+
+def test_the_oldest_kubernetes_is_the_first_that_takes_our_jobs() -> None:
+    made = job_object(pretraining(), job_settings(kind="job"))
+    validate(made, OLDEST)
+    major, minor = OLDEST_KUBERNETES
+    with pytest.raises(Invalid, match="onPodConditions"):
+        validate(made, f"{major}.{minor - 1}.0")
+
+
+def test_the_validator_knows_what_the_oldest_kubernetes_lacks() -> None:
+    made = job_object(pretraining(), job_settings(kind="job"))
+    made["spec"]["managedBy"] = "example.com/other"  # of 1.30
+    validate(made)
+    with pytest.raises(Invalid, match="managedBy"):
+        validate(made, OLDEST)
+
+
+def test_the_carried_definitions_are_whole() -> None:
+    definitions = make.load()
+    assert definitions.keys() == make.RELEASES.keys()
+    for kind, definition in definitions.items():
+        (version,) = definition["spec"]["versions"]
+        fields = version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+        assert fields, kind
+    assert make.FILE.stat().st_size < 60_000
+
+
+def test_the_carried_definitions_are_the_released_ones() -> None:
+    """In a clone there are none to compare with; schemas/make.py says where they come from."""
+    if not (folder := os.environ.get("PERCMAE_CRDS")):
+        pytest.skip("PERCMAE_CRDS does not name a folder of released definitions")
+    assert make.load() == make.released(Path(folder)), "tests/jobs/schemas/make.py makes it anew"
 
 
 def test_rules_that_are_not_evaluated_are_known() -> None:

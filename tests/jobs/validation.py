@@ -1,9 +1,9 @@
 """Strict validation of Kubernetes objects: unknown fields, wrong types, what is missing.
 
-``validate(made)`` holds a core kind against the schemas of the newest Kubernetes that the package
-kubernetes-validate carries, and a custom kind against its CustomResourceDefinition. Definitions are
-found in a folder: the environment variable PERCMAE_CRDS, else ``../shared/crds`` beside the
-checkout; without either, a test that needs one is skipped and says so.
+``validate(made)`` holds a core kind against the schemas of a Kubernetes that the package
+kubernetes-validate carries, the newest or the oldest that we support, and a custom kind against its
+CustomResourceDefinition, of which ``schemas/definitions.json`` has those that we create
+(schemas/make.py).
 
 Not evaluated: CEL rules (``x-kubernetes-validations``), which ``cel_rules`` lists, and what the API
 server checks beyond its schemas; percmae.jobs.check knows those rules that matter here.
@@ -11,25 +11,21 @@ server checks beyond its schemas; percmae.jobs.check knows those rules that matt
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import jsonschema
 import kubernetes_validate.utils as published
-import pytest
-import yaml
 from jsonschema.validators import Draft202012Validator, extend
 from referencing import Registry, Resource
 
-Schema = dict[str, Any]
+from percmae.jobs.doctor import OLDEST_KUBERNETES
 
-BESIDE = Path(__file__).parents[2].parent / "shared" / "crds"
+from .schemas.make import Schema, load
+
 NEWEST = published.latest_version()
-_DIRECTORY = f"kubernetes-json-schema/v{NEWEST}-local-strict"
+OLDEST = ".".join(map(str, (*OLDEST_KUBERNETES, 0)))
 _BASE = "https://kubernetes.io/api/"  # of the published schemas' addresses of each other
 _META = f"{_BASE}_definitions.json#/$defs/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"
 _INTEGERS = {"int32": 2**31, "int64": 2**63}
@@ -39,23 +35,23 @@ class Invalid(AssertionError):
     """What the API server would not take, a line for each fault."""
 
 
-def validate(made: Schema, crds: Path | None = None) -> None:
-    """Raises Invalid naming every fault of ``made``. crds: another folder of definitions."""
+def validate(made: Schema, kubernetes: str = NEWEST) -> None:
+    """Raises Invalid naming every fault of ``made``, as an object for that ``kubernetes``."""
     for key in ("apiVersion", "kind", "metadata"):
         if not made.get(key):
             raise Invalid(f"{key} is missing")
     name = made["metadata"].get("name") or made["metadata"].get("generateName")
     if not name:
         raise Invalid("metadata.name is missing")
-    validator = _validator(made["apiVersion"], made["kind"], crds or _folder())
+    validator = _validator(made["apiVersion"], made["kind"], kubernetes)
     faults = sorted(_faults(validator.iter_errors(made)))
     if faults:
         raise Invalid("\n".join(f"{made['kind']} {name}: {fault}" for fault in faults))
 
 
-def cel_rules(api_version: str, kind: str, crds: Path | None = None) -> list[str]:
+def cel_rules(api_version: str, kind: str) -> list[str]:
     """The definition's rules that are not evaluated, as ``path: rule``."""
-    definition = _definition(api_version, kind, crds or _folder())
+    definition = _definition(api_version, kind)
     assert definition is not None, f"no definition of {kind}"
     return list(_rules(definition, kind))
 
@@ -68,68 +64,53 @@ def _faults(errors: Any) -> Iterator[str]:
         yield f"{path}: {best.message[:300]}"
 
 
-def _folder() -> Path | None:
-    given = os.environ.get("PERCMAE_CRDS")
-    if given:
-        assert Path(given).is_dir(), f"PERCMAE_CRDS={given}: no such folder"
-        return Path(given)
-    return BESIDE if BESIDE.is_dir() else None
-
-
 @cache
-def _validator(api_version: str, kind: str, crds: Path | None) -> Any:
-    schema = _core(api_version, kind)
+def _validator(api_version: str, kind: str, kubernetes: str) -> Any:
+    schema = _core(api_version, kind, kubernetes)
     if schema is None:
-        definition = _definition(api_version, kind, crds)
-        if definition is None and crds is None:
-            pytest.skip(
-                f"{kind} is not a core kind, and there is no folder of definitions: set "
-                f"PERCMAE_CRDS (or have {BESIDE})"
-            )
+        definition = _definition(api_version, kind)
         if definition is None:
-            raise Invalid(f"no Kubernetes {NEWEST} and no definition in {crds} knows {kind}")
+            raise Invalid(f"neither Kubernetes {kubernetes} nor a definition knows {kind}")
         schema = strict(definition)
         schema["properties"]["apiVersion"] = {"const": api_version}
         schema["properties"]["kind"] = {"const": kind}
         schema["properties"]["metadata"] = {"$ref": _META}
         schema["required"] = sorted({*schema.get("required", ()), "apiVersion", "kind", "metadata"})
-    return _Strict(schema, registry=_registry())
+    return _Strict(schema, registry=_registry(kubernetes))
 
 
 @cache
-def _registry() -> Registry:
-    contents = published.schema_contents(f"{_DIRECTORY}/_definitions.json", NEWEST)
+def _registry(kubernetes: str) -> Registry:
+    contents = _published("_definitions", kubernetes)
     assert contents["$id"] == f"{_BASE}_definitions.json", contents["$id"]
     return Resource.from_contents(contents) @ Registry()
 
 
-def _core(api_version: str, kind: str) -> Schema | None:
+def _core(api_version: str, kind: str, kubernetes: str) -> Schema | None:
     group, _, version = api_version.rpartition("/")
     stem = f"{group.partition('.')[0]}-{version}" if group else version
     try:
-        found: Schema = published.schema_contents(
-            f"{_DIRECTORY}/{kind.lower()}-{stem}.json", NEWEST
-        )
+        return _published(f"{kind.lower()}-{stem}", kubernetes)
     except FileNotFoundError:
         return None
+
+
+def _published(name: str, kubernetes: str) -> Schema:
+    path = f"kubernetes-json-schema/v{kubernetes}-local-strict/{name}.json"
+    found: Schema = published.schema_contents(path, kubernetes)
     return found
 
 
-def _definition(api_version: str, kind: str, crds: Path | None) -> Schema | None:
+_definitions = cache(load)
+
+
+def _definition(api_version: str, kind: str) -> Schema | None:
     group, _, version = api_version.rpartition("/")
-    for file in sorted(crds.glob("*.yaml")) if crds else ():
-        text = file.read_text()
-        if not re.search(rf"^\s+kind: {kind}$", text, re.MULTILINE):
-            continue  # parsing half a megabyte of YAML takes a second
-        for document in yaml.load_all(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-            spec = (document or {}).get("spec", {})
-            if spec.get("group") != group or spec.get("names", {}).get("kind") != kind:
-                continue
-            for each in spec["versions"]:
-                if each["name"] == version:
-                    schema: Schema = each["schema"]["openAPIV3Schema"]
-                    return schema
-    return None
+    spec = _definitions().get(kind, {}).get("spec", {})
+    if spec.get("group") != group:
+        return None
+    found = [v["schema"]["openAPIV3Schema"] for v in spec["versions"] if v["name"] == version]
+    return found[0] if found else None
 
 
 def strict(schema: Schema) -> Schema:

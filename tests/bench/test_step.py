@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from percmae import load_config
-from percmae.bench.flops import counted_flops, mae_flops
+from percmae.bench import step
+from percmae.bench.flops import counted_flops, mae_flops, matmul_rate
 from percmae.bench.step import bench, table
 from percmae.cli import main
 from percmae.errors import ConfigError, UserError
@@ -41,8 +42,27 @@ def test_counted_flops_are_those_of_the_products() -> None:
     assert found == 2 * product  # the image asks for no gradient
 
 
-@pytest.mark.slow
-def test_the_document_has_a_row_for_each_kind_of_step(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_rate_of_a_product_is_of_this_machine() -> None:
+    assert 1e8 < matmul_rate(torch.device("cpu"), torch.float32) < 1e15
+
+
+def test_a_measurement_is_a_process_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--size", "tiny", "--batch", "2", "--rounds", "1", "--json", *SMALL]
+    assert main(["bench", "step", "--variants", "mae", *arguments]) == 0
+    ours, theirs = json.loads(capsys.readouterr().out)["sizes"][0]["rows"]
+    assert (ours["name"], theirs["name"]) == ("mae", "transformers ViTMAE")
+    assert ours["peak_memory_gib"] != theirs["peak_memory_gib"]
+    refused = [*arguments, "model.encoder.heads=5"]
+    assert main(["bench", "step", "--variants", "mae", *refused]) == 2
+
+
+def test_the_document_has_a_row_for_each_kind_of_step(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measured in this process, as the processes of the benchmark would, but shortly."""
+    monkeypatch.setattr(step, "_in_a_process", step._measure)
+    monkeypatch.setattr(step, "ENOUGH", 0.01)
+    monkeypatch.setattr(step, "matmul_rate", lambda device, dtype: 1e11)
     arguments = ["--size", "tiny", "--batch", "4", "--rounds", "1", "--json", *SMALL]
     assert main(["bench", "step", *arguments]) == 0
     document = json.loads(capsys.readouterr().out)

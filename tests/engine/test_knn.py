@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch.multiprocessing import spawn
+from torch.multiprocessing import start_processes
 
 from percmae.config import Config
 from percmae.data.shards import Dataset
@@ -157,7 +157,8 @@ def test_two_processes_find_what_one_finds(
 ) -> None:
     # 24 queries are one chunk: the second process has a part of the bank and none of the queries.
     config = tiny()
-    spawn(_process, (config, tiny_dataset.uri, str(tmp_path)), nprocs=2)
+    given = (config, tiny_dataset.uri, str(tmp_path))
+    start_processes(_process, given, nprocs=2, start_method="forkserver")
     both = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert both == [accuracy(config, tiny_dataset, ALONE)] * 2
 

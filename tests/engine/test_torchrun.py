@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,7 +19,8 @@ from percmae.engine import torchrun as module
 from percmae.engine.runs import Run
 from percmae.errors import PeerLost
 
-from .test_processes import PERCMAE, command, figures, losses, run
+from .forked import GENEROUS, free_port, percmae
+from .test_processes import command, figures, losses
 
 PEER_LOST = PeerLost.exit_code
 # 156 steps, most of them after the first checkpoint, so that a signal finds the run at work.
@@ -31,13 +31,6 @@ LONG = (
 HALF = "data.batch_size=8"
 
 Start = Callable[..., list[subprocess.Popen[str]]]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def pod_environment(rank: int, port: int, elastic: bool) -> dict[str, str]:
@@ -118,27 +111,25 @@ def workers(pod: subprocess.Popen[str]) -> list[int]:
 
 def ended(pods: list[subprocess.Popen[str]]) -> tuple[list[int], list[str]]:
     """Exit codes and what was said on stderr."""
-    said = [pod.communicate(timeout=90)[1] for pod in pods]
+    said = [pod.communicate(timeout=GENEROUS)[1] for pod in pods]
     return [pod.returncode for pod in pods], said
 
 
 def at_work(pods: list[subprocess.Popen[str]], to: Path) -> None:
     """Wait until a checkpoint lies there."""
-    until = time.monotonic() + 90
-    while time.monotonic() < until:
-        if (to / "mae" / "checkpoints" / "latest.json").exists():
-            return
+    until = time.monotonic() + GENEROUS
+    while not (to / "mae" / "checkpoints" / "latest.json").exists():
         for pod in pods:
             assert pod.poll() is None, pod.communicate()
+        assert time.monotonic() < until, "no checkpoint"
         time.sleep(0.02)
-    raise AssertionError("no checkpoint within a minute and a half")
 
 
 @pytest.fixture(scope="module")
 def whole(tiny_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that one process makes with the doubled batch, uninterrupted."""
     to = tmp_path_factory.mktemp("whole")
-    done = run(*PERCMAE, *command(tiny_dataset, to, "data.batch_size=16", *LONG))
+    (done,) = percmae(command(tiny_dataset, to, "data.batch_size=16", *LONG), to)
     assert done.returncode == 0, done.stderr
     return to / "mae"
 
@@ -147,10 +138,10 @@ def test_two_pods_do_what_one_process_does_with_the_doubled_batch(
     tiny_dataset: Dataset, tmp_path: Path, start: Start
 ) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    single = run(*PERCMAE, *command(tiny_dataset, one, "data.batch_size=16", "optim.max_steps=2"))
+    (single,) = percmae(command(tiny_dataset, one, "data.batch_size=16", "optim.max_steps=2"), one)
     assert single.returncode == 0, single.stderr
     pods = start(command(tiny_dataset, two, HALF, "optim.max_steps=2"))
-    out = [pod.communicate(timeout=90) for pod in pods]
+    out = [pod.communicate(timeout=GENEROUS) for pod in pods]
     assert [pod.returncode for pod in pods] == [0, 0], out
     assert [said.splitlines() for said, _ in out] == [[str(two / "mae")], []]
     for first, second in zip(figures(one / "mae"), figures(two / "mae"), strict=True):
@@ -241,12 +232,10 @@ def test_input_that_only_one_process_reads_is_final_in_every_pod(
 def test_a_pod_whose_master_never_comes_begins_again(
     tiny_dataset: Dataset, tmp_path: Path, start: Start
 ) -> None:
-    began = time.monotonic()
     pods = start(command(tiny_dataset, tmp_path), ranks=(1,), PET_RDZV_CONF="timeout=2")
     codes, (said,) = ended(pods)
     assert codes == [PEER_LOST], said
     assert "percmae: stopped: the other pods were not found" in said
-    assert time.monotonic() - began < 60
 
 
 def test_a_master_whose_workers_never_come_begins_again(

@@ -12,6 +12,8 @@ SOURCE ?= mnist
 # make compare VARIANTS=mae,ssim; all of them when it is empty.
 VARIANTS ?=
 ARGS ?=
+# Two processes, each with its files and one thread: tests of torch are small.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 # Run again on MinIO where PERCMAE_TEST_MINIO names its program.
 STORE_TESTS := tests/test_storage*.py tests/data/test_ingest.py
 # Tests on a cluster side by side; more than cores, for they wait.
@@ -38,11 +40,11 @@ compare: $(VENV)/.installed-run ## Run several variants and compare them (VARIAN
 	@$(BIN)/percmae compare $(if $(VARIANTS),--variants $(VARIANTS)) $(if $(TAG),--tag $(TAG)) --source $(SOURCE) $(ARGS)
 
 test: $(VENV)/.installed-dev ## Run all tests
-	@$(BIN)/python -m pytest
-	@if [ -n "$$PERCMAE_TEST_MINIO" ]; then $(BIN)/python -m pytest --s3=minio $(STORE_TESTS); fi
+	@$(PYTEST) --durations=10
+	@if [ -n "$$PERCMAE_TEST_MINIO" ]; then $(PYTEST) --s3=minio $(STORE_TESTS); fi
 
-test-fast: $(VENV)/.installed-dev ## Run the tests that take no real training or processes
-	@$(BIN)/python -m pytest -m "not slow"
+test-fast: $(VENV)/.installed-dev ## Run the tests of less than a few seconds, in under a minute
+	@$(PYTEST) -m "not slow"
 
 lint: $(VENV)/.installed-dev ## Check style, types and the direction of imports
 	$(BIN)/ruff check .

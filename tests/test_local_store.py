@@ -22,6 +22,8 @@ from percmae.errors import StoreError, UserError
 from percmae.local_process import Ports, Process
 from percmae.storage import StorePath, StoreSettings
 
+pytestmark = pytest.mark.slow
+
 # Enters a `running` block, says which server it got, and leaves when a line arrives.
 IN_A_BLOCK = """
 import sys

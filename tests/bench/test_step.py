@@ -46,6 +46,7 @@ def test_the_rate_of_a_product_is_of_this_machine() -> None:
     assert 1e8 < matmul_rate(torch.device("cpu"), torch.float32) < 1e15
 
 
+@pytest.mark.slow
 def test_a_measurement_is_a_process_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--size", "tiny", "--batch", "2", "--rounds", "1", "--json", *SMALL]
     assert main(["bench", "step", "--variants", "mae", *arguments]) == 0
@@ -56,6 +57,7 @@ def test_a_measurement_is_a_process_of_its_own(capsys: pytest.CaptureFixture[str
     assert main(["bench", "step", "--variants", "mae", *refused]) == 2
 
 
+@pytest.mark.slow
 def test_the_document_has_a_row_for_each_kind_of_step(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -251,6 +251,7 @@ ingest(*sys.argv[1:], shard_bytes=2**20)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["local", "s3"])
 def test_kill_9_in_mid_ingest_then_resume(
     tmp_path: Path,

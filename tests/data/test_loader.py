@@ -361,6 +361,7 @@ for number, _ in enumerate(loader.batches(epochs=None)):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_no_process_is_left_behind(sample_dataset: Dataset, how: signal.Signals) -> None:
     process = subprocess.Popen(

@@ -106,6 +106,7 @@ def test_safetensors_with_metadata_and_always_the_same_bytes(
     assert same(initial_weights(first.uri), weights)
 
 
+@pytest.mark.slow
 def test_timm_takes_the_encoder_of_a_vit_b(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = load_config(overrides=["model.decoder.depth=1"], tag="b")

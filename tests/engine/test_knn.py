@@ -152,6 +152,7 @@ def _process(rank: int, config: Config, uri: str, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(
     tiny: Make, tiny_dataset: Dataset, tmp_path: Path
 ) -> None:

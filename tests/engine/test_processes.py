@@ -18,6 +18,8 @@ from percmae.engine.runs import Run
 from .conftest import tiny_overrides
 from .forked import GENEROUS, percmae
 
+pytestmark = pytest.mark.slow
+
 PERCMAE = [sys.executable, "-m", "percmae"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 

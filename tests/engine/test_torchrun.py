@@ -22,6 +22,8 @@ from percmae.errors import PeerLost
 from .forked import GENEROUS, free_port, percmae
 from .test_processes import command, figures, losses
 
+pytestmark = pytest.mark.slow
+
 PEER_LOST = PeerLost.exit_code
 # 156 steps, most of them after the first checkpoint, so that a signal finds the run at work.
 LONG = (
@@ -148,7 +150,6 @@ def test_two_pods_do_what_one_process_does_with_the_doubled_batch(
         assert second == pytest.approx(first, rel=1e-5, abs=1e-7)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stopped", [0, 1])
 def test_a_pod_told_to_stop_saves_and_the_job_goes_on_from_there(
     tiny_dataset: Dataset, tmp_path: Path, start: Start, whole: Path, stopped: int
@@ -170,7 +171,6 @@ def test_a_pod_told_to_stop_saves_and_the_job_goes_on_from_there(
     assert losses(tmp_path / "mae") == pytest.approx(losses(whole), rel=1e-4)
 
 
-@pytest.mark.slow
 def test_an_elastic_job_goes_on_with_the_pods_that_are_left(
     tiny_dataset: Dataset, tmp_path: Path, start: Start
 ) -> None:
@@ -186,7 +186,6 @@ def test_an_elastic_job_goes_on_with_the_pods_that_are_left(
     assert (record["status"], record["step"]) == ("complete", 156)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["a worker", "a pod", "the first pod"])
 def test_when_a_process_is_killed_both_pods_end_in_a_way_that_restarts_them(
     tiny_dataset: Dataset, tmp_path: Path, start: Start, lost: str

@@ -73,6 +73,7 @@ def finite_records(run: str) -> list[dict[str, Any]]:
     return trained
 
 
+@pytest.mark.slow
 # In bfloat16 the two without convolutions, which most CPUs only emulate in that precision.
 @pytest.mark.parametrize(
     ("variant", "precision"),
@@ -107,6 +108,7 @@ def test_two_hundred_steps_stay_finite_and_learn(
         assert sheet.size == (4 * 34 - 2, 4 * 34 - 2)  # 8, 16, 32 px and the original
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["perceptual", "ls_gan", "msg_gan", "stylegan2_ada"])
 def test_steps_with_convolutions_in_bfloat16_follow_those_in_float32(
     tiny: Make, tiny_dataset: Dataset, tmp_path: Path, variant: str
@@ -125,6 +127,7 @@ def test_steps_with_convolutions_in_bfloat16_follow_those_in_float32(
     assert half[-1]["loss/l1"] == pytest.approx(whole[-1]["loss/l1"], rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["ls_gan", "stylegan2_ada"])
 def test_a_resumed_run_equals_an_uninterrupted_one(
     tiny: Make,

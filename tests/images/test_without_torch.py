@@ -18,6 +18,8 @@ from percmae.data.ingest import ingest
 from percmae.data.sample import make_sample_archives
 from percmae.engine.runs import Identity, Run
 
+pytestmark = pytest.mark.slow
+
 ROOT = DOCKER.parent
 # Run with the names to hide, then a module and its arguments, or "-" and statements.
 HIDE = """

@@ -20,6 +20,7 @@ from .works import KINDS, OWNER, every_setting, every_work, pretraining, probing
 Object = dict[str, Any]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_in_gives_the_same_bytes_out(kind: str) -> None:
     def text() -> str:
@@ -34,6 +35,7 @@ def test_the_same_in_gives_the_same_bytes_out(kind: str) -> None:
     assert text() == text()
 
 
+@pytest.mark.slow
 def test_the_same_bytes_in_another_process() -> None:
     code = (
         "import json; from percmae.config import load_config\n"
@@ -108,6 +110,7 @@ UNCHANGED: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 def test_the_digest_changes_with_everything_that_matters_and_nothing_else() -> None:
     assert {*CHANGES, *UNCHANGED} == {field.name for field in dataclasses.fields(JobSettings)}
     plain = digest_of(job_settings())

@@ -26,6 +26,7 @@ def trained(objective: Objective, network: str) -> set[str]:
     return set(gradients(objective.networks[network]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_parameter_learns_and_the_loss_falls(variant: str) -> None:
     objective = objective_of(config_of(variant, "stylegan.ada_kimg=1", "loss.style=4"))

@@ -31,6 +31,7 @@ def config(norm_pix: bool) -> Config:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm_pix", [False, True])
 def test_masked_autoencoder_and_its_gradients_agree_with_transformers(norm_pix: bool) -> None:
     torch.manual_seed(3)

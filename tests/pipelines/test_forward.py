@@ -99,6 +99,7 @@ def test_kubectl_that_loses_its_pod(
     assert gone(int((tmp_path / "pid").read_text()))
 
 
+@pytest.mark.slow
 def test_waiting_goes_on_when_kubectl_has_died(
     kfp: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +124,7 @@ def test_waiting_goes_on_when_kubectl_has_died(
     assert all(gone(int(pid)) for pid in pids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_kubectl_ends_with_us(
     kfp: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals

@@ -34,6 +34,7 @@ def alive(pid: int) -> bool:
     return state.stdout.strip()[:1] not in ("", "Z")
 
 
+@pytest.mark.slow
 def test_a_whole_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,6 +116,7 @@ def started(tmp_path: Path) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_stopping(tmp_path: Path, number: signal.Signals) -> None:
     process = started(tmp_path)
@@ -132,6 +134,7 @@ def test_stopping(tmp_path: Path, number: signal.Signals) -> None:
     assert not [pid for pid, _ in marks(tmp_path, "began").values() if alive(pid)]
 
 
+@pytest.mark.slow
 def test_stopping_at_once(tmp_path: Path) -> None:
     process = started(tmp_path)
     pids = [pid for pid, _ in marks(tmp_path, "began").values()]

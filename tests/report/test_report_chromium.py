@@ -12,9 +12,12 @@ from folders import write_experiment, write_run
 from percmae.report import report
 
 pytest.importorskip("websocket", reason="driving Chromium needs the websocket-client package")
-pytestmark = pytest.mark.skipif(
-    find() is None, reason="Chromium is not installed (apt-get install chromium)"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        find() is None, reason="Chromium is not installed (apt-get install chromium)"
+    ),
+]
 
 LONG = ["<script>alert(1)</script>", "tench & co", "a class with quite a long name, really"]
 

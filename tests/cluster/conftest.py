@@ -30,8 +30,8 @@ TOGETHER = {
 }
 # What takes minutes begins first: the rest runs beside it.
 LONGEST = (
-    *("test_training", "test_schedule", "test_lost_worker", "test_manifests"),
-    *("test_doctor", "test_objects", "test_operator"),
+    *("test_training", "test_scheduled_run", "test_lost_worker", "test_manifests"),
+    *("test_doctor", "test_inside", "test_objects", "test_operator"),
 )
 
 

@@ -316,12 +316,11 @@ for run in ("run-a", "run-b"):
 
 
 def test_detached_and_found_again(kube: Kube, launcher_config: Path, tmp_path: Path) -> None:
-    started = submit(
-        launcher_config, tmp_path, "detached", "lines=40 hold=1", options=("--detach",)
-    )
+    toy = "lines=40 hold=1"
+    started = submit(launcher_config, tmp_path, "detached", toy, options=("--detach",))
     assert started.end() == 0
     assert started.said.splitlines()[-1] == started.name
-    again = submit(launcher_config, tmp_path, "detached", "lines=40 hold=1")
+    again = submit(launcher_config, tmp_path, "detached", toy)
     again.wait_for("is under way: following it")
     kube.let_go(f"{started.name}-master-0")
     assert again.end() == 0, again.said

@@ -77,6 +77,11 @@ class Kube:
         """The pods of a job that are there, those being removed included."""
         return list(self.get("pods", selector=f"app.kubernetes.io/instance={job}"))
 
+    def let_go(self, pod: str) -> None:
+        """Have a toy end that was told to hold, once its container runs."""
+        touch = ("exec", pod, "--", "touch", "/tmp/go")
+        wait(lambda: self.kubectl(*touch).returncode == 0, 300, lambda: self("get", "pods"))
+
     def kubeconfig(self, account: str, folder: Path, server: str | None = None) -> Path:
         """A kubeconfig that acts as a service account, perhaps through another address."""
         token = self("create", "token", account, "--duration=2h").strip()

@@ -126,14 +126,15 @@ def test_a_time_to_live_is_for_jobs_that_went_well(kube: Deployed) -> None:
 
 def test_what_is_left_of_a_job_whose_first_pod_is_done(kube: Deployed) -> None:
     """cleanPodPolicy None lets workers run on; ours, Running, removes what runs and no more."""
-    # Every pod prints its lines; the master then ends, a worker goes on. (It takes a worker some
-    # seconds to see the master: were it gone by then, the worker would not begin.)
-    toy = "lines=60 only=master patience=600"
+    toy = "lines=1 only=master hold=1 patience=3000"
     kept, cleaned = (
         applied(kube, toy_job(kube, policy.lower(), toy, "nodes=2", f"clean_pods='{policy}'"))
         for policy in ("None", "Running")
     )
+    both = {"master-0": "Running", "worker-0": "Running"}
     for name in (kept, cleaned):
+        wait(lambda name=name: phases(kube, name) == both, 300, lambda: kube("get", "pods"))
+        kube.let_go(f"{name}-master-0")
         wait(lambda name=name: "Succeeded" in conditions(kube, name), 300)
     wait(
         lambda: phases(kube, cleaned) == {"master-0": "Succeeded"},

@@ -26,6 +26,7 @@ PIPELINE = os.environ.get("PERCMAE_TEST_PIPELINE_IMAGE", f"percmae-pipeline:{__v
 _THREADS = {"OMP_NUM_THREADS": "1"}
 SMALL = ["cpu=100m", "memory=1500Mi", "shm=64Mi", "scratch=256Mi", "grace=20"]
 SMALL += [f"env={json.dumps([{'name': n, 'value': v} for n, v in _THREADS.items()])}"]
+SCHEDULE = [sys.executable, "-m", "pipelines", "schedule", "--cronjob"]
 _SECRET_KEY = "the-secret-of-a-test"
 
 

@@ -1,8 +1,9 @@
 """A stand-in for percmae in pods: prints numbered lines, then ends as the variable TOY says.
 
-lines: how many lines, one every ``pause`` seconds; exit: the code to end with; take: MiB of memory
-to take before that; only: the rest is for pods with this word in their names, others go on for
-``patience`` seconds and end well. SIGTERM ends it with 143, after one line.
+lines: how many lines, one every ``pause`` seconds; hold: then wait until there is a file /tmp/go;
+exit: the code to end with; take: MiB of memory to take before that; only: hold and all after it is
+for pods with this word in their names, others go on for ``patience`` seconds and end well. SIGTERM
+ends it with 143, after one line.
 """
 
 import os
@@ -18,7 +19,8 @@ def stop(number, frame):
 
 def main():
     signal.signal(signal.SIGTERM, stop)
-    given = {"lines": "5", "pause": "0.2", "exit": "0", "take": "0", "only": "", "patience": "0"}
+    given = {"lines": "5", "pause": "0.2", "hold": "0", "exit": "0", "take": "0"}
+    given |= {"only": "", "patience": "0"}
     given.update(word.split("=", 1) for word in os.environ.get("TOY", "").split())
     host = os.environ.get("HOSTNAME", "")
     print(f"toy: pod {host}", flush=True)
@@ -29,6 +31,8 @@ def main():
         time.sleep(float(given["patience"]))
         print("toy: another pod's part", flush=True)
         return 0
+    while int(given["hold"]) and not os.path.exists("/tmp/go"):
+        time.sleep(0.1)
     if int(given["take"]):
         block = bytearray(int(given["take"]) << 20)
         block[::4096] = b"x" * len(block[::4096])

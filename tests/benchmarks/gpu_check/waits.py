@@ -24,7 +24,7 @@ from gpu_check.check import Check, settle
 from gpu_check.settings import LOOPS
 from gpu_check.speed import plain_compiler
 from gpu_check.training import ONLY_STEPS, Batches, loop_over
-from percmae.engine.distributed import mask_noise
+from percmae.engine.distributed import World, mask_noise
 from percmae.losses.ada import DRAWS
 from percmae.losses.objective import Draws
 
@@ -185,9 +185,9 @@ def traced(trace: dict[str, Any]) -> dict[str, Any]:
 def _draws(check: Check, size: int) -> None:
     """Milliseconds of the host for the random numbers of a batch, by what they are for."""
     device, patches = check.device, (size // 16) ** 2
-    draws = Draws(0, 1, range(DRAWN), device)
+    here, draws = World(0, 1, device), Draws(0, 1, range(DRAWN), device)
     kinds = {
-        "masks": lambda: mask_noise(0, 1, range(DRAWN), DRAWN, patches).to(device),
+        "masks": lambda: here.take(mask_noise(0, 1, range(DRAWN), DRAWN, patches)),
         "mixing share": lambda: draws.uniform(0),
         "augmentation": lambda: draws.uniform(1, DRAWS),
         "path length": lambda: draws.normal(3, 3, size, size),

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+import percmae
 from gpu_check.check import Check, settle
 from gpu_check.settings import LOOPS
 from gpu_check.speed import plain_compiler
@@ -31,6 +32,7 @@ from percmae.losses.objective import Draws
 WARM, SPOKEN, PROFILED, TIMED = 5, 5, 10, 20  # steps, one after the other
 WAITING = {"cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy"}
 ON_DEVICE = {"kernel", "gpu_memcpy", "gpu_memset"}
+OURS = str(Path(percmae.__file__).parent)
 DRAWN = 256  # images whose random numbers are timed
 
 
@@ -106,7 +108,7 @@ class Watch:
     def _heard(self, message: Any, *rest: Any, **more: Any) -> None:
         if "synchronizing CUDA" not in str(message):
             return
-        frames = [f for f in traceback.extract_stack() if "/percmae/" in f.filename]
+        frames = [f for f in traceback.extract_stack() if f.filename.startswith(OURS)]
         at = frames[-1] if frames else traceback.extract_stack()[-3]
         self.places[f"{Path(at.filename).name}:{at.lineno} {at.name}"] += 1
 

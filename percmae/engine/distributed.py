@@ -35,22 +35,29 @@ class World:
         """Whether this process writes results and logs (rank 0)."""
         return self.rank == 0
 
+    def take(self, tensor: Tensor) -> Tensor:
+        """A tensor of the host on the device; the host does not wait until it is there."""
+        if self.device.type != "cuda":
+            return tensor
+        # Only from page-locked memory the device fetches it by itself.
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
     def barrier(self) -> None:
         """Wait for all processes."""
         if self.size > 1:
             dist.barrier()
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process."""
-        return self.max(float(flag)) > 0
-
-    def max(self, value: float) -> float:
-        """Largest value over the processes (through CPU: it never waits for the GPU)."""
+        """Whether the flag is set in any process (through CPU: it never waits for the GPU)."""
         if self.size == 1:
-            return value
-        tensor = torch.tensor(value, dtype=torch.float64)
-        dist.all_reduce(tensor, dist.ReduceOp.MAX)
-        return tensor.item()
+            return flag
+        return bool(self.largest(torch.tensor(float(flag))) > 0)
+
+    def largest(self, tensor: Tensor) -> Tensor:
+        """Largest value of a tensor over the processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum of a tensor over the processes, in place."""

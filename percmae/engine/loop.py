@@ -23,7 +23,8 @@ from percmae.config import Config
 from percmae.data.stream import Batch, Loader
 from percmae.engine.checkpoint import Checkpoints, State, archive
 from percmae.engine.distributed import World, seed_step
-from percmae.engine.optim import Schedule, effective_lr
+from percmae.engine.finite import NotFinite, Watch
+from percmae.engine.optim import Schedule, effective_lr, step_unless
 from percmae.engine.plan import Plan
 from percmae.engine.runs import Run
 from percmae.engine.signals import Signals
@@ -71,30 +72,38 @@ class Learner(ABC):
 class _Window:
     """Sums of the terms since the last log, kept on the device: reading them would wait for it.
 
-    A term that is not computed at every step is averaged over those where it was.
+    A term that is not computed at every step is averaged over those where it was. Terms that come
+    together are summed together: (values, number of steps) by their names.
     """
 
-    sums: Terms = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
+    sums: dict[tuple[str, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
     steps: int = 0
     started: float = field(default_factory=time.perf_counter)
 
-    def add(self, terms: Terms) -> None:
-        """Count one step."""
+    def add(self, names: tuple[str, ...], values: Tensor, skip: Tensor) -> None:
+        """Count one step's values (len(names),), unless skip is 1."""
         self.steps += 1
-        for name, value in terms.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-            self.counts[name] = self.counts.get(name, 0) + 1
+        values, count = values.masked_fill(skip > 0, 0.0), 1.0 - skip
+        if names in self.sums:
+            values, count = values + self.sums[names][0], count + self.sums[names][1]
+        self.sums[names] = values, count
 
     def means(self, world: World) -> dict[str, float]:
-        names = sorted(self.sums)
-        if not names:
+        """The mean of each term; waits for the device."""
+        sums: dict[str, Tensor] = {}
+        counts: dict[str, Tensor] = {}
+        for names, (values, count) in self.sums.items():
+            for name, value in zip(names, values.unbind(), strict=True):
+                sums[name] = sums.get(name, 0.0) + value
+                counts[name] = counts.get(name, 0.0) + count
+        if not sums:
             return {}
-        stacked = torch.stack(
-            [self.sums[name].float().to(world.device) / self.counts[name] for name in names]
-        )
-        values = (world.sum(stacked) / world.size).tolist()
-        return dict(zip(names, values, strict=True))
+        ordered = sorted(sums)
+        means = torch.stack([sums[name] / counts[name] for name in ordered])
+        values = world.sum(means) / world.size
+        # Without a single step that counted there is nothing to say.
+        told = zip(ordered, values.tolist(), [counts[n] for n in ordered], strict=True)
+        return {name: value for name, value, count in told if count > 0}
 
 
 class Loop:
@@ -108,6 +117,7 @@ class Loop:
         peak = effective_lr(config.optim, plan.batch)
         self.schedule = Schedule(config.optim, peak, plan.epoch, plan.total)
         self.checkpoints = Checkpoints(run.path / "checkpoints", config.checkpoint)
+        self.watch = Watch(world, stop=config.trainer.exit_on_nan_losses)
         self.step = 0
         self.seconds = 0.0
         self.metrics: dict[str, float] = {}
@@ -156,17 +166,21 @@ class Loop:
             self.step += 1
             self.seconds = earlier + time.time() - began
             last = self.step == self.plan.total
-            if self.step % self.plan.log == 0 or last:
-                self._log(window, tracker, bar)
-                window = _Window()
-            elif bar is not None:
-                bar.update(1)
-            val_loss = self._validate(tracker) if self._due(self.plan.val, last) else None
             minutes = self.config.checkpoint.every_minutes
             overdue = minutes is not None and self.world.any(
                 time.monotonic() - saved_at > 60 * minutes
             )
-            if self._due(self.plan.save, last) or stop or overdue:
+            log, val = (self._due(every, last) for every in (self.plan.log, self.plan.val))
+            save = self._due(self.plan.save, last) or stop or overdue
+            if log or val or save:
+                self._look()
+            if log:
+                self._log(window, tracker, bar)
+                window = _Window()
+            elif bar is not None:
+                bar.update(1)
+            val_loss = self._validate(tracker) if val else None
+            if save:
                 self._save(tracker, val_loss)
                 saved_at = time.monotonic()
             if stop and not last:
@@ -200,23 +214,20 @@ class Loop:
 
         The weights are changed only by losses and gradients that are finite in every process.
         """
-        terms = self._backward(micros)
-        norms = {name: self._clip(name) for name in self.learner.optimizers}
-        bad = _not_finite(terms, norms)
-        # One message a step between the processes tells both.
-        worst = int(self.world.max(2 * bool(bad) + (signals.received is not None)))
-        if worst >= 2:
-            if self.config.trainer.exit_on_nan_losses:
-                self._give_up(bad, micros)
-            note(f"step {self.step + 1}: not finite: {_listed(bad)}; step skipped")
-        else:
-            for name, optimizer in self.learner.optimizers.items():
-                self.schedule.apply(optimizer, self.step)
-                optimizer.step()
-                terms[f"grad_norm/{name}"] = norms[name]
-            window.add(terms)
+        terms, ids = self._backward(micros)
+        norms = {f"grad_norm/{name}": self._clip(name) for name in self.learner.optimizers}
+        losses = {name: value for name, value in terms.items() if name.startswith("loss")}
+        checked = {**losses, **norms}
+        everything = {**checked, **{k: v for k, v in terms.items() if k not in losses}}
+        names = tuple(everything)
+        values = torch.stack([value.detach().float() for value in everything.values()])
+        skip = self.watch.skips(self.step + 1, names[: len(checked)], values[: len(checked)], ids)
+        for optimizer in self.learner.optimizers.values():
+            self.schedule.apply(optimizer, self.step)
+            step_unless(optimizer, skip)
+        window.add(names, values, skip)
         self._zero()
-        return worst % 2 == 1
+        return self.world.any(signals.received is not None)
 
     def _clip(self, network: str) -> Tensor:
         """The norm of a network's gradients, clipped where the config says so."""
@@ -226,10 +237,11 @@ class Loop:
             nn.utils.clip_grads_with_norm_(parameters, self.config.optim.clip_grad, norm)
         return norm
 
-    def _backward(self, micros: list[Batch]) -> Terms:
-        """Gradients of one step; the mean of each term over its micro-batches."""
+    def _backward(self, micros: list[Batch]) -> tuple[Terms, Tensor]:
+        """Gradients of one step; the mean of each term over its micro-batches, and all samples."""
         weight = 1.0 / len(micros)
         totals: Terms = {}
+        ids: list[Tensor] = []
         epoch = self.step // self.plan.epoch
         for place, batch in enumerate(micros):
             last = place == len(micros) - 1
@@ -240,30 +252,43 @@ class Loop:
                     for call in self.learner.calls.values():
                         if isinstance(call, nn.parallel.DistributedDataParallel):
                             stack.enter_context(call.no_sync())
-                terms = self.learner.backward(_to(batch, self.world.device), micro)
+                batch = Batch(*map(self.world.take, batch))
+                ids.append(batch.ids)
+                terms = self.learner.backward(batch, micro)
             for name, value in terms.items():
                 totals[name] = totals.get(name, 0.0) + value.float() * weight
-        return totals
+        return totals, torch.cat(ids)
 
     def _zero(self) -> None:
         for optimizer in self.learner.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
 
-    def _give_up(self, bad: list[str], micros: list[Batch]) -> NoReturn:
+    def _look(self) -> None:
+        """See whether a step was not finite: say that it was skipped, or give up."""
+        found = self.watch.found()
+        if found is None:
+            return
+        if self.config.trainer.exit_on_nan_losses:
+            self._give_up(found)
+        more = f" (and {found.steps - 1} more up to step {self.step})" if found.steps > 1 else ""
+        note(f"step {found.step}: not finite: {_listed(found.names)}; step skipped{more}")
+
+    def _give_up(self, found: NotFinite) -> NoReturn:
         """Save what is needed to look into it, and raise PercmaeError."""
-        found = self.world.gather((bad, torch.cat([batch.ids for batch in micros]).tolist()))
-        names = list(dict.fromkeys(name for terms, _ in found for name in terms))
-        where = self.checkpoints.folder / f"diagnostic-step-{self.step + 1:08d}.pt"
+        gathered = self.world.gather((found.names, found.ids))
+        names = list(dict.fromkeys(name for terms, _ in gathered for name in terms))
+        where = self.checkpoints.folder / f"diagnostic-step-{found.step:08d}.pt"
         if self.world.main:
             diagnosis = {
-                "step": self.step + 1,
+                "step": found.step,
                 "not_finite": names,
-                "samples": [ids for terms, ids in found if terms],
+                "samples": [ids for terms, ids in gathered if terms],
             }
-            where.write_bytes(archive({**self._state(), "diagnosis": diagnosis}))
+            state = {**self._state(), "step": found.step - 1, "diagnosis": diagnosis}
+            where.write_bytes(archive(state))
         self.world.barrier()
         raise PercmaeError(
-            f"run {self.run_folder.uri}: not finite at step {self.step + 1}: {_listed(names)}; "
+            f"run {self.run_folder.uri}: not finite at step {found.step}: {_listed(names)}; "
             f"weights as they were before it, and the samples: {where}. Lower optim.lr, set "
             "optim.clip_grad, or skip such steps with trainer.exit_on_nan_losses=false"
         )
@@ -334,25 +359,5 @@ class Loop:
             note(f"{self.run_folder.uri}: going on from step {self.step} of {self.plan.total}")
 
 
-def _not_finite(terms: Terms, norms: Terms) -> list[str]:
-    """Names of the losses, or else of the networks' gradients, that are not finite."""
-    losses = {name: value for name, value in terms.items() if name.startswith("loss")}
-    checked = {**losses, **{f"gradient of {name}": norm for name, norm in norms.items()}}
-    device = next(iter(norms.values())).device
-    values = torch.stack([value.detach().float().to(device) for value in checked.values()])
-    fine = torch.isfinite(values)
-    if bool(fine.all()):
-        return []
-    bad = [name for name, ok in zip(checked, fine.tolist(), strict=True) if not ok]
-    # The total and the gradients follow from a term: name the cause alone where there is one.
-    return [name for name in bad if name.startswith("loss/")] or bad
-
-
 def _listed(names: list[str]) -> str:
     return ", ".join(names) if names else "a loss of another process"
-
-
-def _to(batch: Batch, device: torch.device) -> Batch:
-    if device.type == "cpu":
-        return batch
-    return Batch(*(tensor.to(device, non_blocking=True) for tensor in batch))

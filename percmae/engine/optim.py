@@ -69,6 +69,35 @@ def build_optimizer(optim: Optim, groups: Iterable[Group]) -> torch.optim.Optimi
     return kind(groups, lr=optim.lr, betas=(beta1, beta2), eps=optim.eps, fused=True)
 
 
+def step_unless(optimizer: torch.optim.Optimizer, skip: Tensor) -> None:
+    """Step the optimiser where skip, a float32 scalar on the device, is 0; change nothing where 1.
+
+    The host does not learn which.
+    """
+    if optimizer.defaults.get("fused"):
+        # The fused kernels look for this as a gradient scaler leaves it.
+        optimizer.found_inf = skip  # type: ignore[attr-defined]
+        optimizer.step()
+        return
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    before = [(p.detach().clone(), _tensors(optimizer.state[p], clone=True)) for p in parameters]
+    optimizer.step()
+    skipped = skip > 0
+    with torch.no_grad():
+        for parameter, (old, state) in zip(parameters, before, strict=True):
+            parameter.copy_(torch.where(skipped, old, parameter))
+            for name, new in _tensors(optimizer.state[parameter]).items():
+                # What the first step begins, it begins as the gradient: as from zero.
+                kept = state[name] if name in state else torch.zeros_like(new)
+                new.copy_(torch.where(skipped, kept, new))
+
+
+def _tensors(state: dict[str, Any], clone: bool = False) -> dict[str, Tensor]:
+    """The tensors in a parameter's optimiser state, by name."""
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    return {name: value.clone() for name, value in tensors.items()} if clone else tensors
+
+
 class Schedule:
     """Learning rate as a function of the step alone, so that a resumed run follows the same course.
 

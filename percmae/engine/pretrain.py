@@ -69,7 +69,7 @@ class PretrainLearner(Learner):
         mine = range(self.world.rank * n, (self.world.rank + 1) * n)
         noise = mask_noise(self.config.seed, micro.index, mine, n * self.world.size, patches)
         draws = Draws(self.config.seed, micro.index, mine, self.world.device)
-        return self.objective.backward(batch.images, noise.to(self.world.device), micro, draws)
+        return self.objective.backward(batch.images, self.world.take(noise), micro, draws)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

@@ -92,7 +92,8 @@ def colour_maps(uniform: Tensor, p: float) -> Tensor:
     hue = _maybe(next(u), p, _angle(next(u)), 0.0)[:, None, None]
     saturation = torch.exp2(_maybe(next(u), p, _normal(next(u), 1.0), 0.0))[:, None, None]
     # Rotation about the grey axis (Rodrigues); cross is its vector product matrix.
-    cross = torch.tensor([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]).to(eye) / math.sqrt(3)
+    # From rolled rows of the unit matrix: numbers from the host would have to be waited for.
+    cross = (eye.roll(1, 0) - eye.roll(-1, 0)) / math.sqrt(3)
     turned = hue.cos() * (eye - luma) + hue.sin() * cross + luma
     linear = (luma + saturation * (eye - luma)) @ turned @ (eye - 2 * flip * luma) * contrast
     return torch.cat([linear, linear @ offset], dim=2)
@@ -124,9 +125,14 @@ class AdaptiveAugmentation:
         self.p = 0.0
         self._signs = torch.zeros(2, dtype=torch.float64)  # sum of signs, number of images
 
+    def to(self, device: torch.device) -> None:
+        """Augment and count on that device."""
+        self._mean, self._std = self._mean.to(device), self._std.to(device)
+        self._signs = self._signs.to(device)
+
     def __call__(self, images: Sequence[Tensor], uniform: Tensor) -> list[Tensor]:
         """Augment images (each (N, 3, H, W), normalised); uniform (N, DRAWS) decides how."""
-        mean, std = self._mean.to(images[0].device), self._std.to(images[0].device)
+        mean, std = self._mean, self._std
         centred = [(x.float() * std + mean) * 2 - 1 for x in images]
         plane, colour = uniform.split([PLANE_DRAWS, COLOUR_DRAWS], dim=1)
         moved = augment(centred, plane_maps(plane, self.p), colour_maps(colour, self.p))
@@ -138,7 +144,7 @@ class AdaptiveAugmentation:
         counted = torch.stack([signs, torch.full_like(signs, len(real_logits))])
         if dist.is_initialized():
             dist.all_reduce(counted)
-        self._signs = self._signs.to(counted.device) + counted
+        self._signs = self._signs + counted
 
     def adjust(self) -> None:
         """Move p by what was counted, and count anew."""
@@ -156,4 +162,5 @@ class AdaptiveAugmentation:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take them back."""
-        self.p, self._signs = float(state["p"]), state["signs"].clone()
+        self.p = float(state["p"])
+        self._signs = state["signs"].to(self._signs.device, copy=True)

@@ -236,6 +236,11 @@ class StyleGAN2ADA(Adversarial):
         if config.stylegan.latent:
             self.calls["generator"] = Call(self.generator, "generate_and_encode")
 
+    def to(self, device: torch.device) -> None:
+        super().to(device)
+        self.ada.to(device)
+        self.path_mean = self.path_mean.to(device)
+
     def _path_step(self, micro: Micro) -> bool:
         settings = self.config.stylegan
         return bool(settings.path_length) and micro.step % settings.path_interval == 0
@@ -290,7 +295,7 @@ class StyleGAN2ADA(Adversarial):
         if dist.is_initialized():
             dist.all_reduce(mean)
             mean = mean / dist.get_world_size()
-        self.path_mean = self.path_mean.to(mean.device).lerp(mean, self.config.stylegan.path_decay)
+        self.path_mean = self.path_mean.lerp(mean, self.config.stylegan.path_decay)
 
     def _penalties(
         self, inputs: list[list[Tensor]], judged: list[Judged], micro: Micro
@@ -305,7 +310,7 @@ class StyleGAN2ADA(Adversarial):
         self.ada.observe(real_judged.logits)
         if micro.last and (micro.step + 1) % self.config.stylegan.ada_interval == 0:
             self.ada.adjust()
-        logged["ada_p"] = torch.tensor(self.ada.p)
+        logged["ada_p"] = torch.full_like(self.path_mean, self.ada.p)
         logged["path_mean"] = self.path_mean
 
     def state_dict(self) -> dict[str, Any]:
@@ -315,4 +320,4 @@ class StyleGAN2ADA(Adversarial):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.ada.load_state_dict(state["ada"])
-        self.path_mean = state["path_mean"].clone()
+        self.path_mean = state["path_mean"].to(self.path_mean.device, copy=True)

@@ -14,45 +14,16 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from percmae.config import Config
+from percmae.losses.draws import Draws
 from percmae.models import build_model
 from percmae.models.mae import Generated, MaskedAutoencoder
 
 Terms = dict[str, Tensor]
 Weighted = dict[str, tuple[float, Tensor]]
-
-
-@dataclass(frozen=True)
-class Draws:
-    """Random numbers of a micro-batch, a function of (seed, micro-batch, row of the whole batch).
-
-    They do not depend on how many processes share the batch. rows: this process's rows.
-    """
-
-    seed: int
-    index: int
-    rows: range
-    device: torch.device
-
-    def uniform(self, purpose: int, *shape: int) -> Tensor:
-        """(rows, *shape) in [0, 1); another purpose gives other numbers."""
-        return self._stack(lambda generator: torch.rand(shape, generator=generator), purpose)
-
-    def normal(self, purpose: int, *shape: int) -> Tensor:
-        """(rows, *shape) from the standard normal distribution."""
-        return self._stack(lambda generator: torch.randn(shape, generator=generator), purpose)
-
-    def _stack(self, draw: Callable[[torch.Generator], Tensor], purpose: int) -> Tensor:
-        made = []
-        for row in self.rows:
-            words = [self.seed, self.index, row, purpose]
-            state = np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
-            made.append(draw(torch.Generator().manual_seed(int(state) & (2**63 - 1))))
-        return torch.stack(made).to(self.device)
 
 
 @dataclass(frozen=True)
@@ -176,13 +147,17 @@ class WholeImage(Objective):
         self._mean = torch.tensor(augment.mean)[:, None, None]
         self._std = torch.tensor(augment.std)[:, None, None]
 
+    def to(self, device: torch.device) -> None:
+        super().to(device)
+        self._mean, self._std = self._mean.to(device), self._std.to(device)
+
     @abstractmethod
     def weighted(self, made: Sequence[Tensor], images: Tensor) -> Weighted:
         """The terms: made, from the full size down, and images, (N, 3, H, W) normalised."""
 
     def to_unit(self, images: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) back in [0, 1] (a reconstruction may lie beyond)."""
-        return images.float() * self._std.to(images.device) + self._mean.to(images.device)
+        return images.float() * self._std + self._mean
 
     def backward(self, images: Tensor, noise: Tensor, micro: Micro, draws: Draws) -> Terms:
         with self.autocast():

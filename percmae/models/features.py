@@ -76,12 +76,25 @@ class FeatureNetwork(nn.Module):
         return self
 
 
-def _normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    values = images.new_tensor([mean, std])[:, :, None, None]
-    return (images - values[0]) / values[1]
+class _Normalised(FeatureNetwork):
+    """A feature network for images less their channels' MEAN, divided by their STD."""
+
+    MEAN: ClassVar[tuple[float, ...]]
+    STD: ClassVar[tuple[float, ...]]
+    _mean: Tensor
+    _std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Kept on the device, as numbers from the host would have to be waited for.
+        for name, values in (("_mean", self.MEAN), ("_std", self.STD)):
+            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        return (images - self._mean) / self._std
 
 
-class VGG16Features(FeatureNetwork):
+class VGG16Features(_Normalised):
     """torchvision's ``vgg16`` up to its third pooling."""
 
     smallest = 8
@@ -99,9 +112,6 @@ class VGG16Features(FeatureNetwork):
             else:
                 layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
-
-    def prepare(self, images: Tensor) -> Tensor:
-        return _normalise(images, self.MEAN, self.STD)
 
     def maps(self, x: Tensor) -> list[Tensor]:
         maps = []
@@ -200,7 +210,7 @@ class DalleFeatures(FeatureNetwork):
         return state
 
 
-class EfficientNetLite0Features(FeatureNetwork):
+class EfficientNetLite0Features(_Normalised):
     """EfficientNet-Lite0 up to its fifth stage: timm's network under the names of the package
     ``efficientnet-lite-pytorch``."""
 
@@ -215,9 +225,6 @@ class EfficientNetLite0Features(FeatureNetwork):
         whole = load_timm().create_model("tf_efficientnet_lite0", pretrained=False)
         self.conv_stem, self.bn1 = whole.conv_stem, whole.bn1
         self.blocks = whole.blocks[: self.MAPS[-1] + 1]
-
-    def prepare(self, images: Tensor) -> Tensor:
-        return _normalise(images, self.MEAN, self.STD)
 
     def maps(self, x: Tensor) -> list[Tensor]:
         x = self.bn1(self.conv_stem(x))

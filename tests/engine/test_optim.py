@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from percmae import load_config
-from percmae.engine.optim import Schedule, build_optimizer, effective_lr, parameter_groups
+from percmae.engine.optim import (
+    Schedule,
+    build_optimizer,
+    effective_lr,
+    parameter_groups,
+    step_unless,
+)
 from percmae.models.classifier import Classifier
 
 
@@ -84,3 +90,29 @@ def test_lars_adapts_matrices_and_not_biases() -> None:
     trust = 0.001 * weight.norm() / math.sqrt(6 * 0.3**2)
     torch.testing.assert_close(layer.weight.detach(), weight - 0.5 * trust * 0.3)
     torch.testing.assert_close(layer.bias.detach(), bias - 0.5 * 0.3)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lars"])
+@pytest.mark.parametrize("at", [0, 2], ids=["first", "later"])
+def test_a_skipped_step_changes_nothing(name: str, at: int) -> None:
+    """With a step of infinite gradients among others, which is skipped: as if it had not been."""
+    settings = [f"optim.name={name}", "optim.weight_decay=0.1", "optim.momentum=0.9"]
+    optim = load_config(overrides=settings).optim
+    trained = []
+    for skipping in (False, True):
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(7, 5)
+        optimizer = build_optimizer(optim, parameter_groups(layer, optim))
+        for step in range(4):
+            for skip in (1.0, 0.0) if skipping and step == at else (0.0,):
+                for number, parameter in enumerate(layer.parameters()):
+                    gradient = torch.full_like(parameter, 0.1 * (step + number + 1))
+                    parameter.grad = gradient / 0 if skip else gradient
+                step_unless(optimizer, torch.tensor(skip))
+        trained.append((list(layer.parameters()), optimizer.state_dict()["state"]))
+    (weights, state), (others, other_state) = trained
+    assert all(map(torch.equal, weights, others))
+    assert state.keys() == other_state.keys() == {0, 1}
+    for key, tensors in state.items():
+        assert tensors.keys() == other_state[key].keys() != set()
+        assert all(torch.equal(t, other_state[key][k]) for k, t in tensors.items())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +17,11 @@ from percmae.config import Config
 from percmae.data.shards import Dataset
 from percmae.engine import loop
 from percmae.engine.checkpoint import read_state
+from percmae.engine.distributed import World
 from percmae.engine.pretrain import pretrain
 from percmae.engine.runs import Run
-from percmae.engine.weights import network_weights
+from percmae.engine.training import train_loader
+from percmae.engine.weights import network_weights, run_state
 from percmae.errors import ConfigError, DataError, PercmaeError, UserError
 from percmae.losses.objective import Objective
 from percmae.losses.reconstruction import MaskedPatches, MultiscaleSSIM
@@ -224,6 +228,66 @@ def test_what_is_not_finite_stops_the_run_before_it_touches_the_weights(
     assert run.complete
     weights = network_weights(run.uri, "generator").values()
     assert all(bool(torch.isfinite(tensor).all()) for tensor in weights)
+
+
+@pytest.mark.parametrize(
+    ("objective", "variant"), [(Exploding, "ssim"), (ExplodingGradient, "mae")]
+)
+def test_what_is_noticed_later_has_changed_nothing_either(
+    tiny: Make,
+    tiny_dataset: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    objective: type[Objective],
+    variant: str,
+) -> None:
+    """Logged every 6 steps, the fourth is noticed at the sixth; the fifth must not be taken."""
+    three = pretrain(tiny("optim.max_steps=3", variant=variant), tiny_dataset.uri, str(tmp_path))
+    monkeypatch.setattr(
+        "percmae.engine.pretrain.build_objective", lambda config, _: objective(config)
+    )
+    common = ("trainer.log_interval=6", "checkpoint.every_steps=6")
+    config = tiny(*common, "optim.max_steps=12", variant=variant, tag="u")
+    with pytest.raises(PercmaeError, match="not finite at step 4: "):
+        pretrain(config, tiny_dataset.uri, str(tmp_path))
+    folder = StorePath(tmp_path / f"u_{variant}")
+    assert not (folder / "metrics.jsonl").exists()
+    saved = read_state(folder / "checkpoints" / "diagnostic-step-00000004.pt")
+    assert (saved["step"], saved["diagnosis"]["step"]) == (3, 4)
+    before = network_weights(three.uri, "generator")
+    assert all(torch.equal(t, saved["networks"]["generator"][k]) for k, t in before.items())
+    expected = run_state(three.uri)["optimizers"]["generator"]["state"]
+    for key, state in saved["optimizers"]["generator"]["state"].items():
+        assert all(torch.equal(t, expected[key][k]) for k, t in state.items())
+    samples = [b.ids.tolist() for _, _, b in _four_batches(tiny_dataset, config)][3]
+    assert saved["diagnosis"]["samples"] == [samples]
+
+
+def _four_batches(dataset: Dataset, config: Config) -> Any:
+    with contextlib.closing(
+        train_loader(config, dataset, World(0, 1, torch.device("cpu"))).batches(0)
+    ) as batches:
+        return list(itertools.islice(batches, 4))
+
+
+def test_a_skipped_step_is_told_and_left_out_of_the_means(
+    tiny: Make,
+    tiny_dataset: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    common = ("optim.max_steps=5", "trainer.exit_on_nan_losses=false", "checkpoint.every_steps=5")
+    monkeypatch.setattr("percmae.engine.pretrain.build_objective", lambda c, _: Exploding(c))
+    run = pretrain(
+        tiny(*common, "trainer.log_interval=5", variant="ssim"), tiny_dataset.uri, str(tmp_path)
+    )
+    assert "step 4: not finite: loss/l1; step skipped" in capsys.readouterr().err
+    each = pretrain(tiny(*common, variant="ssim", tag="u"), tiny_dataset.uri, str(tmp_path))
+    found = [line["loss"] for line in lines(each.uri, "train") if "loss" in line]
+    assert losses(run.uri) == pytest.approx([sum(found) / 4])
+    told = ["loss" in line for line in lines(each.uri, "train")]
+    assert told == [True, True, True, False, True]
 
 
 def test_bad_input_is_refused_before_anything_is_written(

@@ -20,17 +20,19 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+import percmae
 from gpu_check.check import Check, settle
 from gpu_check.settings import LOOPS
 from gpu_check.speed import plain_compiler
 from gpu_check.training import ONLY_STEPS, Batches, loop_over
-from percmae.engine.distributed import mask_noise
+from percmae.engine.distributed import World, mask_noise
 from percmae.losses.ada import DRAWS
 from percmae.losses.objective import Draws
 
 WARM, SPOKEN, PROFILED, TIMED = 5, 5, 10, 20  # steps, one after the other
 WAITING = {"cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy"}
 ON_DEVICE = {"kernel", "gpu_memcpy", "gpu_memset"}
+OURS = str(Path(percmae.__file__).parent)
 DRAWN = 256  # images whose random numbers are timed
 
 
@@ -106,7 +108,7 @@ class Watch:
     def _heard(self, message: Any, *rest: Any, **more: Any) -> None:
         if "synchronizing CUDA" not in str(message):
             return
-        frames = [f for f in traceback.extract_stack() if "/percmae/" in f.filename]
+        frames = [f for f in traceback.extract_stack() if f.filename.startswith(OURS)]
         at = frames[-1] if frames else traceback.extract_stack()[-3]
         self.places[f"{Path(at.filename).name}:{at.lineno} {at.name}"] += 1
 
@@ -185,9 +187,9 @@ def traced(trace: dict[str, Any]) -> dict[str, Any]:
 def _draws(check: Check, size: int) -> None:
     """Milliseconds of the host for the random numbers of a batch, by what they are for."""
     device, patches = check.device, (size // 16) ** 2
-    draws = Draws(0, 1, range(DRAWN), device)
+    here, draws = World(0, 1, device), Draws(0, 1, range(DRAWN), device)
     kinds = {
-        "masks": lambda: mask_noise(0, 1, range(DRAWN), DRAWN, patches).to(device),
+        "masks": lambda: here.take(mask_noise(0, 1, range(DRAWN), DRAWN, patches)),
         "mixing share": lambda: draws.uniform(0),
         "augmentation": lambda: draws.uniform(1, DRAWS),
         "path length": lambda: draws.normal(3, 3, size, size),

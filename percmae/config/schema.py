@@ -221,6 +221,11 @@ class Trainer:
     """auto: DistributedDataParallel when there is more than one process; ddp: always."""
     compile: Annotated[bool, Field(json_schema_extra=OPERATIONAL)] = False
     """torch.compile the generator or classifier."""
+    compile_mode: Annotated[
+        Literal["default", "reduce-overhead"], Field(json_schema_extra=OPERATIONAL)
+    ] = "default"
+    """torch.compile's mode. reduce-overhead: on a GPU, passes are replayed as CUDA graphs, for
+    hosts that cannot start kernels as quickly as the GPU carries them out."""
     threads: Annotated[PositiveInt | None, Field(json_schema_extra=OPERATIONAL)] = None
     """CPU threads of a process; null keeps torch's choice."""
     val_interval: Annotated[float, Field(gt=0, json_schema_extra=OPERATIONAL)] = 1.0

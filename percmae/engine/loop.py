@@ -160,6 +160,7 @@ class Loop:
         began, earlier, saved_at = time.time(), self.seconds, time.monotonic()
         window = _Window()
         self.learner.train(True)
+        self._zero()
         for micros in steps:
             seed_step(self.config.seed, self.step, self.world.rank)
             stop = self._optimise(micros, window, signals)
@@ -199,7 +200,7 @@ class Loop:
         whole = plan.epoch * plan.accumulate
         micros: list[Batch] = []
         with closing(self.loader.batches(epoch, step * plan.accumulate, epochs=None)) as batches:
-            for _, index, batch in batches:
+            for _, index, batch in self._on_device(batches):
                 if index >= whole:  # what an epoch has beyond its whole steps
                     continue
                 micros.append(batch)
@@ -208,6 +209,28 @@ class Loop:
                     micros = []
                     if self.step >= plan.total:
                         return
+
+    def _on_device(
+        self, batches: Iterator[tuple[int, int, Batch]]
+    ) -> Iterator[tuple[int, int, Batch]]:
+        """The same, on the device; there, each is fetched while the one before is worked on."""
+        if self.world.device.type != "cuda":
+            yield from batches
+            return
+        fetching, working = torch.cuda.Stream(), torch.cuda.current_stream()
+        fetched: tuple[int, int, Batch] | None = None
+        for epoch, index, batch in batches:
+            with torch.cuda.stream(fetching):
+                there = Batch(*map(self.world.take, batch))
+            if fetched is not None:
+                yield fetched
+            # What is begun from here on waits for it; its memory is not given away before.
+            working.wait_stream(fetching)
+            for tensor in there:
+                tensor.record_stream(working)
+            fetched = epoch, index, there
+        if fetched is not None:
+            yield fetched
 
     def _optimise(self, micros: list[Batch], window: _Window, signals: Signals) -> bool:
         """One step; whether a signal asks to stop after it.
@@ -252,7 +275,6 @@ class Loop:
                     for call in self.learner.calls.values():
                         if isinstance(call, nn.parallel.DistributedDataParallel):
                             stack.enter_context(call.no_sync())
-                batch = Batch(*map(self.world.take, batch))
                 ids.append(batch.ids)
                 terms = self.learner.backward(batch, micro)
             for name, value in terms.items():
@@ -260,8 +282,20 @@ class Loop:
         return totals, torch.cat(ids)
 
     def _zero(self) -> None:
+        """Forget the gradients.
+
+        What a CUDA graph gives lies in its own memory, which its next replay writes over: there
+        gradients are kept as tensors of ours that it is added to.
+        """
+        trainer = self.config.trainer
+        keep = trainer.compile and trainer.compile_mode != "default"
         for optimizer in self.learner.optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
+            if keep:
+                for group in optimizer.param_groups:
+                    for parameter in group["params"]:
+                        if parameter.grad is None:
+                            parameter.grad = torch.zeros_like(parameter)
+            optimizer.zero_grad(set_to_none=not keep)
 
     def _look(self) -> None:
         """See whether a step was not finite: say that it was skipped, or give up."""

@@ -102,7 +102,9 @@ def train_loader(config: Config, dataset: Dataset, world: World) -> Loader:
 def training_call(network: nn.Module, config: Config, world: World, compiled: bool) -> nn.Module:
     """The network as training calls it: under data parallelism, compiled where asked for."""
     # Compiled inside, so that DistributedDataParallel (and its no_sync) stays on the outside.
-    inner = torch.compile(network) if compiled and config.trainer.compile else network
+    inner: Any = network
+    if compiled and config.trainer.compile:
+        inner = torch.compile(network, mode=config.trainer.compile_mode)
     return world.wrap(cast("nn.Module", inner), config.trainer.strategy == "ddp")
 
 

@@ -186,7 +186,10 @@ def test_val_images_and_ground_truth_must_belong_together(tmp_path: Path) -> Non
         (b"not a tar", "is not a devkit archive"),
         (gzip.compress(b"not a tar", mtime=0), "is not a devkit archive"),
         (ab.devkit_bytes()[:300], "is not a devkit archive"),
-        (gzip.compress(ab.tar_bytes(ab.val_files()), mtime=0), "is not an ILSVRC2012 devkit: it lacks data"),
+        (
+            gzip.compress(ab.tar_bytes(ab.val_files()), mtime=0),
+            "is not an ILSVRC2012 devkit: it lacks data",
+        ),
         (ab.devkit_bytes(meta=b"MATLAB 5.0 nonsense"), "is not the ILSVRC2012 synset table"),
         (ab.devkit_bytes(truth=(1, 2, 4, 1, 2, 3)), "line 3: label '4' has no synset"),
         (ab.devkit_bytes(truth=(1, 2, 99)), "line 3: label '99' has no synset"),

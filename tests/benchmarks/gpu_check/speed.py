@@ -18,7 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpu_check.check import Check
-from gpu_check.settings import GOAL_TFLOPS, GOALS, METHOD_GFLOP, Contender, contenders
+from gpu_check.settings import (
+    GOAL_TFLOPS,
+    GOALS,
+    METHOD_GFLOP,
+    Contender,
+    compiling,
+    contenders,
+)
 from percmae.bench.contenders import Contender as Ours
 from percmae.bench.contenders import Step, build, training_objective
 from percmae.bench.flops import counted_flops, mae_flops, matmul_rate, timed
@@ -100,7 +107,7 @@ def _differentiable(made: Any) -> Iterator[Tensor]:
 
 def _config(check: Check, contender: Contender, compiled: bool) -> Config:
     variant = contender.variant if not contender.variant.startswith("vit") else "mae"
-    settings = ("trainer.precision=bf16", f"trainer.compile={str(compiled).lower()}")
+    settings = ("trainer.precision=bf16", *compiling(compiled, check.tiny))
     return check.config(variant, contender.size, *settings)
 
 

@@ -22,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 import percmae
 from gpu_check.check import Check, settle
-from gpu_check.settings import LOOPS
+from gpu_check.settings import LOOPS, compiling
 from gpu_check.speed import plain_compiler
 from gpu_check.training import ONLY_STEPS, Batches, loop_over
 from percmae.engine.distributed import World, mask_noise
@@ -44,7 +44,7 @@ def run(check: Check) -> None:
         "base",
         *ONLY_STEPS,
         "trainer.precision=bf16",
-        f"trainer.compile={str(settings.compiled).lower()}",
+        *compiling(settings.compiled, check.tiny),
         f"data.batch_size={check.batch(settings.batch)}",
     )
     watch = Watch(device, check.scratch / f"trace-{settings.variant}-{settings.compiled}.json")

@@ -17,7 +17,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-lo
 # Run again on MinIO where PERCMAE_TEST_MINIO names its program.
 STORE_TESTS := tests/test_storage*.py tests/data/test_ingest.py
 # Tests on a cluster side by side; more than cores, for they wait.
-CLUSTER_WORKERS ?= 4
+CLUSTER_WORKERS ?= 6
 # docker/build.sh says what these are for.
 export PLATFORM REGISTRY VERSION BUILDER BUILD_ARGS
 

@@ -134,10 +134,9 @@ class Loop:
             tracker = None
             if self.world.main:
                 tracker = stack.enter_context(Tracker(self.run_folder.path, self.step))
-                bar = stack.enter_context(
-                    Progress(self.run_folder.record["name"], self.plan.total, unit="step")
-                )
-                bar.update(self.step)
+                name, total = self.run_folder.record["name"], self.plan.total
+                # The rate is that of this process's own steps.
+                bar = stack.enter_context(Progress(name, total, "step", initial=self.step))
             else:
                 bar = None
             # Closed however training ends, so that no loader process outlives it.

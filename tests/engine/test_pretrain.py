@@ -25,6 +25,7 @@ from percmae.engine.weights import network_weights, run_state
 from percmae.errors import ConfigError, DataError, PercmaeError, UserError
 from percmae.losses.objective import Objective
 from percmae.losses.reconstruction import MaskedPatches, MultiscaleSSIM
+from percmae.progress import Progress
 from percmae.storage import StorePath
 
 Make = Callable[..., Config]
@@ -102,7 +103,16 @@ def test_resumed_run_equals_an_uninterrupted_one(
     assert (stopped.complete, stopped.record["step"]) == (False, 4)
     with pytest.raises(UserError, match="--resume auto"):
         pretrain(config, tiny_dataset.uri, str(tmp_path / "cut"), resume="never")
+    shown: list[Progress] = []
+
+    def watched(*args: Any, **options: Any) -> Progress:
+        shown.append(Progress(*args, **options))
+        return shown[-1]
+
+    monkeypatch.setattr(loop, "Progress", watched)
     resumed = pretrain(config, tiny_dataset.uri, str(tmp_path / "cut"))
+    (bar,) = shown
+    assert (bar._initial, bar.done) == (4, bar.total), "steps of before count for no rate"
     assert losses(resumed.uri) == losses(whole.uri)
     assert lines(resumed.uri, "val") == lines(whole.uri, "val")
     assert same_weights(resumed.uri, whole.uri)

@@ -18,8 +18,8 @@ from percmae.models.mae import CHANNELS
 def mae_flops(config: Config) -> float:
     """FLOPs of a masked autoencoder's training step for one image: 3 × forward, 2 a MAC.
 
-    As METHOD section 1 counts (58.7 GFLOP for ViT-B at 224 px): every patch embedded, every patch
-    predicted, attention included, nothing for norms and activations.
+    As docs/method.md, "Masked autoencoder" counts (58.7 GFLOP for ViT-B at 224 px): every patch
+    embedded, every patch predicted, attention included, nothing for norms and activations.
     """
     model, encoder, decoder = config.model, config.model.encoder, config.model.decoder
     patches = (config.data.image_size // model.patch_size) ** 2

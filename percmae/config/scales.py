@@ -1,4 +1,5 @@
-"""The one rule that fits the multi-scale networks to any image size (METHOD section 3).
+"""The one rule that fits the multi-scale networks to any image size (docs/method.md,
+"Other image sizes").
 
 Scales are the full image and its exact halvings down to at least 4 pixels, at most
 ``discriminator.depth`` of them and at most one a decoder block: six at 224 pixels with the default

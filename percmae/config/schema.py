@@ -75,7 +75,7 @@ class Data:
 
 @dataclass(config=SETTINGS)
 class Encoder:
-    """The Vision Transformer that is kept after pretraining (METHOD: ViT-B by default)."""
+    """The Vision Transformer that is kept after pretraining (ViT-B by default)."""
 
     width: PositiveInt = 768
     """Embedding dimension; a multiple of heads and of 4."""
@@ -123,7 +123,8 @@ class Model:
 
 @dataclass(config=SETTINGS)
 class Loss:
-    """Weights of the loss terms (METHOD section 2); a variant uses those it defines."""
+    """Weights of the loss terms (docs/method.md, "Whole-image losses"); a variant uses those
+    it defines."""
 
     l1: NonNegativeFloat = 1.0
     """Whole-image L1 reconstruction."""
@@ -141,7 +142,7 @@ class Loss:
 
 @dataclass(config=SETTINGS)
 class Optim:
-    """Optimiser and learning-rate schedule (METHOD section 6)."""
+    """Optimiser and learning-rate schedule (docs/method.md, "Recipes")."""
 
     name: Literal["adam", "adamw", "sgd", "lars"] = "adamw"
     """Optimiser (lars: layer-wise adaptive rates, for probes with very large batches)."""
@@ -278,7 +279,7 @@ class Config:
     stage: Stage = "pretrain"
     """Which training this is."""
     variant: Variant = "mae"
-    """Objective of the pretraining (METHOD section 3)."""
+    """Objective of the pretraining (docs/method.md, "Networks of the variants")."""
     recipe: str = "mae"
     """Name of the recipe the defaults came from (informative)."""
     tag: str | None = Field(

@@ -1,4 +1,4 @@
-"""Configuration of the perceptual and adversarial variants (METHOD sections 2 to 4)."""
+"""Configuration of the perceptual and adversarial variants (docs/method.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fine-tuning and linear probing of a pretrained encoder (METHOD section 6)."""
+"""Fine-tuning and linear probing of a pretrained encoder (docs/method.md, "Recipes")."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimisers, parameter groups and learning-rate schedules (METHOD section 6)."""
+"""Optimisers, parameter groups and learning-rate schedules (docs/method.md, "Recipes")."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A run's folder in the store: its identity, its state, where things lie (ARCHITECTURE "Words").
+"""A run's folder in the store: its identity, its state, where things lie.
+
+See docs/architecture.md, "Words".
 
 ``<to>/<name>/`` holds ``config.yaml``, ``run.json``, ``metrics.jsonl``, ``checkpoints/``,
 ``train_outputs/tensorboard_logs/`` and ``mae_recon_out/``.

@@ -1,4 +1,6 @@
-"""Adversarial losses on logits, and the penalties on gradients (METHOD sections 2 and 4).
+"""Adversarial losses on logits, and the penalties on gradients.
+
+See docs/method.md, "Adversarial losses".
 
 Every loss takes logits (N,) and returns a float32 scalar, averaged over samples.
 """
@@ -104,7 +106,7 @@ def path_lengths(images: Tensor, latent: Tensor, noise: Tensor) -> Tensor:
 
     images (N, 3, H, W) made from latent (N, T, D); noise normal, of the images' shape. The length
     is √(mean over tokens of the sum over dimensions of the squared gradient) of the noise divided
-    by √(H·W) (arXiv 1912.04958, section 3.2; METHOD section 4).
+    by √(H·W) (arXiv 1912.04958, section 3.2; docs/method.md, "StyleGAN2-ADA").
     """
     scaled = noise / (images.shape[2] * images.shape[3]) ** 0.5
     (gradient,) = torch.autograd.grad((images.float() * scaled).sum(), latent, create_graph=True)

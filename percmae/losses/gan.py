@@ -1,4 +1,6 @@
-"""Variants with a discriminator: ls_gan, msg_gan, stylegan2_ada (METHOD sections 2 to 4).
+"""Variants with a discriminator: ls_gan, msg_gan, stylegan2_ada.
+
+See docs/method.md, "Adversarial losses" and "StyleGAN2-ADA".
 
 One micro-batch runs the generator forward once and the discriminator once on real and once on
 generated images. Both networks' losses are taken from these passes, and both learn from the same
@@ -222,7 +224,9 @@ class Adversarial(Objective):
 
 
 class StyleGAN2ADA(Adversarial):
-    """StyleGAN2-ADA's regularisers around the adversarial loss (METHOD section 4).
+    """StyleGAN2-ADA's regularisers around the adversarial loss.
+
+    See docs/method.md, "StyleGAN2-ADA".
 
     Lazy terms are weighted by their interval. The discriminator sees augmented images, and R1 is
     taken with respect to what it sees; features are compared on the images as they are.

@@ -1,4 +1,4 @@
-"""Losses on feature maps: perceptual and style (METHOD section 2; arXiv 1603.08155).
+"""Losses on feature maps: perceptual and style (docs/method.md; arXiv 1603.08155).
 
 Both take two lists of maps (N, C, H, W) and return a float32 scalar.
 """

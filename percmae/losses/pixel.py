@@ -1,4 +1,6 @@
-"""Losses on pixels: L1 and the multi-scale SSIM of variant ``ssim`` (METHOD section 2).
+"""Losses on pixels: L1 and the multi-scale SSIM of variant ``ssim``.
+
+See docs/method.md, "Whole-image losses".
 
 All take two images (N, C, H, W) of the same shape and return a float32 scalar.
 """
@@ -39,7 +41,7 @@ def ssim_loss(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def resized(images: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Images (N, C, H, W) resized bilinearly, corner to corner (METHOD section 2)."""
+    """Images (N, C, H, W) resized bilinearly, corner to corner."""
     return F.interpolate(images, size, mode="bilinear", align_corners=True)
 
 

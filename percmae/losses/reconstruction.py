@@ -1,4 +1,4 @@
-"""Variants without a discriminator: mae, ssim, perceptual (METHOD sections 1 and 2)."""
+"""Variants without a discriminator: mae, ssim, perceptual (docs/method.md)."""
 
 from __future__ import annotations
 

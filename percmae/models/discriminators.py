@@ -1,7 +1,7 @@
 """Discriminators: DCGAN for one scale, MSG for all scales of the multi-scale generator.
 
 Both take the images of every scale, the full size first, and return a logit a sample with the
-feature maps that perceptual and style terms compare (METHOD section 3).
+feature maps that perceptual and style terms compare (docs/method.md).
 """
 
 from __future__ import annotations

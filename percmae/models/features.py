@@ -1,4 +1,4 @@
-"""Frozen feature networks, whose maps the perceptual and style losses compare (METHOD section 2).
+"""Frozen feature networks, whose maps the perceptual and style losses compare (docs/method.md).
 
 Each is built from the state dict its authors published, under their names, and only as deep as its
 last map. Every key is accounted for: a file holds either just the tensors used here (what

@@ -1,4 +1,4 @@
-"""Transformer parts shared by the encoder and the decoder (METHOD section 1).
+"""Transformer parts shared by the encoder and the decoder (docs/method.md).
 
 Parameter names follow the official MAE and timm checkpoints (``attn.qkv``, ``mlp.fc1`` …), so
 that weights move between the three without renaming.

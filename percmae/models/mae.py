@@ -1,4 +1,4 @@
-"""The masked autoencoder (arXiv 2111.06377; METHOD section 1)."""
+"""The masked autoencoder (arXiv 2111.06377; docs/method.md, "Masked autoencoder")."""
 
 from __future__ import annotations
 

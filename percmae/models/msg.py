@@ -1,4 +1,4 @@
-"""MSG-MAE: a masked autoencoder that paints the image at several scales (METHOD section 3).
+"""MSG-MAE: a masked autoencoder that paints the image at several scales (docs/method.md).
 
 Encoder maps are handed on to the decoder as in a U-Net, and the decoder's inner blocks each yield a
 smaller image, so that a multi-scale discriminator (arXiv 1903.06048) sends gradients to each depth.

@@ -85,7 +85,7 @@ def test_msg_at_224_pixels() -> None:
     assert [tuple(x.shape[1:]) for x in judged.maps] == [
         (64, 112, 112), (128, 56, 56), (256, 28, 28), (256, 14, 14), (256, 7, 7),
     ]  # fmt: skip
-    # METHOD section 3: 391 GFLOP an image naively, the generator's part being about 66.
+    # 29.6 GFLOP a pass: what the counts in docs/method.md, "Arithmetic of a step", are made of.
     assert macs / 1e9 == pytest.approx(14.8, abs=0.1)
     with pytest.raises(ValueError, match="5 images; this network judges 6"):
         network(images[1:])

@@ -54,7 +54,7 @@ def test_published_size_makes_images_of_every_scale() -> None:
 
 
 def test_forward_pass_spelled_out() -> None:
-    """Block by block as METHOD section 3 says it."""
+    """Block by block as docs/method.md says it ("Networks of the variants")."""
     model = small().eval()
     images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
     masking = model.masking(noise)

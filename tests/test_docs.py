@@ -1,0 +1,76 @@
+"""What the texts refer to is there: links, headings, files, and the documents that sources name."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SOURCES = ("percmae", "components", "pipelines", "k8s", "docker", "tests")
+KINDS = {".py", ".md", ".yaml", ".toml", ".sh"}
+
+# Where the names of modules are short, as in a walk through one package.
+PLACES = ("", "percmae", "docs", "tests")
+# A path in backticks, if it begins with one of our folders or is a file at the top.
+TOP = {p.name for p in ROOT.iterdir() if not p.name.startswith(".git")}
+NOT_KEPT = ("runs/", ".percmae", "build/", ".venv", ".whl")  # what runs and set-up leave here
+
+
+def prose(text: str) -> str:
+    """A text without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+
+
+def anchors(text: str) -> set[str]:
+    """The names by which the headings of a text can be linked to."""
+    headings = re.findall(r"^#+ (.+)$", prose(text), re.M)
+    plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {heading.replace(" ", "-") for heading in plain}
+
+
+def sources() -> list[Path]:
+    """Every source and text of the project but this one."""
+    found = [p for top in SOURCES for p in (ROOT / top).rglob("*") if p.suffix in KINDS]
+    return [p for p in [*found, *TEXTS] if p.is_file() and p != Path(__file__)]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda p: p.name)
+def test_links_and_files_exist(path: Path) -> None:
+    text = path.read_text()
+    missing = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(text)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        there = (path.parent / file) if file else path
+        if not there.exists() or (anchor and anchor not in anchors(there.read_text())):
+            missing.append(target)
+    for named in re.findall(r"`([\w./*-]+)`", prose(text)):
+        first, slash, _ = named.partition("/")
+        file = (slash and first in TOP) or named.endswith((".py", ".md", ".toml"))
+        if not file or named.startswith(NOT_KEPT):
+            continue
+        if not any(any((ROOT / place).glob(named)) for place in PLACES) and not (
+            not slash and any((ROOT / "percmae").rglob(named))
+        ):
+            missing.append(named)
+    assert not missing
+
+
+def test_sources_name_documents_and_headings_that_exist() -> None:
+    missing = []
+    for path in sources():
+        text = " ".join(path.read_text().replace("\n#", "\n").split())
+        for file, heading in re.findall(r'(docs/[\w-]+\.md)(?:, "([^"]+)")?', text):
+            there = ROOT / file
+            if not there.exists() or (heading and f" {heading}\n" not in there.read_text()):
+                missing.append(f"{path.relative_to(ROOT)}: {file} {heading}")
+    assert not missing
+
+
+def test_no_source_refers_to_numbered_sections_of_a_document_outside() -> None:
+    numbered = re.compile(r"METHOD sections? \d|METHOD:|ARCHITECTURE \"")
+    assert [p for p in sources() if numbered.search(p.read_text())] == []

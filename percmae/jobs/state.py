@@ -151,11 +151,6 @@ def _true_conditions(job: Object) -> list[Object]:
     return [c for c in conditions if c["status"] == "True"]
 
 
-def condition(job: Object, kind: str) -> Object | None:
-    """The job's condition of that type, where it holds."""
-    return next((c for c in _true_conditions(job) if c["type"] == kind), None)
-
-
 def differences(wanted: Any, found: Any, path: str = "") -> Iterator[str]:
     """Where an object in the cluster is not as wanted; what the server has added does not count."""
     if isinstance(wanted, dict) and isinstance(found, dict):

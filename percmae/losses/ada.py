@@ -23,6 +23,7 @@ PLANE_DRAWS, COLOUR_DRAWS = 18, 10
 DRAWS = PLANE_DRAWS + COLOUR_DRAWS  # uniform numbers a sample's transformation is made from
 
 Columns = Iterator[Tensor]
+Strength = float | Tensor  # a probability; as a tensor (), the host need not know it
 
 
 def _normal(draw: Tensor, std: float) -> Tensor:
@@ -33,7 +34,7 @@ def _angle(draw: Tensor) -> Tensor:
     return math.pi * (2 * draw - 1)
 
 
-def _maybe(draw: Tensor, p: float, value: Tensor, neutral: float) -> Tensor:
+def _maybe(draw: Tensor, p: Strength, value: Tensor, neutral: float) -> Tensor:
     """The value where the draw is below p, elsewhere what changes nothing."""
     return torch.where(draw < p, value, torch.full_like(value, neutral))
 
@@ -43,7 +44,7 @@ def _matrix(rows: Sequence[Sequence[Tensor]]) -> Tensor:
     return torch.stack([torch.stack(list(row), dim=-1) for row in rows], dim=-2)
 
 
-def plane_maps(uniform: Tensor, p: float) -> Tensor:
+def plane_maps(uniform: Tensor, p: Strength) -> Tensor:
     """Affine maps (N, 2, 3) from places of the result to places of the original, in [−1, 1].
 
     uniform: (N, PLANE_DRAWS) in [0, 1). Mirror, quarter turn, shift by up to an eighth of the side;
@@ -64,7 +65,7 @@ def plane_maps(uniform: Tensor, p: float) -> Tensor:
         return _matrix([[one, zero, x], [zero, one, y], [zero, zero, one]])
 
     # One of the two rotations happens with probability p, not each of them.
-    p_turn = 1 - math.sqrt(1 - p)
+    p_turn = 1 - (1 - p) ** 0.5
     matrix = scaled(_maybe(next(u), p, 1 - 2 * (2 * next(u)).floor(), 1.0), one)
     matrix = matrix @ turned(_maybe(next(u), p, (4 * next(u)).floor(), 0.0) * (math.pi / 2))
     matrix = matrix @ moved(next(u), next(u) / 2 - 0.25, next(u) / 2 - 0.25)
@@ -78,7 +79,7 @@ def plane_maps(uniform: Tensor, p: float) -> Tensor:
     return matrix[:, :2]
 
 
-def colour_maps(uniform: Tensor, p: float) -> Tensor:
+def colour_maps(uniform: Tensor, p: Strength) -> Tensor:
     """Affine maps of colour (N, 3, 4), for images in [−1, 1].
 
     uniform: (N, COLOUR_DRAWS) in [0, 1). Brightness, contrast, mirrored luma, hue, saturation.
@@ -115,6 +116,7 @@ class AdaptiveAugmentation:
 
     r = mean sign(D(real)) since the last adjustment, over all processes; p rises where r is above
     the target, else it falls, at a rate that takes ``ada_kimg`` thousand images from 0 to 1.
+    All of it stays on the device, so that training does not wait for it.
     mean, std: of the normalisation the images are in.
     """
 
@@ -122,13 +124,13 @@ class AdaptiveAugmentation:
         self.settings = settings
         self._mean = torch.tensor(mean)[:, None, None]
         self._std = torch.tensor(std)[:, None, None]
-        self.p = 0.0
+        self.p = torch.zeros((), dtype=torch.float64)
         self._signs = torch.zeros(2, dtype=torch.float64)  # sum of signs, number of images
 
     def to(self, device: torch.device) -> None:
         """Augment and count on that device."""
         self._mean, self._std = self._mean.to(device), self._std.to(device)
-        self._signs = self._signs.to(device)
+        self.p, self._signs = self.p.to(device), self._signs.to(device)
 
     def __call__(self, images: Sequence[Tensor], uniform: Tensor) -> list[Tensor]:
         """Augment images (each (N, 3, H, W), normalised); uniform (N, DRAWS) decides how."""
@@ -148,19 +150,17 @@ class AdaptiveAugmentation:
 
     def adjust(self) -> None:
         """Move p by what was counted, and count anew."""
-        signs, images = self._signs.tolist()
-        self._signs.zero_()
-        if images:
-            above = signs / images - self.settings.ada_target
-            direction = (above > 0) - (above < 0)
-            self.p += direction * images / (self.settings.ada_kimg * 1000)
-            self.p = min(max(self.p, 0.0), 1.0)
+        signs, images = self._signs.unbind()
+        above = signs / images.clamp(min=1) - self.settings.ada_target
+        move = above.sign() * images / (self.settings.ada_kimg * 1000)
+        self.p = (self.p + move).clamp(0, 1)
+        self._signs = torch.zeros_like(self._signs)
 
     def state_dict(self) -> dict[str, Any]:
         """p and the counts since its last adjustment."""
-        return {"p": self.p, "signs": self._signs.clone()}
+        return {"p": float(self.p), "signs": self._signs.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take them back."""
-        self.p = float(state["p"])
+        self.p = torch.full_like(self.p, state["p"])
         self._signs = state["signs"].to(self._signs.device, copy=True)

@@ -265,19 +265,16 @@ class StyleGAN2ADA(Adversarial):
     def _inputs(
         self, real: list[Tensor], fake: list[Tensor], micro: Micro, draws: Draws
     ) -> list[list[Tensor]]:
-        inputs = [real, fake]
-        if self.ada.p:
-            purposes = (_AUGMENT_REAL, _AUGMENT_FAKE)
-            inputs = [
-                self.ada(images, draws.uniform(purpose, DRAWS))
-                for images, purpose in zip(inputs, purposes, strict=True)
-            ]
+        inputs = [
+            self.ada(images, draws.uniform(purpose, DRAWS))
+            for images, purpose in ((real, _AUGMENT_REAL), (fake, _AUGMENT_FAKE))
+        ]
         if self._r1_step(micro):
             inputs[0] = [image.detach().requires_grad_() for image in inputs[0]]
         return inputs
 
     def _maps_shared(self) -> bool:
-        return super()._maps_shared() and not self.ada.p
+        return False  # what it sees is augmented
 
     def _direct(
         self, generated: Generated, images: Tensor, extra: Any, micro: Micro, draws: Draws
@@ -314,7 +311,7 @@ class StyleGAN2ADA(Adversarial):
         self.ada.observe(real_judged.logits)
         if micro.last and (micro.step + 1) % self.config.stylegan.ada_interval == 0:
             self.ada.adjust()
-        logged["ada_p"] = torch.full_like(self.path_mean, self.ada.p)
+        logged["ada_p"] = self.ada.p.float()
         logged["path_mean"] = self.path_mean
 
     def state_dict(self) -> dict[str, Any]:

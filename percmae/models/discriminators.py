@@ -119,23 +119,7 @@ class DownBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.leaky_relu(self.conv1(x), SLOPE, inplace=True)
         x = F.leaky_relu(self.conv2(x), SLOPE, inplace=True)
-        return halved(x)
-
-
-def halved(x: Tensor) -> Tensor:
-    """Means of 2×2 pixels: (N, C, H, W) to (N, C, H // 2, W // 2).
-
-    With channels last, CUDA's pooling takes several times as long as the same as a mean.
-    """
-    if not x.is_cuda:
         return F.avg_pool2d(x, 2)
-    return mean_of_squares(x)
-
-
-def mean_of_squares(x: Tensor) -> Tensor:
-    """What :func:`halved` does on CUDA, on any device."""
-    h, w = x.shape[2] // 2, x.shape[3] // 2
-    return x[:, :, : 2 * h, : 2 * w].unflatten(3, (w, 2)).unflatten(2, (h, 2)).mean((3, 5))
 
 
 def minibatch_deviation(x: Tensor, group: int) -> Tensor:

@@ -80,8 +80,6 @@ def test_no_step_waits_for_the_device(
         "optim.max_steps=30", "optim.clip_grad=1", "optim.accumulate=2", "data.batch_size=4",
         "trainer.log_interval=100", "trainer.val_interval=100", "tracking.images=0",
         "tracking.knn_samples=0", "adversarial.refresh_epochs=2", "stylegan.r1_interval=3",
-        # The augmentation's strength is moved by what the host reads, between two steps of many.
-        "stylegan.ada_interval=1000",
     ]  # fmt: skip
     if variant == "perceptual":
         file = tmp_path / "vgg16.pt"
@@ -91,8 +89,6 @@ def test_no_step_waits_for_the_device(
     watched = []
 
     def optimise(self: loop.Loop, *args: Any) -> bool:
-        if variant == "stylegan2_ada":
-            self.learner.objective.ada.p = 0.5  # type: ignore[attr-defined]
         with monkeypatch.context() as patch, NoWaiting():
             patch.setattr(Tensor, "tolist", refused)
             patch.setattr(Tensor, "numpy", refused)

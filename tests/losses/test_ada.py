@@ -148,7 +148,9 @@ def test_state_goes_on_where_it_was() -> None:
     one.adjust()
     one.observe(torch.ones(3))
     two = AdaptiveAugmentation(settings, (0.5,) * 3, (0.5,) * 3)
-    two.load_state_dict(one.state_dict())
+    state = one.state_dict()
+    assert isinstance(state["p"], float), "as checkpoints have had it all along"
+    two.load_state_dict(state)
     for ada in (one, two):
         ada.adjust()
     assert one.p == two.p == pytest.approx(0.08)

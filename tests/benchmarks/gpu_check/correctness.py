@@ -95,7 +95,7 @@ def _objective(check: Check, device: torch.device, precision: str) -> tuple[Obje
     config = check.config(check.name, "tiny", *NARROW, f"trainer.precision={precision}")
     objective = training_objective(config, device)
     if isinstance(objective, StyleGAN2ADA):
-        objective.ada.p = 0.5
+        objective.ada.p.fill_(0.5)
     return objective, config
 
 

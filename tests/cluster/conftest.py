@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from deployed import Deployed, namespace_for, overlay
 from jobs.schemas.make import load
-from kube import Kube
+from kube import Kube, wait
 
 LAUNCHING = ("namespace", "rights", "config")
 ASKED = "PERCMAE_TEST_CLUSTER"
@@ -91,14 +91,22 @@ def trainer() -> Iterator[None]:
     known = admin("api-resources", "--api-group=trainer.kubeflow.org", "-o", "name").split()
     definitions = [each for each in load().values() if "trainer" in each["spec"]["group"]]
     new = [each for each in definitions if each["metadata"]["name"] not in known]
-    names = [f"crd/{each['metadata']['name']}" for each in new]
-    if new:
-        everything = {"apiVersion": "v1", "kind": "List", "items": new}
-        admin("create", "--validate=strict", "-f", "-", stdin=json.dumps(everything))
-        admin("wait", "--for=condition=Established", "--timeout=120s", *names)
-    yield
-    if new:
-        admin("delete", *names, "--wait=false")
+    names = [each["metadata"]["name"] for each in new]
+
+    def established(name: str) -> bool:
+        # (kubectl wait does not bear an object that has no status yet.)
+        conditions = admin.get("crd", name).get("status", {}).get("conditions") or []
+        return ("Established", "True") in {(c["type"], c["status"]) for c in conditions}
+
+    try:
+        if new:
+            everything = {"apiVersion": "v1", "kind": "List", "items": new}
+            admin("create", "--validate=strict", "-f", "-", stdin=json.dumps(everything))
+            wait(lambda: all(established(name) for name in names))
+        yield
+    finally:
+        if new:
+            admin("delete", "crd", *names, "--wait=false", "--ignore-not-found")
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ GPU_PACKAGES := annotated-types pydantic pydantic_core typing-inspection
 GPU_PLATFORMS := manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64
 
 .DEFAULT_GOAL := help
-.PHONY: help run compare test test-fast lint format golden manifests images test-images test-cluster bench gpu-check gpu-wheels clean
+.PHONY: help run compare test test-fast lint format golden manifests images test-images test-cluster bench gpu-check test-gpu-check gpu-wheels clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -77,6 +77,9 @@ bench: $(VENV)/.installed-dev ## Measure the loader beside WebDataset, and a tra
 
 gpu-check: $(if $(WHEELS),,$(VENV)/.installed-dev) ## Is it right and fast on this GPU? (OUT= ARGS=--tiny; PYTHON= WHEELS=)
 	@$(if $(WHEELS),$(PYTHON),$(BIN)/python) tests/benchmarks/gpu_check --out $(OUT) $(if $(WHEELS),--wheels $(WHEELS)) $(ARGS)
+
+test-gpu-check: $(VENV)/.installed-dev ## Try all of gpu-check at tiny sizes, on any machine
+	@PERCMAE_TEST_GPU_CHECK=1 $(BIN)/python -m pytest tests/bench/test_gpu_check.py
 
 gpu-wheels: $(VENV)/.installed-dev ## Fill .whl/ with what a Python 3.12 that has PyTorch lacks for gpu-check
 	@rm -rf .whl

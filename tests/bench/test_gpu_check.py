@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,10 @@ PARTS = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.skipif(
+    os.environ.get("PERCMAE_TEST_GPU_CHECK") != "1",
+    reason="minutes of work that no other test needs: make test-gpu-check",
+)
 def test_every_part_runs_and_the_table_shows_it(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(CHECK), "--tiny", "--out", str(tmp_path)],
@@ -35,10 +39,11 @@ def test_every_part_runs_and_the_table_shows_it(tmp_path: Path) -> None:
     assert all(row["name"] in text for row in document["rows"] if row["part"] == "speed")
 
 
-@pytest.mark.slow
-def test_what_is_not_reached_is_named_and_counts_as_failed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [[], ["--tiny"]], ids=["full", "tiny"])
+def test_what_is_not_reached_is_named_and_counts_as_failed(tmp_path: Path, size: list[str]) -> None:
+    """In a second nothing is begun."""
     done = subprocess.run(
-        [sys.executable, str(CHECK), "--tiny", "--out", str(tmp_path), "--limit", "1"],
+        [sys.executable, str(CHECK), *size, "--out", str(tmp_path), "--limit", "1"],
         capture_output=True,
         text=True,
     )

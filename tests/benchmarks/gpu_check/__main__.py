@@ -31,7 +31,7 @@ MODULES = {"compile": "speed", "shards": "loading"}
 
 def main() -> int:
     options = _options()
-    if options.task is not None:
+    if options.part is not None:
         return _carry_out(options)
     out = Path(options.out).resolve()
     for folder in ("rows", "logs"):
@@ -66,19 +66,21 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--wheels", help="folder of packages that this Python lacks")
     parser.add_argument("--tiny", action="store_true", help="small sizes, on a CPU too")
     parser.add_argument("--limit", type=float, help="seconds for everything")
-    parser.add_argument("--task", nargs=2, metavar=("PART", "NAME"), help=argparse.SUPPRESS)
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    parser.add_argument("--names", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--scratch", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def _carry_out(options: argparse.Namespace) -> int:
-    """One task, in this process."""
+    """Tasks of one part, in this process."""
     from gpu_check.check import Check
 
-    part, name = options.task
+    part, out, scratch = options.part, Path(options.out), Path(options.scratch)
     module = importlib.import_module(f"gpu_check.{MODULES.get(part, part)}")
     run = getattr(module, part if part in MODULES else "run")
-    run(Check(name, _rows(Path(options.out), *options.task), Path(options.scratch), options.tiny))
+    for name in options.names:
+        run(Check(name, _rows(out, part, name), scratch, options.tiny))
     return 0
 
 
@@ -118,31 +120,35 @@ class Parent:
         until = min(time.monotonic() + group.limit, self.deadline)
         threads = max(1, (os.cpu_count() or 1) // group.parallel)
         with ThreadPoolExecutor(group.parallel) as pool:
-            for task in group.tasks:
-                pool.submit(self._task, task, until, threads)
+            for tasks in group.processes:
+                pool.submit(self._tasks, tasks, until, threads)
 
-    def _task(self, task: Task, until: float, threads: int) -> None:
+    def _tasks(self, tasks: list[Task], until: float, threads: int) -> None:
+        """Those of one process: how it ended is said of each of them."""
         began = time.monotonic()
         try:
-            status = self._process(task, until, threads)
+            status = self._process(tasks, until, threads)
         except Exception as error:
             status = f"could not be started: {error}"
         seconds = round(time.monotonic() - began, 1)
-        file = _rows(self.out, *task)
-        rows = [json.loads(x) for x in file.read_text().splitlines()] if file.exists() else []
-        self.rows += rows
-        self.tasks.append({**task._asdict(), "status": status, "seconds": seconds})
-        lines = "".join(f"\n     {row_line(row)}" for row in rows)
-        print(f"   {task.part} {task.name}: {status}, {seconds:.0f} s{lines}", flush=True)
+        for task in tasks:
+            file = _rows(self.out, *task)
+            rows = [json.loads(x) for x in file.read_text().splitlines()] if file.exists() else []
+            self.rows += rows
+            self.tasks.append({**task._asdict(), "status": status, "seconds": seconds})
+            lines = "".join(f"\n     {row_line(row)}" for row in rows)
+            print(f"   {task.part} {task.name}: {status}, {seconds:.0f} s{lines}", flush=True)
 
-    def _process(self, task: Task, until: float, threads: int) -> str:
-        """Run a task in a process; ``ok``, or why it has not ended well."""
+    def _process(self, tasks: list[Task], until: float, threads: int) -> str:
+        """Run tasks in a process; ``ok``, or why it has not ended well."""
         left = until - time.monotonic()
         if left < 3:
             return "not reached in time"
-        log = self.out / "logs" / f"{task.part}-{_plain(task.name)}.log"
-        command = [sys.executable, str(HERE), "--task", *task, "--out", str(self.out)]
+        part, first = tasks[0]
+        log = self.out / "logs" / f"{part}-{_plain(first)}.log"
+        command = [sys.executable, str(HERE), "--out", str(self.out)]
         command += ["--scratch", str(self.scratch), *(["--tiny"] if self.tiny else [])]
+        command += ["--part", part, "--names", *(task.name for task in tasks)]
         with log.open("w") as output:
             child = subprocess.Popen(
                 command,

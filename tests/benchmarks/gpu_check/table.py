@@ -15,7 +15,8 @@ def table(document: dict[str, Any]) -> str:
     lines = [f"GPU check, {document['date']}, {size}, {document['seconds']:.0f} s"]
     order = list(_LINES)
     # By part; within one as they were begun, not as they ended.
-    names = [name for group in groups(document["tiny"]) for _, name in group.tasks]
+    processes = [x for group in groups(document["tiny"]) for x in group.processes]
+    names = [task.name for tasks in processes for task in tasks]
     rows = sorted(
         document["rows"], key=lambda row: (order.index(row["part"]), names.index(row["name"]))
     )

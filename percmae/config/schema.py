@@ -9,13 +9,18 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from pydantic.config import JsonDict
 from pydantic.dataclasses import dataclass
 
-from percmae.config.variants import Adversarial, Discriminator, Perceptual, StyleGAN2ADA
+from percmae.config.variants import (
+    SETTINGS,
+    Adversarial,
+    Discriminator,
+    Perceptual,
+    StyleGAN2ADA,
+)
 
-SETTINGS = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 OPERATIONAL: JsonDict = {"digest": False}
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]

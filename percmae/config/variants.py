@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
 SETTINGS = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+"""How the dataclasses of all settings are read: nothing unknown, nothing converted."""
 
 
 @dataclass(config=SETTINGS)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from percmae.errors import PercmaeError, UserError
+from percmae.jobs.names import Object
 
-Object = dict[str, Any]
 _TIMEOUT = (5, 30)
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where a pod finds its service account's token and its namespace."""

@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from percmae.errors import ConfigError
+from percmae.jobs.names import GPU_TYPE_LABEL, LONGEST_LABEL, QUEUE_LABEL
 from percmae.jobs.parts import check_affinity, check_env, check_tolerations, check_volumes
 from percmae.jobs.syntax import (
     cores,
@@ -29,10 +30,7 @@ if TYPE_CHECKING:
     from percmae.jobs.settings import JobSettings
     from percmae.jobs.work import Work
 
-LONGEST_NAME = 63
 _LONGEST_INT32 = 2**31 - 1
-GPU_TYPE_LABEL = "nvidia.com/gpu.product"
-QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 # Labels and annotations that others look for, and must find as they were put there.
 _RESERVED = re.compile(
     r"app\.kubernetes\.io/(name|component|instance|version|part-of|managed-by)$|percmae\.dev/|"
@@ -186,7 +184,7 @@ def _check_batch(config: Config, settings: JobSettings) -> None:
 def check_object(made: dict[str, Any]) -> None:
     """Raises ConfigError naming the field for the first thing that would be refused."""
     metadata = made["metadata"]
-    job_name(metadata["name"], "job name", LONGEST_NAME)
+    job_name(metadata["name"], "job name", LONGEST_LABEL)
     for key, value in metadata["labels"].items():
         label_value(value, f"label {key}")
     for owner in metadata.get("ownerReferences", []):
@@ -197,7 +195,7 @@ def check_object(made: dict[str, Any]) -> None:
         _check_pytorch_job(metadata["name"], made["spec"])
     elif made["kind"] == "TrainJob":
         last = made["spec"]["trainer"]["numNodes"] - 1
-        job_name(f"{metadata['name']}-node-0-{last}", "pod name", LONGEST_NAME)
+        job_name(f"{metadata['name']}-node-0-{last}", "pod name", LONGEST_LABEL)
 
 
 def _check_pytorch_job(name: str, spec: dict[str, Any]) -> None:
@@ -216,7 +214,7 @@ def _check_pytorch_job(name: str, spec: dict[str, Any]) -> None:
             raise ConfigError("a training pod's container must be called pytorch")
         if not all(each.get("image") for each in containers):
             raise ConfigError("a container without an image")
-        job_name(f"{name}-{role.lower()}-{count - 1}", "pod name", LONGEST_NAME)
+        job_name(f"{name}-{role.lower()}-{count - 1}", "pod name", LONGEST_LABEL)
 
 
 def warnings(settings: JobSettings) -> list[str]:

@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 
 from percmae.errors import PercmaeError
 from percmae.jobs.api import ACCOUNT, connect, said
+from percmae.jobs.names import Object
 from percmae.progress import note
-
-Object = dict[str, Any]
 
 # A connection that gives nothing for so long is opened anew: a dead one looks like a quiet one.
 _QUIET = 60

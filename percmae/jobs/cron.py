@@ -13,16 +13,14 @@ from typing import Any
 from percmae import __version__
 from percmae.errors import ConfigError
 from percmae.jobs.crontab import Cron
+from percmae.jobs.names import LAUNCHER, LONGEST_CRONJOB_NAME, Object
 from percmae.jobs.settings import JobSettings, job_settings
-from percmae.jobs.spec import Object, job_object
+from percmae.jobs.spec import job_object
 from percmae.jobs.work import command
 
 PIPELINE_IMAGE = f"percmae-pipeline:{__version__}"
 """Image of the pod that runs the DAG (``docker/``): no torch in it."""
-LAUNCHER = "percmae-launcher"
-"""Service account that may create and follow jobs."""
 
-_LONGEST_NAME = 52  # Kubernetes puts a dash and ten digits behind it
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
@@ -64,10 +62,10 @@ def cron_job(
 
     Raises ConfigError for what the API server would refuse.
     """
-    if len(name) > _LONGEST_NAME or not _NAME.fullmatch(name):
+    if len(name) > LONGEST_CRONJOB_NAME or not _NAME.fullmatch(name):
         raise ConfigError(
             f"schedule {name!r}: lower-case letters, digits and '-', a letter first, at most "
-            f"{_LONGEST_NAME}"
+            f"{LONGEST_CRONJOB_NAME}"
         )
     if time_zone is not None:
         _check_time_zone(time_zone)

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from percmae.finding import Finding, show
-from percmae.jobs.api import Api, Object, Refused
+from percmae.jobs.api import Api, Refused
+from percmae.jobs.names import GPU_TYPE_LABEL, LAUNCHER, Object
 from percmae.jobs.settings import JobSettings, job_settings
 from percmae.jobs.tries import try_operator, try_pod
 
-LAUNCHER = "percmae-launcher"
 KFP_ACCOUNTS = ("pipeline-runner", "default-editor")
 KFP_SECRET = "mlpipeline-minio-artifact"
 # (API group, resource, verbs): what launching takes. The Role in k8s/base/rights grants just this.
@@ -307,7 +307,7 @@ def _is_default(item: Object) -> bool:
 def _gpus(look: Look) -> Iterator[Line]:
     settings, per_node = look.settings, {}
     for node in look.api.request("GET", "/api/v1/nodes")["items"]:
-        kind = (node["metadata"].get("labels") or {}).get("nvidia.com/gpu.product")
+        kind = (node["metadata"].get("labels") or {}).get(GPU_TYPE_LABEL)
         if settings.gpu_type is not None and kind != settings.gpu_type:
             continue
         count = int((node["status"].get("allocatable") or {}).get(settings.gpu_resource, 0))

@@ -20,20 +20,18 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from typing import Any
 
 from percmae.errors import Interrupted, PercmaeError, UserError
 from percmae.jobs import state
 from percmae.jobs.check import warnings
 from percmae.jobs.cluster import Cluster, ClusterError, Conflict
 from percmae.jobs.logs import Follower
+from percmae.jobs.names import Object
 from percmae.jobs.pods import Pods
 from percmae.jobs.settings import JobSettings
 from percmae.jobs.spec import DIGEST, job_object
 from percmae.jobs.work import Work
 from percmae.progress import note
-
-Object = dict[str, Any]
 
 INTERVAL = 2.0
 """Seconds between two looks at a job."""

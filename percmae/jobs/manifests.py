@@ -27,8 +27,9 @@ from percmae.command import exit_code, parse
 from percmae.config import load_config
 from percmae.config.load import VARIANTS
 from percmae.errors import UserError
+from percmae.jobs.names import Object
 from percmae.jobs.settings import job_settings
-from percmae.jobs.spec import DIGEST, Object, job_object, object_digest
+from percmae.jobs.spec import DIGEST, job_object, object_digest
 from percmae.jobs.trainjob import training_runtime
 from percmae.jobs.work import Work, command, training
 

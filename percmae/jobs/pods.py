@@ -6,13 +6,11 @@ import itertools
 import json
 import threading
 from collections.abc import Callable
-from typing import Any
 
 from percmae.errors import PercmaeError
 from percmae.jobs import state
 from percmae.jobs.cluster import Cluster
-
-Object = dict[str, Any]
+from percmae.jobs.names import Object
 
 STEADY = 600.0
 """A pod that was there this many seconds before it was replaced is not in a crash loop."""

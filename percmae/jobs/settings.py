@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from percmae import __version__
 from percmae.config.load import explain, nearest, parse_override
-from percmae.config.schema import SETTINGS
+from percmae.config.variants import SETTINGS
 from percmae.errors import ConfigError
 from percmae.jobs.check import check_settings
 

@@ -19,10 +19,10 @@ import hashlib
 import json
 import re
 from copy import deepcopy
-from typing import Any
 
 from percmae import __version__
 from percmae.jobs.check import check_fit, check_object, check_settings
+from percmae.jobs.names import GPU_TYPE_LABEL, QUEUE_LABEL, Object
 from percmae.jobs.parts import OWN_VOLUMES
 from percmae.jobs.settings import JobSettings
 from percmae.jobs.work import Work
@@ -39,8 +39,6 @@ USING_A_GPU = ("evaluate", "reconstruct")
 """Stages that do not train and are quicker on a GPU."""
 OWN_MOUNTS = tuple(OWN_VOLUMES.values())
 """Where every job mounts something of its own (its variables: percmae.jobs.parts)."""
-
-Object = dict[str, Any]
 
 
 def job_object(work: Work, settings: JobSettings, owner: Object | None = None) -> Object:
@@ -105,7 +103,7 @@ def labels_of(work: Work, settings: JobSettings) -> dict[str, str]:
 def _metadata(work: Work, settings: JobSettings) -> Object:
     labels = labels_of(work, settings)
     if settings.queue is not None:
-        labels["kueue.x-k8s.io/queue-name"] = settings.queue
+        labels[QUEUE_LABEL] = settings.queue
     return {"name": work.name, "labels": labels}
 
 
@@ -221,7 +219,7 @@ def placement(settings: JobSettings) -> Object:
     """Where pods may run: fields of a pod's spec."""
     selector = dict(settings.node_selector)
     if settings.gpu_type is not None:
-        selector["nvidia.com/gpu.product"] = settings.gpu_type
+        selector[GPU_TYPE_LABEL] = settings.gpu_type
     found = {
         "nodeSelector": selector,
         "tolerations": settings.tolerations,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any, NamedTuple
 
-Object = dict[str, Any]
+from percmae.jobs.names import QUEUE_LABEL, Object
 
 INSTANCE = "app.kubernetes.io/instance"
 # A container that waits for one of these will not start by itself soon; the first never will.
@@ -71,7 +71,7 @@ def phase(pod: Object) -> str:
 def waits_for(job: Object, pods: list[Object], events: Iterable[Object]) -> str:
     """Why a job that has not begun is waiting, in words for a person."""
     if suspended(job):
-        queue = job["metadata"].get("labels", {}).get("kueue.x-k8s.io/queue-name")
+        queue = job["metadata"].get("labels", {}).get(QUEUE_LABEL)
         return f"suspended, waiting in queue {queue}" if queue else "suspended"
     for pod in pods:
         reason = stuck(pod) or _unscheduled(pod)

@@ -10,14 +10,12 @@ pod that failed for good is started again as well, because restarts are the runt
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from percmae.errors import ConfigError
 from percmae.jobs import spec
+from percmae.jobs.names import Object
 from percmae.jobs.settings import JobSettings
 from percmae.jobs.work import Work
-
-Object = dict[str, Any]
 
 MANAGER = "percmae.dev/launcher"
 """Whose patches these are."""

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from percmae.errors import ConfigError, Interrupted, PercmaeError
 from percmae.finding import Finding
-from percmae.jobs.api import Object, Refused
+from percmae.jobs.api import Refused
+from percmae.jobs.names import Object
 from percmae.jobs.spec import job_object, pod_template
 from percmae.jobs.work import Work, command
 

@@ -10,10 +10,8 @@ from typing import Any
 
 from percmae.config import Config, digest, load_config
 from percmae.config.load import leaves
+from percmae.jobs.names import LONGEST_JOB_NAME
 
-# A job's name is the stem of the names of its pods and Services, which end with -worker-<number>
-# or -node-0-<number>-<5 letters> and may have 63 characters (DNS-1035).
-LONGEST_NAME = 45
 _MARK = 8
 
 
@@ -42,7 +40,7 @@ class Work:
         """
         mark = self.digest[:_MARK]
         stem = re.sub(r"[^a-z0-9]+", "-", f"{self.stage}-{self.run}".lower()).strip("-")
-        return f"{stem[: LONGEST_NAME - _MARK - 1].rstrip('-')}-{mark}"
+        return f"{stem[: LONGEST_JOB_NAME - _MARK - 1].rstrip('-')}-{mark}"
 
 
 def training(

@@ -6,12 +6,12 @@ import io
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from percmae.report.compare_text import COLUMNS, Column, cell
+from percmae.report.read import Json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Json = dict[str, Any]
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; the markers differ too.
 _INK, _MUTED, _LINE, _BAND, _BAR = "#1b2028", "#566070", "#d5dae2", "#f4f6f9", "#8fa3b8"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from percmae.report.read import Json
 from percmae.report.summary import spread
 from percmae.report.verdict import points
-
-Json = dict[str, Any]
 
 
 class Column(NamedTuple):

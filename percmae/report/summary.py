@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Any
 
+from percmae.report.read import Json
 from percmae.report.verdict import points
-
-Json = dict[str, Any]
 
 
 def summary_table(report: Json) -> str:

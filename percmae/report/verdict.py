@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from typing import Any
 
-Json = dict[str, Any]
+from percmae.report.read import Json
 
 
 def judge(table: list[Json], test_samples: int | None) -> Json:

@@ -18,10 +18,10 @@ from typing import Any
 
 import yaml
 
+from percmae.jobs.names import Object
+
 ROOT = Path(__file__).parents[2]
 TOY = os.environ.get("PERCMAE_TEST_TOY_IMAGE", "percmae-toy:1")
-
-Object = dict[str, Any]
 
 
 @dataclass

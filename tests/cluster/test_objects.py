@@ -22,12 +22,12 @@ from percmae.jobs import tries
 from percmae.jobs.cron import cron_job, launcher_settings
 from percmae.jobs.crontab import parse_cron
 from percmae.jobs.doctor import doctor_cluster
+from percmae.jobs.names import Object
 from percmae.jobs.settings import job_settings
 from percmae.jobs.spec import job_object
 from percmae.jobs.trainjob import training_runtime
 from percmae.jobs.work import Work
 
-Object = dict[str, Any]
 pytestmark = pytest.mark.slow
 
 OVERLAYS = ("base", *(f"overlays/{path.name}" for path in (K8S / "overlays").iterdir()))

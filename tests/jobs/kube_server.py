@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-Object = dict[str, Any]
+from percmae.jobs.names import Object
+
 REVIEWS = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
 
 

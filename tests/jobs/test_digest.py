@@ -11,13 +11,12 @@ from typing import Any
 
 import pytest
 
+from percmae.jobs.names import Object
 from percmae.jobs.settings import JobSettings, job_settings
 from percmae.jobs.spec import DIGEST, job_object, object_digest
 from percmae.jobs.work import Work
 
 from .works import KINDS, OWNER, every_setting, every_work, pretraining, probing
-
-Object = dict[str, Any]
 
 
 @pytest.mark.slow

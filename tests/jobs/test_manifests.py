@@ -22,6 +22,7 @@ from percmae.data import imagenet
 from percmae.errors import ConfigError, UserError
 from percmae.jobs import doctor, manifests
 from percmae.jobs.manifests import PLACES, RUNTIME, Place, render, write
+from percmae.jobs.names import Object
 from percmae.jobs.settings import JobSettings
 from percmae.jobs.spec import DIGEST, object_digest
 
@@ -31,8 +32,6 @@ OVERLAYS = ("base", "overlays/minimal", "overlays/gpu", "overlays/multi-node", "
 GIVEN = os.environ.get("PERCMAE_KUBECTL", "").split(os.pathsep)
 KUBECTLS = [path for path in GIVEN if path] or [shutil.which("kubectl")]
 PLACE = {place.folder: place for place in PLACES}
-
-Object = dict[str, Any]
 
 
 def build(overlay: str, kubectl: str | None) -> list[Object]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from percmae.jobs.doctor import OLDEST_KUBERNETES
+from percmae.jobs.names import Object
 from percmae.jobs.settings import job_settings
 from percmae.jobs.spec import job_object
 from percmae.jobs.trainjob import training_runtime
@@ -18,8 +19,6 @@ from percmae.jobs.trainjob import training_runtime
 from .schemas import make
 from .validation import OLDEST, Invalid, cel_rules, validate
 from .works import KINDS, OWNER, every_setting, every_work, pretraining
-
-Object = dict[str, Any]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 
+from percmae.jobs.names import Object
 from percmae.jobs.settings import job_settings
 from percmae.jobs.spec import CONTAINER, job_object, labels_of
 from percmae.jobs.trainjob import training_runtime
 from percmae.jobs.work import command
 
 from .works import KINDS, every_work, pretraining
-
-Object = dict[str, Any]
 
 
 def pods(made: Object) -> list[Object]:

@@ -8,9 +8,8 @@ import pytest
 
 from percmae.jobs import state
 from percmae.jobs.logs import Lines
+from percmae.jobs.names import Object
 from percmae.jobs.pods import Pods
-
-Object = dict[str, Any]
 
 
 def job(kind: str = "PyTorchJob", *conditions: Object, **spec: Any) -> Object:

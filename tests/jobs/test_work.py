@@ -13,7 +13,8 @@ from percmae import cli
 from percmae.config import Config, config_from_dict, load_config, to_dict
 from percmae.engine.downstream import downstream_config
 from percmae.engine.runs import Identity, Run, RunResult
-from percmae.jobs.work import LONGEST_NAME, Work, command, training
+from percmae.jobs.names import LONGEST_JOB_NAME
+from percmae.jobs.work import Work, command, training
 
 from .works import DATA, RECIPES, RUNS, SIZES, VARIANTS, every_work, pretraining, probing
 
@@ -30,7 +31,7 @@ def test_names_are_dns_labels_with_room_for_what_follows() -> None:
     ]
     for work in works:
         assert DNS_1035.fullmatch(work.name), work.name
-        assert len(work.name) <= LONGEST_NAME
+        assert len(work.name) <= LONGEST_JOB_NAME
         for behind in ("-worker-9999", "-master-0", "-node-0-999-x7k2p"):
             assert len(work.name + behind) <= 63
     names = [work.name for work in works]

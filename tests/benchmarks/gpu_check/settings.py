@@ -48,9 +48,6 @@ CONTENDERS = {
     "MSG-GAN-B refreshing": Contender("msg_gan", batch=128, compiled=False, epoch=0),
 }
 
-# GFLOP of a training image with a pass for each loss (docs/method.md, "Arithmetic of a step"); for
-# the others the operations are counted.
-METHOD_GFLOP = {"LS-GAN-B": 90.7, "MSG-GAN-B": 391.0, "MSG-GAN-B refreshing": 332.0}
 # Goals in images/s where a bf16 matrix product runs at 790 TFLOP/s; others scale with that rate.
 GOALS = {"MAE-B": 7500.0, "LS-GAN-B": 4500.0, "MSG-GAN-B": 1200.0}
 GOAL_TFLOPS = 790.0

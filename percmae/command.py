@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -27,12 +28,19 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Nam
 
 
 def exit_code(work: Callable[[], object]) -> int:
-    """Do the work; 0, or after one line on stderr the code that percmae.errors documents."""
+    """Do the work; 0, or after one line on stderr the code that percmae.errors documents.
+
+    Ends the process itself where it must not be taken apart (:class:`PeerLost`).
+    """
     try:
         work()
     except PercmaeError as error:
         kind = "stopped" if isinstance(error, Interrupted | PeerLost) else "error"
         print(f"percmae: {kind}: {error}", file=sys.stderr, flush=True)
+        if isinstance(error, PeerLost) and error.in_midst:
+            # Before the error goes, and with it what its traceback holds.
+            sys.stdout.flush()
+            os._exit(error.exit_code)
         return error.exit_code
     except KeyboardInterrupt:
         print("percmae: stopped: nothing half-written is left", file=sys.stderr, flush=True)

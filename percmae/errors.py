@@ -77,6 +77,14 @@ class PeerLost(PercmaeError):
     together.
 
     128 + SIGUSR1, which the training operator sets aside for a program's own "try again".
+
+    in_midst: what this process shared with the lost one may still be under way. PyTorch then cannot
+    take the process group apart: its destructor waits, with Python's lock, for a thread of gloo's
+    that may be waiting for that lock. The process has to end as it is.
     """
 
     exit_code = 138
+
+    def __init__(self, message: str, in_midst: bool = False) -> None:
+        super().__init__(message)
+        self.in_midst = in_midst

@@ -153,7 +153,9 @@ def world(config: Config) -> Iterator[World]:
     except RuntimeError as error:
         if size > 1 and _is_of_the_network(error):
             reason = " ".join(str(error).split())
-            raise PeerLost(f"process {rank} of {size} lost the others: {reason}") from error
+            message = f"process {rank} of {size} lost the others: {reason}"
+            joined = False  # what is under way with the others cannot be ended
+            raise PeerLost(message, in_midst=True) from error
         raise
     finally:
         if joined and dist.is_initialized():

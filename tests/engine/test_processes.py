@@ -14,6 +14,7 @@ import pytest
 
 from percmae.data.shards import Dataset
 from percmae.engine.runs import Run
+from percmae.errors import PeerLost
 
 from .conftest import tiny_overrides
 from .forked import GENEROUS, percmae
@@ -91,6 +92,26 @@ def test_two_processes_report_a_bad_input_once_and_stop(
     clash = run(*TORCHRUN, "-m", "percmae", *command(tiny_dataset, tmp_path, "seed=4"))
     assert clash.returncode != 0
     assert clash.stderr.count("choose another --tag") >= 1
+
+
+def test_what_a_lost_process_leaves_behind_is_not_taken_apart() -> None:
+    """Not even by freeing it: here that would never end, as with a process group of gloo's."""
+    program = """
+import time
+from percmae.command import exit_code
+from percmae.errors import PeerLost
+class Group:
+    def __del__(self):
+        time.sleep(3600)
+def work():
+    group = Group()
+    print("a result")
+    raise PeerLost("lost the others", in_midst=True)
+raise SystemExit(exit_code(work))
+"""
+    done = run(sys.executable, "-c", program)
+    assert (done.returncode, done.stdout) == (PeerLost.exit_code, "a result\n")
+    assert done.stderr == "percmae: stopped: lost the others\n"
 
 
 def started(*parts: str) -> subprocess.Popen[str]:

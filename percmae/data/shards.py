@@ -122,7 +122,10 @@ class Dataset:
             folder = StorePath(self.uri).parent / stored
             infos = self._shards[stored]
             with ThreadPoolExecutor(max_workers=8) as pool:
-                tables = list(pool.map(lambda info: _read_index(folder, info), infos))
+                files = pool.map(lambda info: _read_index(folder, info), infos)
+                # Read by one thread: numpy parses the header as Python, and CPython 3.11 fails
+                # where two threads parse at a time (SystemError: AST constructor recursion depth).
+                tables = [np.load(io.BytesIO(data), allow_pickle=False) for data in files]
             counts = [len(table) for table in tables]
             table = np.concatenate(tables)
             number = np.repeat(np.arange(len(infos), dtype=np.int32), counts)
@@ -198,13 +201,12 @@ def _absent(path: StorePath) -> str:
     return f"no dataset at {path}: run percmae ingest first, or check the URI"
 
 
-def _read_index(folder: StorePath, info: ShardInfo) -> np.ndarray:
+def _read_index(folder: StorePath, info: ShardInfo) -> bytes:
     path = folder / info.index
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != info.index_sha256:
         raise DataError(f"{path}: index does not have the recorded checksum; run ingest again")
-    table: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
-    return table
+    return data
 
 
 def _val_slice(samples: int, digest: str) -> np.ndarray:

@@ -11,7 +11,15 @@ from percmae.report.compare import Entry
 from percmae.report.compare import compare as side_by_side
 from percmae.stages import Launch
 from pipelines.console import Console
-from pipelines.local import HERE, check, check_launch, find_archives, open_store, run
+from pipelines.local import (
+    HERE,
+    check,
+    check_launch,
+    find_archives,
+    open_store,
+    run,
+    server_for,
+)
 
 
 def compare(
@@ -48,7 +56,7 @@ def compare(
     find_archives(source, archives, dataset)  # a source that cannot be had is no variant's failure
     console = Console()
     entries = []
-    with open_store(store, console) as base:
+    with open_store(store, console) as base, server_for(launch) as server:
         for number, variant in enumerate(variants, start=1):
             console.line("compare", f"{variant} ({number} of {len(variants)})")
             try:
@@ -66,6 +74,7 @@ def compare(
                     archives=archives,
                     dataset=dataset,
                     launch=launch,
+                    server=server,
                 )
             except Interrupted:
                 raise

@@ -20,6 +20,7 @@ from percmae.storage import StorePath
 from pipelines.console import Console
 
 if TYPE_CHECKING:
+    from pipelines import warm
     from pipelines.tasks import Step
 
 HOME = ".percmae"
@@ -53,6 +54,7 @@ def run(
     archives: str | None = None,
     dataset: str | None = None,
     launch: stages.Launch = HERE,
+    server: warm.Server | None = None,
 ) -> Outcome:
     """Run the DAG through ``kfp.local`` on sample images and copy its report to ``<to>/<name>/``.
 
@@ -61,7 +63,8 @@ def run(
     store: where datasets and runs are kept; by default an embedded S3 server below ``.percmae``
     (or ``PERCMAE_HOME``) that runs as long as this does. What is there already is reused.
     archives: folder or ``s3://`` prefix with the ILSVRC archives, instead of sample images;
-    dataset: the name they are kept under. launch: where the training is done; a cluster needs a
+    dataset: the name they are kept under. server: from :func:`server_for`, where several runs share
+    one. launch: where the training is done; a cluster needs a
     ``store`` that its pods reach too.
 
     Raises UserError for bad input before anything is started, StepError for a step that failed,
@@ -73,6 +76,7 @@ def run(
     dataset, (train, val, devkit) = find_archives(source, archives, dataset)
     folder.mkdir(parents=True, exist_ok=True)
     with (
+        contextlib.nullcontext(server) if server else server_for(launch) as forks,
         open_store(store, console) as base,
         (folder / "pipeline.log").open("w", buffering=1) as log,
     ):
@@ -98,6 +102,7 @@ def run(
             },
             console,
             log,
+            forks,
         )
         made = StorePath(stages.report_folder(base, name))
         for file in ("report.html", "report.json"):
@@ -205,13 +210,21 @@ def open_store(uri: str | None, console: Console) -> Iterator[str]:
 _OVERRULING = ("AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN", "PERCMAE_STORE_CONFIG")
 
 
-def _run_dag(arguments: dict[str, Any], console: Console, log: TextIO) -> list[Step]:
+def server_for(launch: stages.Launch) -> warm.Server:
+    """A process to fork the steps of runs from: it imports what trains, unless a job does that."""
     from pipelines import warm
+    from pipelines.tasks import step_server
+
+    return step_server(warm.TRAINING if launch.launcher == LOCAL else ())
+
+
+def _run_dag(
+    arguments: dict[str, Any], console: Console, log: TextIO, server: warm.Server
+) -> list[Step]:
     from pipelines.tasks import run_pipeline
     from pipelines.train import train_pipeline
 
-    modules = warm.TRAINING if arguments["launcher"] == LOCAL else ()
-    return run_pipeline(train_pipeline(), arguments, console, log, modules)
+    return run_pipeline(train_pipeline(), arguments, console, log, server)
 
 
 def steps_table(steps: Sequence[Step]) -> str:

@@ -108,6 +108,7 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self._channel.close()
+        self._process.terminate()  # it may still be importing; it holds nothing of the steps
         self._process.wait()
 
     def start(

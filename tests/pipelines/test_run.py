@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,18 @@ from small import TINY, write_images
 
 from percmae.errors import ConfigError, UserError
 from percmae.storage import StorePath
-from pipelines.local import Outcome, run, steps_table
+from pipelines.local import HERE, Outcome, run, server_for, steps_table
 from pipelines.tasks import Step, StepError
+from pipelines.warm import Server
 
 if TYPE_CHECKING:
     from s3_server import S3
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Server]:
+    with server_for(HERE) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +40,7 @@ def artifacts(outcome: Outcome, name: str, seed: int | None = None) -> dict[str,
 
 @pytest.mark.slow
 def test_the_whole_pipeline_twice(
-    images: Path, s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forks: Server
 ) -> None:
     monkeypatch.setenv("PERCMAE_HOME", str(tmp_path / "home"))
     store = s3.uri("pipeline")
@@ -40,8 +48,9 @@ def test_the_whole_pipeline_twice(
     def once(seeds: tuple[int, ...], *more: str) -> Outcome:
         to, overrides = tmp_path / "runs", [*TINY, *more]
         return run(
-            tag="t", source=str(images), seeds=seeds, overrides=overrides, to=to, store=store
-        )
+            tag="t", source=str(images), seeds=seeds, overrides=overrides, to=to, store=store,
+            server=forks,
+        )  # fmt: skip
 
     outcome = once((3, 5))
 

@@ -66,9 +66,13 @@ def counted_flops(step: Callable[[], None]) -> float:
     return float(counter.total)
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of one large square matrix product: the best of three."""
-    n = 8192 if device.type == "cuda" else 2048
+def matmul_rate(device: torch.device, dtype: torch.dtype, n: int | None = None) -> float:
+    """FLOP/s of a square matrix product of (n, n) matrices, large ones by default: best of three.
+
+    Where a CPU has no units for bf16, a large one in that precision takes the better part of a
+    minute.
+    """
+    n = n or (8192 if device.type == "cuda" else 2048)
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
     for _ in range(4):  # the first one warms up

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from gpu_check.settings import TINY
+from percmae.bench.flops import matmul_rate
 from percmae.config import Config, load_config
 
 
@@ -40,6 +41,10 @@ class Check:
         """The MAE paper's recipe at a size; the tiny sizes go before what is asked for."""
         small = TINY if self.tiny else []
         return load_config(variant, "mae", overrides=[*overrides, *small], size=size)
+
+    def matmul_rate(self, dtype: torch.dtype) -> float:
+        """FLOP/s of a large matrix product."""
+        return matmul_rate(self.device, dtype, 256 if self.tiny else None)
 
     def batch(self, wanted: int) -> int:
         """Images a step."""

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from gpu_check.check import Check
-from percmae.bench.flops import matmul_rate, timed
+from percmae.bench.flops import timed
 
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "triton", "numpy", "pydantic", "pillow")
 
@@ -18,9 +18,9 @@ PACKAGES = ("torch", "torchvision", "timm", "transformers", "triton", "numpy", "
 def run(check: Check) -> None:
     device = check.device
     check.write("environment", **_machine(device))
-    rates = {"bf16": _rate(device, torch.bfloat16), "fp32": _rate(device, torch.float32)}
+    rates = {"bf16": _rate(check, torch.bfloat16), "fp32": _rate(check, torch.float32)}
     torch.set_float32_matmul_precision("high")
-    rates["tf32"] = _rate(device, torch.float32)
+    rates["tf32"] = _rate(check, torch.float32)
     check.write("rates", **rates, copy_gb_per_s=_copy_rate(device, check.tiny))
 
 
@@ -45,9 +45,9 @@ def _machine(device: torch.device) -> dict[str, object]:
     return found
 
 
-def _rate(device: torch.device, dtype: torch.dtype) -> float:
+def _rate(check: Check, dtype: torch.dtype) -> float:
     """TFLOP/s of a large matrix product."""
-    return matmul_rate(device, dtype) / 1e12
+    return check.matmul_rate(dtype) / 1e12
 
 
 def _copy_rate(device: torch.device, tiny: bool) -> float:

@@ -27,7 +27,7 @@ from gpu_check.settings import (
 )
 from percmae.bench.contenders import Contender as Ours
 from percmae.bench.contenders import Step, build, training_objective
-from percmae.bench.flops import counted_flops, mae_flops, matmul_rate, timed
+from percmae.bench.flops import counted_flops, mae_flops, timed
 from percmae.config import Config
 from percmae.engine.optim import build_optimizer, parameter_groups
 from percmae.engine.training import autocast
@@ -41,7 +41,7 @@ BLOCKS = 3
 def run(check: Check) -> None:
     contender, device = contenders(check.tiny)[check.name], check.device
     plain_compiler(check)
-    rate = matmul_rate(device, torch.bfloat16)
+    rate = check.matmul_rate(torch.bfloat16)
     counted = _counted(check, contender) / 1e9
     config = _config(check, contender, compiled=False)
     # By the formula, which counts what ours spares: so that others' compare.

@@ -17,10 +17,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--s3", choices=SERVERS, default="seaweedfs", help="the tests' S3 server")
 
 
+# Files that take long as a whole, though few of their tests do: slow, like the tests marked so.
+LONG_FILES = {
+    *("cli/test_cli.py", "data/test_ingest.py", "data/test_loader.py"),
+    *(f"engine/test_{name}.py" for name in ("features", "finetune", "formats", "knn", "pretrain")),
+    *(f"engine/test_{name}.py" for name in ("strategy", "variants", "waiting")),
+    *("jobs/test_digest.py", "jobs/test_doctor_tries.py", "jobs/test_manifests.py"),
+    *("jobs/test_schema.py", "jobs/test_work.py", "losses/test_objectives.py"),
+    *("models/test_agreement.py", "models/test_features.py", "pipelines/test_compile.py"),
+    *("pipelines/test_forward.py", "pipelines/test_schedule.py", "pipelines/test_submit.py"),
+    *("pipelines/test_tasks.py", "report/test_report_compare.py", "report/test_report_figures.py"),
+    *("report/test_report_page.py", "test_storage_retry.py", "test_storage_s3.py"),
+}
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with long tests first: of two processes that share them, neither is left with one."""
     long = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in long)
+    here = Path(__file__).parent
+    files = {here / name for name in LONG_FILES}
+    for item in items:
+        if item.path in files:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

@@ -82,23 +82,21 @@ def run_pipeline(
     arguments: dict[str, Any],
     console: Console,
     log: TextIO,
-    server: warm.Server | None = None,
+    server: warm.Server,
 ) -> list[Step]:
     """Run a compiled pipeline on this machine and return its steps in the order they ended.
 
     Progress and notes of the steps go to ``console``; everything that they and KFP print goes to
-    ``log``. server: what the steps are forked from (:func:`step_server`), which goes on; without
-    one they fork from one of their own. Must be called from the main thread: it handles SIGINT,
-    SIGTERM and SIGHUP by asking the running steps to stop (a second signal kills them) and starting
-    no more.
+    ``log``. server: what the steps are forked from (:func:`step_server`). Must be called from the
+    main thread: it handles SIGINT, SIGTERM and SIGHUP by asking the running steps to stop (a second
+    signal kills them) and starting no more.
 
     Raises Interrupted after a signal, StepError when a step fails.
     """
     from kfp import local
 
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="percmae-kfp-"))
-        tasks = _Tasks(server or stack.enter_context(step_server()), console, log, scratch=folder)
+    with tempfile.TemporaryDirectory(prefix="percmae-kfp-") as folder:
+        tasks = _Tasks(server, console, log, scratch=folder)
         local.init(
             local.SubprocessRunner(use_venv=False),
             pipeline_root=f"{folder}/artifacts",

@@ -17,7 +17,7 @@ from percmae.config import Config, load_config
 from percmae.config.load import VARIANTS
 from percmae.engine.distributed import World
 from percmae.engine.optim import build_optimizer, parameter_groups
-from percmae.engine.training import autocast, training_call
+from percmae.engine.training import autocast, set_up
 from percmae.losses.build import build_objective
 from percmae.losses.objective import Draws, Micro, Objective
 from percmae.models.features import FeatureNetwork, build_features
@@ -107,15 +107,9 @@ def build(contender: Contender, config: Config, batch: int, device: torch.device
 def training_objective(config: Config, device: torch.device) -> Objective:
     """The objective of a config as pretraining has it, seeded, on a device."""
     torch.manual_seed(0)
-    features = random_vgg16() if config.variant == "perceptual" else None
-    objective = build_objective(config, features)
-    objective.to(device)
+    objective = build_objective(config, random_features(config))
     objective.train()
-    world = World(0, 1, device)
-    objective.wrap(
-        lambda name, call: training_call(call, config, world, compiled=name == "generator"),
-        lambda: autocast(config, device),
-    )
+    set_up(objective, config, World(0, 1, device))
     return objective
 
 
@@ -137,6 +131,11 @@ def _transformers(config: Config, images: Tensor, noise: Tensor) -> Step:
         optimizer.zero_grad(set_to_none=True)
 
     return step
+
+
+def random_features(config: Config) -> FeatureNetwork | None:
+    """The feature network of a config that asks for one, with random weights."""
+    return random_vgg16() if config.variant == "perceptual" else None
 
 
 def random_vgg16() -> FeatureNetwork:

@@ -159,7 +159,11 @@ class Loop:
         began, earlier, saved_at = time.time(), self.seconds, time.monotonic()
         window = _Window()
         self.learner.train(True)
-        self._zero()
+        if self._keeps_gradients:
+            for optimizer in self.learner.optimizers.values():
+                for group in optimizer.param_groups:
+                    for parameter in group["params"]:
+                        parameter.grad = torch.zeros_like(parameter)
         for micros in steps:
             seed_step(self.config.seed, self.step, self.world.rank)
             stop = self._optimise(micros, window, signals)
@@ -280,21 +284,18 @@ class Loop:
                 totals[name] = totals.get(name, 0.0) + value.float() * weight
         return totals, torch.cat(ids)
 
-    def _zero(self) -> None:
-        """Forget the gradients.
+    @property
+    def _keeps_gradients(self) -> bool:
+        """Whether gradients are added to tensors of ours.
 
-        What a CUDA graph gives lies in its own memory, which its next replay writes over: there
-        gradients are kept as tensors of ours that it is added to.
+        What a CUDA graph gives lies in its own memory, which its next replay writes over.
         """
         trainer = self.config.trainer
-        keep = trainer.compile and trainer.compile_mode != "default"
+        return trainer.compile and trainer.compile_mode != "default"
+
+    def _zero(self) -> None:
         for optimizer in self.learner.optimizers.values():
-            if keep:
-                for group in optimizer.param_groups:
-                    for parameter in group["params"]:
-                        if parameter.grad is None:
-                            parameter.grad = torch.zeros_like(parameter)
-            optimizer.zero_grad(set_to_none=not keep)
+            optimizer.zero_grad(set_to_none=not self._keeps_gradients)
 
     def _look(self) -> None:
         """See whether a step was not finite: say that it was skipped, or give up."""

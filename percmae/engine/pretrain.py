@@ -18,7 +18,7 @@ from percmae.engine.loop import Learner, Terms
 from percmae.engine.optim import Group, build_optimizer, parameter_groups
 from percmae.engine.pictures import denormalise, reconstruction_grid, scales_grid
 from percmae.engine.runs import RunResult, identity_of
-from percmae.engine.training import autocast, carry_out, eval_loader, training_call
+from percmae.engine.training import carry_out, eval_loader, set_up
 from percmae.engine.weights import initial_weights
 from percmae.losses.build import build_objective
 from percmae.losses.objective import Draws, Micro, Objective
@@ -43,11 +43,7 @@ class PretrainLearner(Learner):
     ) -> None:
         self.config, self.objective, self.world, self.val = config, objective, world, val
         self.knn = knn
-        objective.to(world.device)
-        objective.wrap(
-            lambda name, call: training_call(call, config, world, compiled=name == "generator"),
-            lambda: autocast(config, world.device),
-        )
+        set_up(objective, config, world)
         self.networks, self.calls = objective.networks, objective.calls
         self.optimizers = {
             name: build_optimizer(config.optim, self._groups(name, network))

@@ -19,6 +19,7 @@ from percmae.engine.distributed import World
 from percmae.engine.loop import Learner, Loop
 from percmae.engine.plan import Plan
 from percmae.engine.runs import Identity, Run, RunResult, existing_run
+from percmae.losses.objective import Objective
 from percmae.progress import note
 
 
@@ -106,6 +107,15 @@ def training_call(network: nn.Module, config: Config, world: World, compiled: bo
     if compiled and config.trainer.compile:
         inner = torch.compile(network, mode=config.trainer.compile_mode)
     return world.wrap(cast("nn.Module", inner), config.trainer.strategy == "ddp")
+
+
+def set_up(objective: Objective, config: Config, world: World) -> None:
+    """Put an objective on its device, its networks called as training calls them."""
+    objective.to(world.device)
+    objective.wrap(
+        lambda name, call: training_call(call, config, world, compiled=name == "generator"),
+        lambda: autocast(config, world.device),
+    )
 
 
 def _warn_of_schedule(config: Config) -> None:

@@ -17,6 +17,7 @@ import threading
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pytest
 import yaml
 from kube import TOY, Kube, gone, lines_of, submit, toy_settings, wait
 
@@ -107,16 +108,30 @@ def test_quota_says_why_it_waits(kube: Kube, launcher_config: Path, tmp_path: Pa
     assert started.end() == 143
 
 
-def test_suspended_says_so(kube: Kube, launcher_config: Path, tmp_path: Path) -> None:
-    """What Kueue does: the job is held back, and let go later."""
-    started = submit(launcher_config, tmp_path, "held", "lines=2 hold=1", "nodes=2")
+@pytest.mark.parametrize(
+    ("kind", "setting", "hold", "first"),
+    [
+        ("pytorchjob", "nodes=2", '{"spec": {"runPolicy": {"suspend": %s}}}', "%s-master-0"),
+        ("job", "kind=job", '{"spec": {"suspend": %s}}', "job/%s"),
+    ],
+)
+def test_suspended_says_so(
+    kube: Kube,
+    launcher_config: Path,
+    tmp_path: Path,
+    kind: str,
+    setting: str,
+    hold: str,
+    first: str,
+) -> None:
+    """What Kueue does: the job is held back, makes no pods, says so, and is let go later."""
+    started = submit(launcher_config, tmp_path, "held", "lines=2 hold=1", setting)
     started.wait_for("toy: line 1")
-    hold = '{"spec": {"runPolicy": {"suspend": %s}}}'
-    kube("patch", "pytorchjob", started.name, "--type=merge", "-p", hold % "true")
+    kube("patch", kind, started.name, "--type=merge", "-p", hold % "true")
     started.wait_for("is waiting: suspended")
     wait(lambda: not kube.pods(started.name))
-    kube("patch", "pytorchjob", started.name, "--type=merge", "-p", hold % "false")
-    kube.let_go(f"{started.name}-master-0")
+    kube("patch", kind, started.name, "--type=merge", "-p", hold % "false")
+    kube.let_go(first % started.name)
     assert started.end() == 0, started.said
 
 
@@ -194,21 +209,6 @@ def test_a_plain_job(kube: Kube, launcher_config: Path, tmp_path: Path) -> None:
     failing = submit(launcher_config, tmp_path, "plain-2", "lines=1 exit=2", "kind=job")
     assert failing.end() == 2, failing.said
     assert len(kube.pods(failing.name)) == 1, "bad input is not tried again"
-
-
-def test_a_plain_job_that_kueue_holds_back(
-    kube: Kube, launcher_config: Path, tmp_path: Path
-) -> None:
-    """A Job that is suspended makes no pods, and says so."""
-    started = submit(launcher_config, tmp_path, "held", "lines=2 hold=1", "kind=job")
-    started.wait_for("toy: line 1")
-    hold = '{"spec": {"suspend": %s}}'
-    kube("patch", "job", started.name, "--type=merge", "-p", hold % "true")
-    started.wait_for("is waiting: suspended")
-    wait(lambda: not kube.pods(started.name))
-    kube("patch", "job", started.name, "--type=merge", "-p", hold % "false")
-    kube.let_go(f"job/{started.name}")
-    assert started.end() == 0, started.said
 
 
 class Breaker:

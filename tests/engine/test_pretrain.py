@@ -201,6 +201,13 @@ class ExplodingGradient(MaskedPatches):
         return terms
 
 
+def train_with(objective: type[Objective], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every pretraining from here on use that objective."""
+    monkeypatch.setattr(
+        "percmae.engine.pretrain.build_objective", lambda config, _: objective(config)
+    )
+
+
 @pytest.mark.parametrize(
     ("objective", "variant", "named"),
     [
@@ -217,9 +224,7 @@ def test_what_is_not_finite_stops_the_run_before_it_touches_the_weights(
     variant: str,
     named: str,
 ) -> None:
-    monkeypatch.setattr(
-        "percmae.engine.pretrain.build_objective", lambda config, _: objective(config)
-    )
+    train_with(objective, monkeypatch)
     two = ("data.batch_size=8", "optim.accumulate=2")
     config = tiny("checkpoint.every_steps=1", *two, variant=variant)
     with pytest.raises(PercmaeError, match=f"not finite at step 4: .*{named}"):
@@ -253,9 +258,7 @@ def test_what_is_noticed_later_has_changed_nothing_either(
 ) -> None:
     """Logged every 6 steps, the fourth is noticed at the sixth; the fifth must not be taken."""
     three = pretrain(tiny("optim.max_steps=3", variant=variant), tiny_dataset.uri, str(tmp_path))
-    monkeypatch.setattr(
-        "percmae.engine.pretrain.build_objective", lambda config, _: objective(config)
-    )
+    train_with(objective, monkeypatch)
     common = ("trainer.log_interval=6", "checkpoint.every_steps=6")
     config = tiny(*common, "optim.max_steps=12", variant=variant, tag="u")
     with pytest.raises(PercmaeError, match="not finite at step 4: "):
@@ -288,7 +291,7 @@ def test_a_skipped_step_is_told_and_left_out_of_the_means(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     common = ("optim.max_steps=5", "trainer.exit_on_nan_losses=false", "checkpoint.every_steps=5")
-    monkeypatch.setattr("percmae.engine.pretrain.build_objective", lambda c, _: Exploding(c))
+    train_with(Exploding, monkeypatch)
     run = pretrain(
         tiny(*common, "trainer.log_interval=5", variant="ssim"), tiny_dataset.uri, str(tmp_path)
     )

@@ -121,10 +121,11 @@ def started(*parts: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_for_checkpoint(to: Path, process: subprocess.Popen[str]) -> None:
+def wait_for_checkpoint(to: Path, *processes: subprocess.Popen[str]) -> None:
     until = time.monotonic() + GENEROUS
     while not (to / "mae" / "checkpoints" / "latest.json").exists():
-        assert process.poll() is None, process.communicate()
+        for process in processes:
+            assert process.poll() is None, process.communicate()
         assert time.monotonic() < until, "no checkpoint"
         time.sleep(0.02)
 

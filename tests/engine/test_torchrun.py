@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from percmae.engine.runs import Run
 from percmae.errors import PeerLost
 
 from .forked import GENEROUS, free_port, percmae
-from .test_processes import command, figures, losses
+from .test_processes import command, figures, losses, wait_for_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -117,16 +116,6 @@ def ended(pods: list[subprocess.Popen[str]]) -> tuple[list[int], list[str]]:
     return [pod.returncode for pod in pods], said
 
 
-def at_work(pods: list[subprocess.Popen[str]], to: Path) -> None:
-    """Wait until a checkpoint lies there."""
-    until = time.monotonic() + GENEROUS
-    while not (to / "mae" / "checkpoints" / "latest.json").exists():
-        for pod in pods:
-            assert pod.poll() is None, pod.communicate()
-        assert time.monotonic() < until, "no checkpoint"
-        time.sleep(0.02)
-
-
 @pytest.fixture(scope="module")
 def whole(tiny_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that one process makes with the doubled batch, uninterrupted."""
@@ -156,7 +145,7 @@ def test_a_pod_told_to_stop_saves_and_the_job_goes_on_from_there(
 ) -> None:
     arguments = command(tiny_dataset, tmp_path, HALF, *LONG)
     pods = start(arguments)
-    at_work(pods, tmp_path)
+    wait_for_checkpoint(tmp_path, *pods)
     pods[stopped].send_signal(signal.SIGTERM)
     codes, said = ended(pods)
     assert codes[stopped] == 128 + signal.SIGTERM, said
@@ -176,7 +165,7 @@ def test_an_elastic_job_goes_on_with_the_pods_that_are_left(
 ) -> None:
     arguments = command(tiny_dataset, tmp_path, HALF, "optim.total_batch=16", *LONG)
     pods = start(arguments, elastic=True)
-    at_work(pods, tmp_path)
+    wait_for_checkpoint(tmp_path, *pods)
     pods[1].send_signal(signal.SIGTERM)
     codes, said = ended(pods)
     assert codes == [0, 128 + signal.SIGTERM], said
@@ -191,7 +180,7 @@ def test_when_a_process_is_killed_both_pods_end_in_a_way_that_restarts_them(
     tiny_dataset: Dataset, tmp_path: Path, start: Start, lost: str
 ) -> None:
     pods = start(command(tiny_dataset, tmp_path, HALF, *LONG, "optim.epochs=4000"))
-    at_work(pods, tmp_path)
+    wait_for_checkpoint(tmp_path, *pods)
     hit = 0 if lost == "the first pod" else 1
     (worker,) = workers(pods[hit])
     if lost != "a worker":

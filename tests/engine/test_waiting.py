@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from percmae.bench.contenders import random_vgg16
+from percmae.bench.contenders import random_features, random_vgg16
 from percmae.config import Config
 from percmae.data.shards import Dataset
 from percmae.engine import loop
@@ -105,11 +105,10 @@ def test_a_generator_compiles_as_one_graph(tiny: Make, variant: str) -> None:
     """``fullgraph`` raises at the first thing that the compiler cannot follow."""
     config = tiny("perceptual.extractor=vgg16", "stylegan.path_length=0", variant=variant)
     torch.manual_seed(0)
-    features = random_vgg16() if variant == "perceptual" else None
     gradients = []
     for compiled in (False, True):
         torch.manual_seed(0)
-        objective = build_objective(config, features)
+        objective = build_objective(config, random_features(config))
         if compiled:
             call = objective.calls["generator"]
             whole = torch.compile(call, fullgraph=True, backend="eager")

@@ -11,7 +11,7 @@ from kfp.dsl import Artifact, Dataset, Input, Model, Output
 
 from percmae.errors import PercmaeError
 from pipelines.console import Console
-from pipelines.tasks import Step, run_pipeline
+from pipelines.tasks import Step, run_pipeline, step_server
 
 
 @dsl.component(base_image="toy", install_kfp_package=False)
@@ -95,14 +95,16 @@ def run(
     """(steps, what was shown, what was logged)."""
     screen, log = io.StringIO(), io.StringIO()
     arguments = {"folder": folder, "mode": mode, "seeds": list(seeds)}
-    steps = run_pipeline(toy, arguments, Console(screen), log)
+    with step_server() as server:
+        steps = run_pipeline(toy, arguments, Console(screen), log, server)
     return steps, screen.getvalue(), log.getvalue()
 
 
 if __name__ == "__main__":
     try:
-        with open(f"{sys.argv[1]}/log", "w") as log:
-            run_pipeline(toy, {"folder": sys.argv[1], "mode": "wait"}, Console(), log)
+        arguments = {"folder": sys.argv[1], "mode": "wait"}
+        with open(f"{sys.argv[1]}/log", "w") as log, step_server() as server:
+            run_pipeline(toy, arguments, Console(), log, server)
     except PercmaeError as error:
         print(f"percmae: stopped: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from percmae.bench.contenders import random_vgg16
+from percmae.bench.contenders import random_features
 from percmae.config import Config
 from percmae.data.stream import Batch
 from percmae.engine.distributed import World
@@ -57,9 +57,10 @@ def loop_over(
 ) -> Loop:
     """The loop of a new run in ``folder``, about to begin epoch 1 (0 is a refreshing one)."""
     torch.manual_seed(0)
-    features = random_vgg16() if config.variant == "perceptual" else None
     here = World(0, 1, device)
-    learner = PretrainLearner(config, build_objective(config, features), here, val=None)  # type: ignore
+    learner = PretrainLearner(
+        config, build_objective(config, random_features(config)), here, val=None
+    )  # type: ignore
     run = Run.create(str(folder), Identity("checked", config, "memory", "none"), {})
     plan = Plan.make(config, samples, 1)
     loop = Loop(learner, config, run, loader, here, plan)

@@ -17,6 +17,7 @@ import pytest
 from deployed import Deployed, namespace_for, overlay
 from jobs.schemas.make import load
 from kube import Kube, wait
+from trainings import Laptop, laptop
 
 LAUNCHING = ("namespace", "rights", "config")
 ASKED = "PERCMAE_TEST_CLUSTER"
@@ -113,3 +114,13 @@ def trainer() -> Iterator[None]:
 def launcher_config(kube: Deployed, tmp_path: Path) -> Path:
     """A kubeconfig that acts as the launcher's service account, with just its rights."""
     return kube.kubeconfig("percmae-launcher", tmp_path)
+
+
+@pytest.fixture(scope="module")
+def here(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Laptop]:
+    """A namespace with a store for the module, and a folder before it that acts as a laptop."""
+    name = request.path.stem.removeprefix("test_").replace("_", "-")
+    with laptop(name, tmp_path_factory.mktemp("home")) as here:
+        yield here

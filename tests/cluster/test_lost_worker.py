@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from kube import ROOT, wait
-from trainings import SMALL, TRAIN, Laptop, jobs, laptop
+from trainings import SMALL, TRAIN, Laptop, jobs
 
 from percmae.data.sample import make_sample_archives
 from percmae.storage import StorePath
@@ -19,12 +18,6 @@ sys.path.insert(0, str(ROOT / "tests" / "pipelines"))
 from small import TINY, write_images
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laptop]:
-    with laptop("lost", tmp_path_factory.mktemp("home")) as here:
-        yield here
 
 
 def test_a_lost_worker_costs_only_the_steps_since_the_checkpoint(

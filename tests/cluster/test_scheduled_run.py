@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kube import ROOT, wait
-from trainings import PIPELINE, SCHEDULE, SMALL, TRAIN, Laptop, jobs, laptop, printed
+from trainings import PIPELINE, SCHEDULE, SMALL, TRAIN, Laptop, jobs, printed
 
 from percmae.data.sample import make_sample_archives
 from percmae.storage import StorePath
@@ -20,12 +19,6 @@ sys.path.insert(0, str(ROOT / "tests" / "pipelines"))
 from small import TINY, write_images
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laptop]:
-    with laptop("schedule", tmp_path_factory.mktemp("home")) as here:
-        yield here
 
 
 def test_the_scheduled_dag_runs_whole_inside_the_cluster(here: Laptop, tmp_path: Path) -> None:

@@ -7,23 +7,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from kube import ROOT
-from trainings import SMALL, TRAIN, Laptop, jobs, laptop
+from trainings import SMALL, TRAIN, Laptop, jobs
 
 sys.path.insert(0, str(ROOT / "tests" / "pipelines"))
 from small import TINY, write_images
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laptop]:
-    with laptop("training", tmp_path_factory.mktemp("home")) as here:
-        yield here
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ ARGS ?=
 # Two processes, each with its files and one thread: tests of torch are small.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 # Run again on MinIO where PERCMAE_TEST_MINIO names its program.
-STORE_TESTS := tests/test_storage*.py tests/data/test_ingest.py
+STORE_TESTS := tests/storage tests/data/test_ingest.py
 # Tests on a cluster side by side; more than cores, for they wait.
 CLUSTER_WORKERS ?= 6
 # docker/build.sh says what these are for.

@@ -1,6 +1,6 @@
 """``python -m percmae`` is the ``percmae`` command (torchrun starts it so)."""
 
-from percmae.cli import entry
+from percmae.cli.verbs import entry
 
 if __name__ == "__main__":
     entry()

@@ -9,7 +9,7 @@ from typing import Any
 
 from percmae.command import exit_code, parse
 from percmae.errors import UserError
-from pipelines.cluster import add_actions
+from pipelines.actions import add_actions
 
 _RUN = """\
 Run the whole pipeline on this machine: sample images, an embedded S3 server, and the same KFP
@@ -47,7 +47,7 @@ that stage; `percmae config show --docs` explains them all."""
 
 def _run(args: argparse.Namespace) -> None:
     from percmae.report import summary_table
-    from pipelines.local import run, steps_table
+    from pipelines.local.run import run, steps_table
 
     outcome = run(args.variant, **_settings(args))
     print(summary_table(outcome.report))
@@ -59,7 +59,7 @@ def _run(args: argparse.Namespace) -> None:
 
 def _compare(args: argparse.Namespace) -> None:
     from percmae.report.compare_text import compare_table
-    from pipelines.compare import compare, failures
+    from pipelines.local.compare import compare, failures
 
     document = compare(args.variants, **_settings(args))
     print(compare_table(document))
@@ -70,7 +70,7 @@ def _compare(args: argparse.Namespace) -> None:
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """What ``run`` and ``compare`` take alike."""
-    from percmae.launched import Launch
+    from percmae.stages.launch import Launch
 
     names = "tag recipe source seeds overrides to size fine_tune store archives dataset"
     launch = Launch(args.launcher, args.train_image, args.nodes, args.gpus, args.job)

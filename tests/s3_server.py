@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from percmae import local_store
-from percmae.local_store import LocalStore
+from percmae.local_store import server as local_store
+from percmae.local_store.server import LocalStore
 from percmae.storage import StorePath
 
 SERVERS = ("seaweedfs", "minio")

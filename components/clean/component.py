@@ -14,6 +14,6 @@ def clean(pipeline_run: str, launcher: str, job: list[str]) -> None:
         launcher: Where the run's steps train; nothing is left behind by local.
         job: Settings of the jobs; their namespace is looked up here.
     """
-    from percmae import stages
+    from percmae.stages import steps
 
-    stages.clean(pipeline_run, stages.Launch(launcher, job=job))
+    steps.clean(pipeline_run, steps.Launch(launcher, job=job))

@@ -36,12 +36,12 @@ def evaluate(
         metrics: Top-1, top-5, calibration error and random guess; or PSNR (dB) and SSIM.
         confusion: Confusion matrix of a classifier of up to 100 classes, otherwise empty.
     """
-    from percmae import stages
+    from percmae.stages import steps
 
-    stages.evaluate(
+    steps.evaluate(
         model,
         dataset,
         metrics,
         confusion,
-        stages.Launch(launcher, train_image, nodes, gpus, job, task_config, pipeline_run),
+        steps.Launch(launcher, train_image, nodes, gpus, job, task_config, pipeline_run),
     )

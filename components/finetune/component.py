@@ -38,13 +38,13 @@ def finetune(
         model: Names the run; the weights stay in the store.
         metrics: The last training and validation figures.
     """
-    from percmae import stages
+    from percmae.stages import steps
 
-    stages.finetune(
+    steps.finetune(
         pretrained,
         dataset,
         overrides,
         model,
         metrics,
-        stages.Launch(launcher, train_image, nodes, gpus, job, task_config, pipeline_run),
+        steps.Launch(launcher, train_image, nodes, gpus, job, task_config, pipeline_run),
     )

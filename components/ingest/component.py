@@ -25,6 +25,6 @@ def ingest(
         name: Name of the dataset; it lies at <store>/datasets/<name>.
         dataset: The dataset's manifest; its metadata has the URI, the digest and the split sizes.
     """
-    from percmae import stages
+    from percmae.stages import steps
 
-    stages.ingest(archive_train, archive_val, archive_devkit, store, name, dataset)
+    steps.ingest(archive_train, archive_val, archive_devkit, store, name, dataset)

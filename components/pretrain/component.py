@@ -48,9 +48,9 @@ def pretrain(
         model: Names the run; the weights stay in the store.
         metrics: The last training and validation figures.
     """
-    from percmae import stages
+    from percmae.stages import steps
 
-    stages.pretrain(
+    steps.pretrain(
         dataset, store, seed, variant, recipe, size, tag, overrides, model, metrics,
-        stages.Launch(launcher, train_image, nodes, gpus, job, task_config, pipeline_run),
+        steps.Launch(launcher, train_image, nodes, gpus, job, task_config, pipeline_run),
     )  # fmt: skip

@@ -40,14 +40,14 @@ def probe(
         metrics: The last training and validation figures.
         untrained: The control: the same probe on the encoder as it was before pretraining.
     """
-    from percmae import stages
+    from percmae.stages import steps
 
-    stages.probe(
+    steps.probe(
         pretrained,
         dataset,
         overrides,
         model,
         metrics,
-        stages.Launch(launcher, train_image, nodes, gpus, job, task_config, pipeline_run),
+        steps.Launch(launcher, train_image, nodes, gpus, job, task_config, pipeline_run),
         untrained,
     )

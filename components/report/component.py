@@ -27,6 +27,6 @@ def report(
         page: The report.
         metrics: Mean accuracies over the seeds.
     """
-    from percmae import stages
+    from percmae.stages import steps
 
-    stages.report(pretrained, probes, controls, fine_tuned, store, page, metrics)
+    steps.report(pretrained, probes, controls, fine_tuned, store, page, metrics)

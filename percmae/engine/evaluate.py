@@ -15,7 +15,6 @@ from percmae.engine.finetune import score, trained_classifier
 from percmae.engine.metrics import psnr, ssim
 from percmae.engine.pictures import denormalise, paste_visible, reconstruction_grid
 from percmae.engine.pretrain import FIXED_MASK_SEED
-from percmae.engine.runs import EVALUATION, Run, stored_evaluation
 from percmae.engine.tracking import png
 from percmae.engine.training import autocast, eval_loader
 from percmae.engine.weights import network_weights
@@ -24,6 +23,7 @@ from percmae.models import build_model
 from percmae.models.mae import MaskedAutoencoder
 from percmae.models.weights import load_strict
 from percmae.progress import note
+from percmae.runs.record import EVALUATION, Run, stored_evaluation
 from percmae.storage import StorePath
 
 FORMAT = "percmae-evaluation/1"

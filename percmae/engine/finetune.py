@@ -15,11 +15,11 @@ from percmae.engine.distributed import World, world
 from percmae.engine.loop import Learner, Terms
 from percmae.engine.metrics import ClassifierScores
 from percmae.engine.optim import build_optimizer, parameter_groups
-from percmae.engine.runs import Run, RunResult, identity_of
 from percmae.engine.training import autocast, carry_out, eval_loader, training_call
 from percmae.engine.weights import network_weights
 from percmae.losses.objective import Micro
 from percmae.models.classifier import Classifier
+from percmae.runs.record import Run, RunResult, identity_of
 from percmae.vision import load_timm
 
 

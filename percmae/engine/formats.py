@@ -16,13 +16,13 @@ from percmae.config import Config, digest
 from percmae.config.schema import Data, Decoder, Encoder, Model
 from percmae.engine.checkpoint import archive
 from percmae.engine.features import network_tensors
-from percmae.engine.runs import Run
 from percmae.engine.weights import initial_weights, network_weights
 from percmae.errors import CheckpointError, UserError
 from percmae.models.features import EXTRACTORS, feature_tensors
 from percmae.models.mae import MaskedAutoencoder
 from percmae.models.weights import Tensors, check_fit, encoder_tensors
 from percmae.progress import note
+from percmae.runs.record import Run
 from percmae.storage import StorePath
 
 FORMATS = ("mae", "timm", "safetensors")

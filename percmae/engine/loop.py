@@ -26,12 +26,12 @@ from percmae.engine.distributed import World, seed_step
 from percmae.engine.finite import NotFinite, Watch
 from percmae.engine.optim import Schedule, effective_lr, step_unless
 from percmae.engine.plan import Plan
-from percmae.engine.runs import Run
 from percmae.engine.signals import Signals
 from percmae.engine.tracking import Tracker
 from percmae.errors import PercmaeError
 from percmae.losses.objective import Micro
 from percmae.progress import Progress, note
+from percmae.runs.record import Run
 
 Terms = dict[str, Tensor]
 

@@ -17,13 +17,13 @@ from percmae.engine.knn import KNN, build_knn
 from percmae.engine.loop import Learner, Terms
 from percmae.engine.optim import Group, build_optimizer, parameter_groups
 from percmae.engine.pictures import denormalise, reconstruction_grid, scales_grid
-from percmae.engine.runs import RunResult, identity_of
 from percmae.engine.training import carry_out, eval_loader, set_up
 from percmae.engine.weights import initial_weights
 from percmae.losses.build import build_objective
 from percmae.losses.objective import Draws, Micro, Objective
 from percmae.models.weights import load_generator
 from percmae.progress import note
+from percmae.runs.record import RunResult, identity_of
 
 # Masks of validation and pictures never change, so that figures can be compared over steps, seeds
 # and runs.

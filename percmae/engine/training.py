@@ -18,9 +18,9 @@ from percmae.data.stream import Loader
 from percmae.engine.distributed import World
 from percmae.engine.loop import Learner, Loop
 from percmae.engine.plan import Plan
-from percmae.engine.runs import Identity, Run, RunResult, existing_run
 from percmae.losses.objective import Objective
 from percmae.progress import note
+from percmae.runs.record import Identity, Run, RunResult, existing_run
 
 
 def carry_out(

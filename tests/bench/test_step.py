@@ -11,7 +11,7 @@ from percmae import load_config
 from percmae.bench import step
 from percmae.bench.flops import counted_flops, mae_flops, matmul_rate
 from percmae.bench.step import bench, table
-from percmae.cli import main
+from percmae.cli.verbs import main
 from percmae.errors import ConfigError, UserError
 
 SMALL = [

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from percmae.cli import main
+from percmae.cli.verbs import main
 from percmae.data.sample import SampleArchives
 from percmae.data.shards import Dataset
 
@@ -64,7 +64,7 @@ def test_help_names_every_verb_and_loads_nothing_heavy() -> None:
     for verb in VERBS:
         assert re.search(rf"^ +{verb}  +[a-z]", shown.stdout, re.MULTILINE), verb
     code = (
-        "import sys; from percmae.cli import main\n"
+        "import sys; from percmae.cli.verbs import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'numpy', 'kfp', 'minio', 'pydantic', 'yaml', 'matplotlib'}\n"

@@ -303,7 +303,7 @@ for run in ("run-a", "run-b"):
     subprocess.run([sys.executable, "-c", start], check=True, env=environment)
     mine = "percmae.dev/pipeline-run in (run-a, run-b)"
     assert len(kube.get("pytorchjob", selector=mine)) == 2
-    clean = "from percmae import stages; stages.clean('run-a', stages.Launch('pytorchjob'))"
+    clean = "from percmae.stages import steps; steps.clean('run-a', steps.Launch('pytorchjob'))"
     done = subprocess.run(
         [sys.executable, "-c", clean], capture_output=True, text=True, env=environment
     )

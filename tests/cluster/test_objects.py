@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 from deployed import K8S, Deployed, namespace_for, overlay
-from jobs.kube_server import healthy
+from doctor.kube_server import healthy
 from jobs.works import KINDS, OWNER, every_setting, every_work, pretraining
 from kube import submit, toy_settings, wait
 
-from percmae.jobs import tries
+from percmae.doctor import tries
+from percmae.doctor.cluster import doctor_cluster
 from percmae.jobs.cron import cron_job, launcher_settings
 from percmae.jobs.crontab import parse_cron
-from percmae.jobs.doctor import doctor_cluster
 from percmae.jobs.names import Object
 from percmae.jobs.settings import job_settings
 from percmae.jobs.spec import job_object

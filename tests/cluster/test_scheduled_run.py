@@ -13,7 +13,7 @@ from trainings import PIPELINE, SCHEDULE, SMALL, TRAIN, Laptop, jobs, printed
 
 from percmae.data.sample import make_sample_archives
 from percmae.storage import StorePath
-from pipelines.local import ARCHIVES
+from pipelines.local.run import ARCHIVES
 
 sys.path.insert(0, str(ROOT / "tests" / "pipelines"))
 from small import TINY, write_images

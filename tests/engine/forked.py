@@ -18,7 +18,7 @@ from typing import Any
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["percmae.cli", "percmae.engine.pretrain", "percmae.engine.finetune", "torch._dynamo"]
+    ["percmae.cli.verbs", "percmae.engine.pretrain", "percmae.engine.finetune", "torch._dynamo"]
 )
 GENEROUS = 600  # seconds: nothing here takes as long, on any machine
 
@@ -91,6 +91,6 @@ def _process(
 
 
 def _verb(arguments: list[str]) -> int:
-    from percmae.cli import main
+    from percmae.cli.verbs import main
 
     return main(arguments)

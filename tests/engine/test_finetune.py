@@ -14,14 +14,14 @@ from percmae.config import Config
 from percmae.data.augment import build_transform
 from percmae.data.shards import Dataset
 from percmae.data.stream import Loader
-from percmae.engine.downstream import downstream_config
 from percmae.engine.evaluate import evaluate, reconstruct
 from percmae.engine.finetune import finetune, probe, trained_classifier
 from percmae.engine.pretrain import pretrain
-from percmae.engine.runs import Run, RunResult
 from percmae.engine.weights import network_weights
 from percmae.errors import CheckpointError, ConfigError, DataError, UserError
 from percmae.models import build_model
+from percmae.runs.downstream import downstream_config
+from percmae.runs.record import Run, RunResult
 
 Make = Callable[..., Config]
 SHORT = ["data.workers=0", "trainer.threads=1", "optim.epochs=2", "data.batch_size=16"]

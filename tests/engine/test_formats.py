@@ -23,10 +23,10 @@ from percmae.engine.checkpoint import Checkpoints
 from percmae.engine.features import feature_network
 from percmae.engine.formats import export_weights, import_weights
 from percmae.engine.pretrain import pretrain
-from percmae.engine.runs import Identity, Run
 from percmae.engine.weights import initial_weights, network_weights
 from percmae.errors import CheckpointError, PercmaeError, UnsafeFileError, UserError
 from percmae.models.weights import encoder_tensors, load_generator
+from percmae.runs.record import Identity, Run
 from percmae.storage import StorePath
 from percmae.vision import load_timm
 

@@ -22,10 +22,10 @@ from percmae.engine import knn
 from percmae.engine.distributed import World
 from percmae.engine.knn import KNN, build_knn, features, spread_out, vote
 from percmae.engine.pretrain import pretrain
-from percmae.engine.runs import Run
 from percmae.engine.weights import network_weights
 from percmae.models import build_model
 from percmae.models.mae import MaskedAutoencoder
+from percmae.runs.record import Run
 from percmae.storage import StorePath
 
 Make = Callable[..., Config]

@@ -19,13 +19,13 @@ from percmae.engine import loop
 from percmae.engine.checkpoint import read_state
 from percmae.engine.distributed import World
 from percmae.engine.pretrain import pretrain
-from percmae.engine.runs import Run
 from percmae.engine.training import train_loader
 from percmae.engine.weights import network_weights, run_state
 from percmae.errors import ConfigError, DataError, PercmaeError, UserError
 from percmae.losses.objective import Objective
 from percmae.losses.reconstruction import MaskedPatches, MultiscaleSSIM
 from percmae.progress import Progress
+from percmae.runs.record import Run
 from percmae.storage import StorePath
 
 Make = Callable[..., Config]

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from percmae.data.shards import Dataset
-from percmae.engine.runs import Run
 from percmae.errors import PeerLost
+from percmae.runs.record import Run
 
 from .conftest import tiny_overrides
 from .forked import GENEROUS, percmae

@@ -15,8 +15,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 
 from percmae.data.shards import Dataset
 from percmae.engine import torchrun as module
-from percmae.engine.runs import Run
 from percmae.errors import PeerLost
+from percmae.runs.record import Run
 
 from .forked import GENEROUS, free_port, percmae
 from .test_processes import command, figures, losses, wait_for_checkpoint

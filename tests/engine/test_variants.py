@@ -15,14 +15,14 @@ from PIL import Image
 from percmae.config import Config
 from percmae.data.shards import Dataset
 from percmae.engine import loop
-from percmae.engine.downstream import downstream_config
 from percmae.engine.finetune import probe
 from percmae.engine.formats import export_weights
 from percmae.engine.pretrain import pretrain
-from percmae.engine.runs import Run
 from percmae.engine.weights import run_state
 from percmae.errors import UserError
 from percmae.losses.build import build_objective
+from percmae.runs.downstream import downstream_config
+from percmae.runs.record import Run
 from percmae.storage import StorePath
 from percmae.vision import load_timm, torchvision
 

@@ -8,8 +8,8 @@ def look(name: str, found: dsl.Output[dsl.Artifact]) -> str:
     """Write an address into the artifact and return what is known of torch."""
     import importlib.util
 
-    from percmae import stages
+    from percmae.stages import steps
 
     with open(found.path, "w") as file:
-        file.write(stages.dataset_folder("s3://bucket", name))
+        file.write(steps.dataset_folder("s3://bucket", name))
     return str(importlib.util.find_spec("torch"))

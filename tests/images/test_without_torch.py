@@ -16,7 +16,7 @@ from PIL import Image
 from percmae.config import load_config
 from percmae.data.ingest import ingest
 from percmae.data.sample import make_sample_archives
-from percmae.engine.runs import Identity, Run
+from percmae.runs.record import Identity, Run
 
 pytestmark = pytest.mark.slow
 
@@ -86,7 +86,9 @@ def test_whole_packages_can_be_imported(package: str) -> None:
 
 def test_steps_and_pipelines_can_be_imported(tmp_path: Path) -> None:
     hiding(
-        training_only(), "-", "import percmae.stages, percmae.engine.downstream, pipelines.local"
+        training_only(),
+        "-",
+        "import percmae.stages.steps, percmae.runs.downstream, pipelines.local.run",
     )
     output = tmp_path / "train.yaml"
     hiding(training_only(), "pipelines", "compile", "--output", str(output))
@@ -99,7 +101,7 @@ def test_a_probe_is_planned(tmp_path: Path) -> None:
     planned = hiding(
         training_only(),
         "-",
-        "from percmae.engine.downstream import downstream_config\n"
+        "from percmae.runs.downstream import downstream_config\n"
         f"config = downstream_config({run.uri!r}, 'probe', overrides=['optim.epochs=7'])\n"
         "print(config.run_name, config.stage, config.optim.epochs)",
     )

@@ -15,12 +15,13 @@ import yaml
 
 from jobs.validation import OLDEST, validate
 from percmae import __version__
-from percmae.arguments import build_parser
+from percmae.cli.parser import build_parser
 from percmae.command import parse
 from percmae.config.load import VARIANTS, load_config
 from percmae.data import imagenet
+from percmae.doctor import cluster
 from percmae.errors import ConfigError, UserError
-from percmae.jobs import doctor, manifests
+from percmae.jobs import manifests
 from percmae.jobs.manifests import PLACES, RUNTIME, Place, render, write
 from percmae.jobs.names import Object
 from percmae.jobs.settings import JobSettings
@@ -284,7 +285,7 @@ def test_pods_are_confined(overlay: str) -> None:
 
 
 def test_the_oldest_kubernetes_is_stated() -> None:
-    said = f"Kubernetes {'.'.join(map(str, doctor.OLDEST_KUBERNETES))} or newer"
+    said = f"Kubernetes {'.'.join(map(str, cluster.OLDEST_KUBERNETES))} or newer"
     assert said in (K8S / "README.md").read_text()
     assert said in (K8S.parent / "README.md").read_text()
 
@@ -302,19 +303,19 @@ def test_the_launcher_has_the_rights_that_doctor_asks_for_and_no_others() -> Non
     objects = build("base", KUBECTLS[0])
     granted = [
         (rule["apiGroups"], rule["resources"], tuple(rule["verbs"]))
-        for rule in of_kind(objects, "Role")[doctor.LAUNCHER]["rules"]
+        for rule in of_kind(objects, "Role")[cluster.LAUNCHER]["rules"]
     ]
-    assert granted == [([group], [resource], verbs) for group, resource, verbs in doctor.RIGHTS]
+    assert granted == [([group], [resource], verbs) for group, resource, verbs in cluster.RIGHTS]
     assert of_kind(objects, "ClusterRole") == of_kind(objects, "ClusterRoleBinding") == {}
     (binding,) = of_kind(objects, "RoleBinding").values()
-    assert [subject["name"] for subject in binding["subjects"]] == [doctor.LAUNCHER]
+    assert [subject["name"] for subject in binding["subjects"]] == [cluster.LAUNCHER]
 
 
 def test_kfp_steps_may_launch() -> None:
     objects = build("overlays/kfp", KUBECTLS[0])
     assert not {"Namespace", "StatefulSet", "ResourceQuota"} & {o["kind"] for o in objects}
     binding = of_kind(objects, "RoleBinding")["percmae-steps"]
-    assert [subject["name"] for subject in binding["subjects"]] == list(doctor.KFP_ACCOUNTS)
+    assert [subject["name"] for subject in binding["subjects"]] == list(cluster.KFP_ACCOUNTS)
 
 
 def test_the_example_of_the_secret_is_the_one_that_pods_read() -> None:

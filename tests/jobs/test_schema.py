@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from percmae.jobs.doctor import OLDEST_KUBERNETES
+from percmae.doctor.cluster import OLDEST_KUBERNETES
 from percmae.jobs.names import Object
 from percmae.jobs.settings import job_settings
 from percmae.jobs.spec import job_object

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from percmae import cli
+from percmae.cli import verbs
 from percmae.config import Config, config_from_dict, load_config, to_dict
-from percmae.engine.downstream import downstream_config
-from percmae.engine.runs import Identity, Run, RunResult
 from percmae.jobs.names import LONGEST_JOB_NAME
 from percmae.jobs.work import Work, command, training
+from percmae.runs.downstream import downstream_config
+from percmae.runs.record import Identity, Run, RunResult
 
 from .works import DATA, RECIPES, RUNS, SIZES, VARIANTS, every_work, pretraining, probing
 
@@ -83,7 +83,7 @@ def carried_out(work: Work, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, ...]:
 
     module = "pretrain" if work.stage == "pretrain" else "finetune"
     monkeypatch.setattr(f"percmae.engine.{module}.{work.stage}", train)
-    assert cli.main(list(work.arguments)) == 0
+    assert verbs.main(list(work.arguments)) == 0
     (call,) = calls
     return call
 

@@ -20,7 +20,7 @@ import kubernetes_validate.utils as published
 from jsonschema.validators import Draft202012Validator, extend
 from referencing import Registry, Resource
 
-from percmae.jobs.doctor import OLDEST_KUBERNETES
+from percmae.doctor.cluster import OLDEST_KUBERNETES
 
 from .schemas.make import Schema, load
 

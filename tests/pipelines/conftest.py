@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from kfp_server import Server, running
 
-from pipelines import submit
+from pipelines.server import submit
 
 
 @pytest.fixture

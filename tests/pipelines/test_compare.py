@@ -15,8 +15,8 @@ from small import TINY, write_images
 
 from percmae.errors import Interrupted, PercmaeError, UserError
 from percmae.storage import StorePath
-from pipelines import compare as module
-from pipelines.compare import compare, failures
+from pipelines.local import compare as module
+from pipelines.local.compare import compare, failures
 
 
 @pytest.fixture(scope="module")

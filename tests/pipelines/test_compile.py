@@ -257,8 +257,8 @@ def test_components_are_thin(name: str) -> None:
     assert isinstance(definition, ast.FunctionDef)
     docstring, imported, call = definition.body
     assert isinstance(docstring, ast.Expr)
-    assert ast.unparse(imported) == "from percmae import stages"
-    assert ast.unparse(call).startswith(f"stages.{name}(")
+    assert ast.unparse(imported) == "from percmae.stages import steps"
+    assert ast.unparse(call).startswith(f"steps.{name}(")
 
 
 def test_default_image_bears_the_version(capsys: pytest.CaptureFixture[str]) -> None:

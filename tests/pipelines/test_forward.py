@@ -14,7 +14,7 @@ import pytest
 from kfp_server import Server
 
 from pipelines.__main__ import main
-from pipelines.kfp_api import Kfp
+from pipelines.server.api import Kfp
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -107,7 +107,7 @@ def test_waiting_goes_on_when_kubectl_has_died(
     kubectl(
         tmp_path, KUBECTL.format(python=sys.executable, folder=tmp_path, port=port), monkeypatch
     )
-    monkeypatch.setattr("pipelines.submit._POLL", 0.2)
+    monkeypatch.setattr("pipelines.server.submit._POLL", 0.2)
     pids = []
     looked = Kfp.run
 

@@ -8,8 +8,8 @@ import signal
 
 import pytest
 
-from pipelines.console import Console, Lines
-from pipelines.output import Errors, pump
+from pipelines.local.console import Console, Lines
+from pipelines.local.output import Errors, pump
 
 
 def fed(*pieces: str) -> tuple[list[str], str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from percmae import __version__
-from pipelines import package
+from pipelines.server import package
 
 
 def test_version_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

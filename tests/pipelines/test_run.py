@@ -15,9 +15,9 @@ from small import TINY, write_images
 
 from percmae.errors import ConfigError, UserError
 from percmae.storage import StorePath
-from pipelines.local import HERE, Outcome, run, server_for, steps_table
-from pipelines.tasks import Step, StepError
-from pipelines.warm import Server
+from pipelines.local.run import HERE, Outcome, run, server_for, steps_table
+from pipelines.local.tasks import Step, StepError
+from pipelines.local.warm import Server
 
 if TYPE_CHECKING:
     from s3_server import S3

@@ -9,8 +9,8 @@ import pytest
 import yaml
 from kfp_server import Server
 
-from pipelines import schedule
 from pipelines.__main__ import main
+from pipelines.server import schedule
 
 IMAGE = "registry.example/percmae-pipeline@sha256:" + "1" * 64
 OTHER = "registry.example/percmae-pipeline@sha256:" + "2" * 64
@@ -133,7 +133,7 @@ def test_killed_in_between(kfp: Server, monkeypatch: pytest.MonkeyPatch) -> None
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.kfp_api.Kfp.enable", dies)
+        patch.setattr("pipelines.server.api.Kfp.enable", dies)
         with pytest.raises(Killed):
             sent(kfp, "--cron", "0 4 * * 0")
     assert [run["status"] for run in kfp.recurring.values()] == ["DISABLED", "DISABLED"]

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from kfp_server import Server, running
 
-from pipelines import kfp_api, submit
 from pipelines.__main__ import main
+from pipelines.server import api as kfp_api
+from pipelines.server import submit
 
 IMAGE = "registry.example/percmae-pipeline@sha256:" + "1" * 64
 OTHER = "registry.example/percmae-pipeline@sha256:" + "2" * 64

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import toy
 
-from pipelines import tasks
-from pipelines.tasks import StepError
+from pipelines.local import tasks
+from pipelines.local.tasks import StepError
 
 
 def marks(folder: Path, text: str) -> dict[int, tuple[int, float]]:

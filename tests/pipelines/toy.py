@@ -10,8 +10,8 @@ from kfp import dsl
 from kfp.dsl import Artifact, Dataset, Input, Model, Output
 
 from percmae.errors import PercmaeError
-from pipelines.console import Console
-from pipelines.tasks import Step, run_pipeline, step_server
+from pipelines.local.console import Console
+from pipelines.local.tasks import Step, run_pipeline, step_server
 
 
 @dsl.component(base_image="toy", install_kfp_package=False)

@@ -15,8 +15,8 @@ from percmae.engine.distributed import World
 from percmae.engine.loop import Loop
 from percmae.engine.plan import Plan
 from percmae.engine.pretrain import PretrainLearner
-from percmae.engine.runs import Identity, Run
 from percmae.losses.build import build_objective
+from percmae.runs.record import Identity, Run
 
 # One micro-batch a step, and nothing but steps: no logging, validation or checkpoint on the way.
 ONLY_STEPS = [

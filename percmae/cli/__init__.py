@@ -1,0 +1,1 @@
+"""The ``percmae`` command: ``parser`` (its verbs), ``verbs`` (what each does), ``submit``."""

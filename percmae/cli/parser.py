@@ -1,0 +1,242 @@
+"""The command line's verbs and options, without what they do: see ``percmae.cli.verbs``."""
+
+from __future__ import annotations
+
+import argparse
+
+from percmae import __version__
+
+_ABOUT = """\
+Perceptual MAE: self-supervised vision pretraining as a pipeline.
+
+A URI is s3://bucket/key or a path, everywhere. The store's address and keys come from
+AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or a file, see `percmae doctor`)."""
+
+_EXAMPLES = """\
+a first run, no cluster and no data needed:
+  percmae run
+
+the same by hand:
+  percmae sample-data --out sample
+  percmae ingest --train sample/ILSVRC2012_img_train.tar --val sample/ILSVRC2012_img_val.tar \\
+                 --devkit sample/ILSVRC2012_devkit_t12.tar.gz --to datasets/sample
+  percmae pretrain --data datasets/sample/manifest.json --to runs --recipe demo --tag first
+  percmae probe --run runs/first_mae --data datasets/sample/manifest.json --to runs
+  percmae evaluate --run runs/first_mae_probe --data datasets/sample/manifest.json
+
+exit codes: 0 done, 1 failure, 2 bad usage or input, 128 and above interrupted and resumable
+(128 + the signal's number)."""
+
+_OVERRIDES = "settings such as optim.epochs=3; `percmae config show --docs` explains them all"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser; ``verb`` (and ``action``, for verbs with several) say what was asked for."""
+    parser = argparse.ArgumentParser(
+        prog="percmae",
+        description=_ABOUT,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"percmae {__version__}")
+    # The long metavar also makes argparse leave room for the longest verb on its line.
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB [options]", required=True)
+
+    def verb(name: str, text: str) -> argparse.ArgumentParser:
+        sub: argparse.ArgumentParser = verbs.add_parser(
+            name, help=text, description=text[0].upper() + text[1:] + "."
+        )
+        return sub
+
+    for name, text in (
+        ("run", "run the whole pipeline on this machine, on real images"),
+        ("compare", "run the pipeline for several variants and compare them"),
+    ):
+        sub = verb(name, text)
+        sub.add_argument("rest", nargs=argparse.REMAINDER, help=f"see `percmae {name} --help`")
+
+    sub = verb("sample-data", "write real images as small ILSVRC archives")
+    sub.add_argument("--out", required=True, metavar="DIR", help="where the archives go")
+    sub.add_argument(
+        "--source",
+        default="mnist",
+        metavar="NAME|DIR",
+        help="mnist (default), fashion-mnist, cifar10, imagenette, or a class-per-folder directory",
+    )
+
+    sub = verb("ingest", "turn ILSVRC archives into a dataset of shards")
+    for name, text in (
+        ("train", "the tar of class tars"),
+        ("val", "the tar of validation images, used as the test set"),
+        ("devkit", "the devkit's tar.gz, with classes and labels"),
+    ):
+        sub.add_argument(f"--{name}", required=True, metavar="URI", help=text)
+    sub.add_argument("--to", required=True, metavar="URI", help="folder of the dataset")
+
+    sub = verb("pretrain", "pretrain a masked autoencoder")
+    _presets(sub)
+    _training(sub, "never")
+
+    for name, text in (
+        ("finetune", "fine-tune a pretrained encoder on the labels"),
+        ("probe", "train a linear layer on a frozen pretrained encoder"),
+    ):
+        sub = verb(name, text)
+        sub.add_argument("--run", required=True, metavar="URI", help="the pretraining run")
+        sub.add_argument("--recipe", metavar="NAME", help="default: the run's own")
+        sub.add_argument("--tag", help="default: the run's own")
+        sub.add_argument("--config", metavar="FILE", help="YAML with further settings")
+        _training(sub, "auto")
+        if name == "probe":
+            sub.add_argument(
+                "--untrained",
+                action="store_true",
+                help="the control: the same probe on the encoder before its pretraining",
+            )
+
+    sub = verb("evaluate", "figures of a finished run on the test set")
+    sub.add_argument("--run", required=True, metavar="URI", help="any finished run")
+    sub.add_argument("--data", required=True, metavar="MANIFEST", help="the dataset's manifest")
+    sub.add_argument("--json", action="store_true", help="one JSON document on stdout")
+
+    sub = verb("reconstruct", "show what a pretrained model makes of images")
+    sub.add_argument("--run", required=True, metavar="URI", help="the pretraining run")
+    sub.add_argument("--images", required=True, nargs="+", metavar="FILE", help="image files")
+    sub.add_argument("--to", required=True, metavar="FILE.png", help="the picture to write")
+
+    sub = verb("report", "write the HTML report of finished runs")
+    sub.add_argument("--runs", required=True, nargs="+", metavar="URI", help="runs of any stage")
+    sub.add_argument("--to", required=True, metavar="URI", help="folder of report.html and .json")
+
+    sub = verb("export", "write a run's weights to a file for other tools")
+    sub.add_argument("--run", required=True, metavar="URI", help="the pretraining run")
+    text = "an official MAE checkpoint, the encoder for timm, or every tensor"
+    sub.add_argument("--format", required=True, choices=["mae", "timm", "safetensors"], help=text)
+    _written(sub)
+
+    sub = verb("import", "check weights key by key and write them as safetensors")
+    text = "torch or safetensors file; no code in it is run"
+    sub.add_argument("--weights", required=True, metavar="URI", help=text)
+    kinds = ["mae", "vgg16", "dalle", "efficientnet_lite0"]
+    text = "mae (default): for model.init_from; the others: feature networks"
+    sub.add_argument("--kind", default="mae", choices=kinds, help=text)
+    _written(sub)
+
+    _submit(verb("submit", "have a job in a cluster do what another verb does"))
+
+    sub = verb("store", "the embedded S3 server of a machine without one")
+    sub.add_argument("action", choices=["up", "down", "status"])
+
+    sub = verb("config", "show or compare configurations")
+    actions = sub.add_subparsers(dest="action", required=True, metavar="show|diff")
+    show = actions.add_parser("show", help="the effective configuration")
+    _presets(show)
+    show.add_argument("--stage", default="pretrain", choices=["pretrain", "finetune", "probe"])
+    show.add_argument("--origin", action="store_true", help="where each value came from")
+    show.add_argument("--docs", action="store_true", help="what each setting means")
+    _overrides(show)
+    diff = actions.add_parser("diff", help="what differs between two runs or saved configs")
+    diff.add_argument("left", metavar="URI")
+    diff.add_argument("right", metavar="URI")
+
+    _bench(verb("bench", "measure how fast this machine trains"))
+
+    _doctor(verb("doctor", "check this machine, or a cluster, for what is missing"))
+    return parser
+
+
+def _doctor(sub: argparse.ArgumentParser) -> None:
+    text = "look at the cluster of KUBECONFIG, not at this machine"
+    sub.add_argument("--cluster", action="store_true", help=text)
+    text = "where jobs run (default: percmae, with --kfp kubeflow)"
+    sub.add_argument("--namespace", metavar="NS", help=text)
+    text = "beside Kubeflow Pipelines: with its store, secret and accounts"
+    sub.add_argument("--kfp", action="store_true", help=text)
+    text = "the bucket a pod must reach (default: s3://percmae)"
+    sub.add_argument("--store", metavar="URI", default="s3://percmae", help=text)
+    text = "for each thing that is tried in the cluster (default: 180)"
+    sub.add_argument("--timeout", metavar="SECONDS", type=float, default=180.0, help=text)
+    _overrides(sub)
+    sub.epilog = "key=value: job settings such as image=registry/name@sha256:… or queue=research"
+
+
+def _bench(sub: argparse.ArgumentParser) -> None:
+    actions = sub.add_subparsers(dest="action", required=True, metavar="step")
+    step = actions.add_parser(
+        "step",
+        help="seconds and memory of a training step of each variant",
+        description="Measure one training step of each variant, side by side in one run, beside "
+        "the time that this machine's matrix multiplication would need for it.",
+    )
+    step.add_argument("--variants", metavar="V,…", help="which (default: all)")
+    step.add_argument("--size", default="base,tiny", metavar="S,…", help="default: base,tiny")
+    step.add_argument("--batch", type=int, metavar="N", help="default: 16, on a GPU 64")
+    step.add_argument("--rounds", type=int, default=3, metavar="N", help="measurements of each")
+    step.add_argument(
+        "--precision",
+        default="auto",
+        choices=["auto", "fp32", "bf16"],
+        help="auto: bf16 on a GPU, fp32 on a CPU",
+    )
+    step.add_argument("--compile", action="store_true", help="also with torch.compile")
+    step.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    _overrides(step)
+
+
+def _submit(sub: argparse.ArgumentParser) -> None:
+    sub.description = (
+        "Have a job in a cluster do what another verb does here, and follow it: its log, its end, "
+        "its exit code. The same command again follows a job that is under way. Ctrl-C stops the "
+        "job; the checkpoints stay."
+    )
+    sub.usage = "percmae submit [--job KEY=VALUE …] [--detach | --print] VERB [its options]"
+    sub.add_argument(
+        "--job",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="kind=pytorchjob, image=…, nodes=2, gpus=8, memory=64Gi and so on (may be repeated); "
+        "`percmae config show --docs` explains them all",
+    )
+    how = sub.add_mutually_exclusive_group()
+    how.add_argument("--detach", action="store_true", help="leave once the job is in the cluster")
+    how.add_argument("--print", action="store_true", help="print the job as YAML, touch no cluster")
+    sub.add_argument("command", nargs=argparse.REMAINDER, metavar="VERB …", help="what to do")
+
+
+def _presets(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--variant", default="mae", metavar="V", help="objective (default: mae)")
+    sub.add_argument(
+        "--recipe",
+        default="mae",
+        metavar="R",
+        help="optimiser and schedule: mae (the MAE paper's, default), reference (the Perceptual "
+        "MAE authors'), demo (small and quick)",
+    )
+    sub.add_argument("--size", metavar="S", help="encoder: tiny, small, base, large or huge")
+    sub.add_argument("--tag", help="experiment tag; the run is named <tag>_<variant>")
+    sub.add_argument("--config", metavar="FILE", help="YAML with further settings")
+
+
+def _overrides(sub: argparse.ArgumentParser) -> None:
+    sub.set_defaults(overrides=[])
+    sub.usage = f"{sub.prog} [options] [key=value …]"
+    sub.epilog = f"key=value: {_OVERRIDES}"
+
+
+def _written(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--to", required=True, metavar="URI", help="the file to write")
+    sub.add_argument("--force", action="store_true", help="replace a file that exists")
+
+
+def _training(sub: argparse.ArgumentParser, resume: str) -> None:
+    sub.add_argument("--data", required=True, metavar="MANIFEST", help="the dataset's manifest")
+    sub.add_argument("--to", required=True, metavar="URI", help="folder that holds the runs")
+    sub.add_argument(
+        "--resume",
+        default=resume,
+        choices=["auto", "never"],
+        help="auto: go on with, or reuse, a run of the same name, config and data; "
+        f"never: refuse when the name is taken (default: {resume})",
+    )
+    _overrides(sub)

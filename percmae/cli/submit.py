@@ -1,0 +1,58 @@
+"""``percmae submit``: any verb's work done by a job in a cluster."""
+
+from __future__ import annotations
+
+import argparse
+
+from percmae.cli.parser import build_parser
+from percmae.command import parse
+from percmae.errors import UserError
+from percmae.jobs.work import Work, command, training
+
+VERBS = ("ingest", "pretrain", "probe", "finetune", "evaluate", "report", "export")
+
+
+def work_of(arguments: list[str]) -> Work:
+    """The work that ``percmae <arguments>`` would do here.
+
+    A training has the same name and digest as from a pipeline, so each finds the other's job.
+    Raises UserError for a verb that makes no sense in a cluster, ConfigError for bad settings.
+    """
+    if arguments[:1] == [] or arguments[0] not in VERBS:
+        raise UserError(
+            f"submit {' '.join(arguments[:1]) or '(nothing)'}: give one of {', '.join(VERBS)} and "
+            "its options, behind submit's own"
+        )
+    args = parse(build_parser(), arguments)
+    for name in ("data", "to", "run"):
+        value = getattr(args, name, None)
+        if value is not None and not value.startswith("s3://"):
+            raise UserError(
+                f"--{name} {value}: a pod does not see this machine's files; give s3://"
+            )
+    if args.verb == "pretrain":
+        return _pretraining(args)
+    if args.verb in ("probe", "finetune"):
+        return _downstream(args)
+    named = getattr(args, "run", None) or getattr(args, "to", None) or args.verb
+    return command(args.verb, named.rstrip("/").rpartition("/")[2], *arguments[1:])
+
+
+def _pretraining(args: argparse.Namespace) -> Work:
+    from percmae.config import load_config
+
+    config = load_config(
+        args.variant, args.recipe, "pretrain", args.config, args.overrides, args.tag, args.size
+    )
+    return training(config, args.data, args.to)
+
+
+def _downstream(args: argparse.Namespace) -> Work:
+    from percmae.runs.downstream import downstream_config
+
+    config = downstream_config(
+        args.run, args.verb, args.recipe, args.config, args.overrides, args.tag
+    )
+    base = downstream_config(args.run, args.verb, config.recipe)
+    untrained = getattr(args, "untrained", False)
+    return training(config, args.data, args.to, args.run, untrained, base)

@@ -1,0 +1,303 @@
+"""The ``percmae`` command: one verb a subcommand, each a function that can be imported as well.
+
+Results go to stdout (the last line is what scripts read), progress and notes to stderr. Everything
+heavy is imported by the verb that needs it, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
+
+from percmae.cli.parser import build_parser
+from percmae.command import exit_code, parse
+from percmae.errors import UserError
+
+if TYPE_CHECKING:
+    from percmae.config import Config
+
+
+def _sample_data(args: argparse.Namespace) -> None:
+    from percmae.data.sample import make_sample_archives
+
+    archives = make_sample_archives(args.out, args.source)
+    print(archives.train, archives.val, archives.devkit, sep="\n")
+
+
+def _ingest(args: argparse.Namespace) -> None:
+    from percmae.data.ingest import ingest
+    from percmae.progress import note
+
+    result = ingest(args.train, args.val, args.devkit, args.to)
+    if result.reused:
+        note(f"{result.manifest_uri}: unchanged, reused")
+    print(result.manifest_uri)
+
+
+def _pretrain(args: argparse.Namespace) -> None:
+    from percmae.config import load_config
+
+    config = load_config(
+        args.variant, args.recipe, "pretrain", args.config, args.overrides, args.tag, args.size
+    )
+    _spread_over_gpus(config)
+    from percmae.engine.pretrain import pretrain
+
+    _result(pretrain(config, args.data, args.to, args.resume).uri)
+
+
+def _downstream(args: argparse.Namespace) -> None:
+    from percmae.runs.downstream import downstream_config
+
+    config = downstream_config(
+        args.run, args.verb, args.recipe, args.config, args.overrides, args.tag
+    )
+    _spread_over_gpus(config)
+    from percmae.engine import finetune
+
+    common = (config, args.run, args.data, args.to, args.resume)
+    if args.verb == "probe":
+        _result(finetune.probe(*common, untrained=args.untrained).uri)
+    else:
+        _result(finetune.finetune(*common).uri)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from percmae.engine.evaluate import evaluate
+
+    document = evaluate(args.run, args.data)
+    if args.json:
+        _result(json.dumps(document))
+        return
+    figures = document.get("reconstruction") or {
+        name: document[name] for name in ("top1", "top5", "loss", "ece")
+    }
+    for name, value in figures.items():
+        _result(f"{name:12} {value:.4f}" if isinstance(value, float) else f"{name:12} {value}")
+
+
+def _reconstruct(args: argparse.Namespace) -> None:
+    from percmae.engine.evaluate import reconstruct
+
+    reconstruct(args.run, args.images, args.to)
+    print(args.to)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from percmae.report import report, summary_table
+
+    print(summary_table(report(args.runs, args.to)))
+    print(f"{args.to.rstrip('/')}/report.html")
+
+
+def _export(args: argparse.Namespace) -> None:
+    from percmae.engine.formats import export_weights
+
+    written = export_weights(args.run, args.to, args.format, args.force)
+    print(f"sha256:{written.sha256}", written.uri, sep="\n")
+
+
+def _import(args: argparse.Namespace) -> None:
+    from percmae.engine.formats import import_weights
+
+    written = import_weights(args.weights, args.to, args.kind, args.force)
+    print(written.uri, f"sha256:{written.sha256}", written.settings, sep="\n")
+
+
+def _submit(args: argparse.Namespace) -> None:
+    from percmae.cli.submit import work_of
+    from percmae.jobs.settings import job_settings
+
+    work, settings = work_of(args.command), job_settings(args.job)
+    if args.print:
+        import yaml
+
+        from percmae.jobs.spec import job_object
+
+        print(yaml.safe_dump(job_object(work, settings), sort_keys=False), end="")
+        return
+    from percmae.jobs.launch import launch, submit
+
+    if args.detach:
+        print(submit(work, settings))
+        return
+    launch(work, settings)
+    print(work.name)
+
+
+def _store(args: argparse.Namespace) -> None:
+    from percmae.local_store import server as local_store
+
+    if args.action == "down":
+        local_store.down()
+        return
+    store = local_store.up() if args.action == "up" else local_store.status()
+    if store is None:
+        print("no embedded store is running; start one with `percmae store up`")
+        return
+    # Lines a shell can evaluate: eval "$(percmae store up)"
+    print(f"export AWS_ENDPOINT_URL={store.endpoint}")
+    print(f"export AWS_ACCESS_KEY_ID={store.access_key}")
+    print(f"export AWS_SECRET_ACCESS_KEY={store.secret_key}")
+
+
+def _config(args: argparse.Namespace) -> None:
+    (_config_show if args.action == "show" else _config_diff)(args)
+
+
+def _config_show(args: argparse.Namespace) -> None:
+    from percmae.config import load
+    from percmae.jobs.settings import job_docs
+
+    if args.docs:
+        for key, kind, text in load.docs():
+            print(f"{key}  ({kind})\n    {' '.join(text.split())}")
+        print("\nSettings of a job in a cluster (--job key=value):\n")
+        for key, kind, text in job_docs():
+            print(f"{key}  ({kind})\n    {' '.join(text.split())}")
+        return
+    layers = load.load_layers(
+        args.variant, args.recipe, args.stage, args.config, args.overrides, args.tag, args.size
+    )
+    values = load.leaves(layers.config)
+    lines = {key: f"{key}={json.dumps(value)}" for key, value in values.items()}
+    width = max(len(line) for line in lines.values()) if args.origin else 0
+    if args.origin:
+        for key, line in lines.items():
+            print(f"{line:{width}}  # {layers.origin[key]}")
+    else:
+        print(load.to_yaml(layers.config), end="")
+    print(f"# digest: {load.digest(layers.config)}")
+
+
+def _config_diff(args: argparse.Namespace) -> None:
+    from percmae.config.load import leaves
+
+    left, right = (leaves(_stored_config(uri)) for uri in (args.left, args.right))
+    for key in left:
+        if left[key] != right[key]:
+            print(f"{key}: {json.dumps(left[key])} → {json.dumps(right[key])}")
+
+
+def _stored_config(uri: str) -> Config:
+    import yaml
+
+    from percmae.config.load import config_from_dict
+    from percmae.storage import StorePath
+
+    path = StorePath(uri)
+    file = path if path.name.endswith((".yaml", ".yml")) else path / "config.yaml"
+    if not file.exists():
+        raise UserError(f"{file}: there is no such file; give a run or a saved config.yaml")
+    try:
+        return config_from_dict(yaml.safe_load(file.read_text()))
+    except (yaml.YAMLError, AttributeError):
+        raise UserError(f"{file}: not a saved configuration") from None
+
+
+def _bench(args: argparse.Namespace) -> None:
+    from percmae.bench import step
+
+    document = step.bench(
+        sizes=args.size.split(","),
+        variants=args.variants.split(",") if args.variants else None,
+        batch=args.batch,
+        rounds=args.rounds,
+        precision=args.precision,
+        compiled=args.compile,
+        overrides=args.overrides,
+    )
+    print(json.dumps(document) if args.json else step.table(document))
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    if args.cluster:
+        from percmae.doctor.cluster import doctor_cluster
+
+        fine = doctor_cluster(args.namespace, args.kfp, args.overrides, args.store, args.timeout)
+    elif args.namespace or args.kfp or args.overrides:
+        raise UserError("--namespace, --kfp and job settings are about a cluster: add --cluster")
+    else:
+        from percmae.doctor.machine import doctor
+
+        fine = doctor()
+    if not fine:
+        raise SystemExit(1)
+
+
+def _run(args: argparse.Namespace) -> None:
+    import subprocess
+
+    # The DAG lives in the package above this one: it is started, not imported.
+    command = [sys.executable, "-m", "pipelines", args.verb, *args.rest]
+    child = subprocess.Popen(command)
+    # Ctrl-C reaches the child too, which ends in its own way; this process waits for it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: child.terminate())
+    code = child.wait()
+    raise SystemExit(code if code >= 0 else 128 - code)
+
+
+def _result(line: str) -> None:
+    """Print a result once, however many processes torchrun has started."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, flush=True)
+
+
+def _spread_over_gpus(config: Config) -> None:
+    """Start over under torchrun, one process a GPU, when all GPUs are to be used."""
+    if "RANK" in os.environ or config.trainer.devices != -1:
+        return
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count > 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+        command = [sys.executable, *launcher, "-m", "percmae", *sys.argv[1:]]
+        os.execv(sys.executable, command)
+
+
+_WORK: dict[str, Callable[[argparse.Namespace], None]] = {
+    "run": _run,
+    "compare": _run,
+    "sample-data": _sample_data,
+    "ingest": _ingest,
+    "pretrain": _pretrain,
+    "finetune": _downstream,
+    "probe": _downstream,
+    "evaluate": _evaluate,
+    "reconstruct": _reconstruct,
+    "report": _report,
+    "export": _export,
+    "import": _import,
+    "submit": _submit,
+    "store": _store,
+    "config": _config,
+    "bench": _bench,
+    "doctor": _doctor,
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] in (["run"], ["compare"]):
+        # All that follows belongs to the pipeline's own parser, --help included.
+        args = argparse.Namespace(verb=arguments[0], rest=arguments[1:])
+    else:
+        args = parse(build_parser(), arguments)
+    try:
+        return exit_code(lambda: _WORK[args.verb](args))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def entry() -> NoReturn:
+    """The console script."""
+    raise SystemExit(main())

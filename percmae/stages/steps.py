@@ -1,0 +1,353 @@
+"""The steps of the pipeline: each verb, with its inputs and outputs as a pipeline hands them over.
+
+A component (``components/<step>/component.py``) is the outside of one function here. What a step
+hands on is an artifact: a small JSON file that says where in the store a dataset or run lies, never
+the thing itself, because a pipeline downloads an input artifact whole before a step begins. The
+same facts are the artifact's metadata, which the UI shows and the next step reads.
+
+No step relies on a pipeline's cache, which knows only the image's name and the inputs' addresses.
+Each looks in the store: ingest for a dataset made from the same archives, training for a run of
+the same config, data and parent, evaluation for figures of the same weights and data.
+
+An error ends a step with one line on stderr and the exit code of the command line.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol
+
+from percmae.command import exit_code
+from percmae.errors import ConfigError, UserError
+from percmae.stages.launch import LOCAL, Launch
+from percmae.storage import StorePath
+
+if TYPE_CHECKING:
+    from percmae.config import Config
+    from percmae.runs.record import RunResult
+
+P = ParamSpec("P")
+
+TRAININGS = ("pretrain", "probe", "finetune")
+# More classes than this and a confusion matrix is no longer something to look at in a UI.
+MOST_CLASSES_SHOWN = 100
+# What tells runs of one pipeline apart: parameters of the pipeline, not settings of a stage.
+_PARAMETERS = ("seed", "tag", "name")
+
+
+class Artifact(Protocol):
+    """What is used of a KFP artifact."""
+
+    path: str
+    metadata: dict[str, Any]
+
+
+class Metrics(Artifact, Protocol):
+    """A KFP metrics artifact."""
+
+    def log_metric(self, metric: str, value: float) -> None: ...
+
+
+class Confusion(Artifact, Protocol):
+    """A KFP classification metrics artifact."""
+
+    def log_confusion_matrix(self, categories: list[str], matrix: list[list[int]]) -> None: ...
+
+
+def dataset_folder(store: str, name: str) -> str:
+    """Where a dataset lies."""
+    return (StorePath(store) / "datasets" / name).uri
+
+
+def runs_folder(store: str, seed: int) -> str:
+    """Where the runs of one seed lie: runs of all seeds have the same names."""
+    return (StorePath(store) / "runs" / f"seed-{seed}").uri
+
+
+def report_folder(store: str, name: str) -> str:
+    """Where the report of the runs called ``name`` lies."""
+    return (StorePath(store) / "reports" / name).uri
+
+
+def overrides_for(stage: str, overrides: Iterable[str]) -> list[str]:
+    """The ``key=value`` settings that apply to one training stage.
+
+    ``probe.optim.epochs=5`` is for the probe, ``all.data.workers=2`` for every stage; a key without
+    a stage in front is about the pretraining. Raises ConfigError for what is a parameter of the
+    whole pipeline.
+    """
+    chosen = []
+    for override in overrides:
+        scope, dot, rest = override.strip().partition(".")
+        if not (dot and scope in ("all", *TRAININGS)):
+            scope, rest = "pretrain", override.strip()
+        key = rest.partition("=")[0].strip()
+        if key in _PARAMETERS:
+            raise ConfigError(
+                f"override {override!r}: {_ADVICE[key]}, so that all stages of a seed agree"
+            )
+        if scope in ("all", stage):
+            chosen.append(rest)
+    return chosen
+
+
+_ADVICE = {
+    "seed": "give the seeds as the pipeline's own parameter (--seeds 0,1,2)",
+    "tag": "give the tag as the pipeline's own parameter (--tag)",
+    "name": "runs are named <tag>_<variant> in a pipeline; give a tag (--tag)",
+}
+
+
+def pretrain_config(
+    variant: str, recipe: str, size: str, tag: str, overrides: Iterable[str], seed: int
+) -> Config:
+    """The configuration of one seed's pretraining; empty strings stand for what is not given."""
+    from percmae.config import load_config
+
+    chosen = [*overrides_for("pretrain", overrides), f"seed={seed}"]
+    return load_config(
+        variant, recipe, "pretrain", overrides=chosen, tag=tag or None, size=size or None
+    )
+
+
+def _step(work: Callable[P, None]) -> Callable[P, None]:
+    """End the process of a step as the command line would: one line, and an exit code."""
+
+    @functools.wraps(work)
+    def step(*args: P.args, **kwargs: P.kwargs) -> None:
+        code = exit_code(lambda: work(*args, **kwargs))
+        if code:
+            raise SystemExit(code)
+
+    return step
+
+
+@_step
+def ingest(
+    archive_train: str,
+    archive_val: str,
+    archive_devkit: str,
+    store: str,
+    name: str,
+    dataset: Artifact,
+) -> None:
+    """Archives to the dataset ``<store>/datasets/<name>``, which ``dataset`` then names."""
+    from percmae.data.ingest import ingest
+    from percmae.progress import note
+
+    result = ingest(archive_train, archive_val, archive_devkit, dataset_folder(store, name))
+    found = result.dataset
+    if result.reused:
+        note(f"{found.uri}: unchanged, reused")
+    samples = {split: len(found.split(split)) for split in ("train", "val", "test")}
+    facts = {"uri": found.uri, "digest": found.digest, "classes": len(found.classes)}
+    Path(dataset.path).write_bytes(StorePath(found.uri).read_bytes())
+    dataset.metadata.update(facts, name=name, reused=result.reused, **samples)
+
+
+@_step
+def pretrain(
+    dataset: Artifact,
+    store: str,
+    seed: int,
+    variant: str,
+    recipe: str,
+    size: str,
+    tag: str,
+    overrides: Sequence[str],
+    model: Artifact,
+    metrics: Metrics,
+    launch: Launch,
+) -> None:
+    """One seed's pretraining, in ``<store>/runs/seed-<seed>/<tag>_<variant>``."""
+    config = pretrain_config(variant, recipe, size, tag, overrides, seed)
+    _train(config, dataset, runs_folder(store, seed), model, metrics, launch)
+
+
+@_step
+def probe(
+    pretrained: Artifact,
+    dataset: Artifact,
+    overrides: Sequence[str],
+    model: Artifact,
+    metrics: Metrics,
+    launch: Launch,
+    untrained: bool = False,
+) -> None:
+    """A linear probe beside the pretraining run it builds upon, or its untrained control."""
+    _downstream("probe", pretrained, dataset, overrides, model, metrics, launch, untrained)
+
+
+@_step
+def finetune(
+    pretrained: Artifact,
+    dataset: Artifact,
+    overrides: Sequence[str],
+    model: Artifact,
+    metrics: Metrics,
+    launch: Launch,
+) -> None:
+    """A fine-tuning beside the pretraining run it builds upon."""
+    _downstream("finetune", pretrained, dataset, overrides, model, metrics, launch, False)
+
+
+def _downstream(
+    stage: str,
+    pretrained: Artifact,
+    dataset: Artifact,
+    overrides: Sequence[str],
+    model: Artifact,
+    metrics: Metrics,
+    launch: Launch,
+    untrained: bool,
+) -> None:
+    from percmae.runs.downstream import downstream_config
+
+    run = pretrained.metadata["uri"]
+    config = downstream_config(run, stage, overrides=overrides_for(stage, overrides))
+    _train(config, dataset, StorePath(run).parent.uri, model, metrics, launch, run, untrained)
+
+
+def _train(
+    config: Config,
+    dataset: Artifact,
+    to: str,
+    model: Artifact,
+    metrics: Metrics,
+    launch: Launch,
+    run: str | None = None,
+    untrained: bool = False,
+) -> None:
+    """Train, here or by a job, then say in the artifacts what came out."""
+    from percmae.runs.record import Run
+
+    data = dataset.metadata["uri"]
+    if launch.launcher == LOCAL:
+        result = _train_here(config, data, to, run, untrained)
+    else:
+        from percmae.stages.launch import train
+
+        result = train(config, data, to, run, untrained, launch)
+    record = Run.open(result.uri).record
+    facts = {key: record[key] for key in _RUN_FACTS if record[key] is not None}
+    facts |= {"uri": result.uri, "data_digest": record["data"]["digest"], "reused": result.reused}
+    Path(model.path).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    model.metadata.update(facts)
+    _log(metrics, result.metrics)
+
+
+_RUN_FACTS = (
+    "name",
+    "stage",
+    "variant",
+    "seed",
+    "baseline",
+    "key",
+    "config_digest",
+    "parent",
+    "step",
+    "seconds",
+)
+
+
+def _train_here(config: Config, data: str, to: str, run: str | None, untrained: bool) -> RunResult:
+    """Carry out one training in this process; ``percmae.stages.launch.train`` has a job do it."""
+    _check_torch()
+    if run is None:
+        from percmae.engine.pretrain import pretrain
+
+        return pretrain(config, data, to, "auto")
+    from percmae.engine.finetune import finetune, probe
+
+    if config.stage == "probe":
+        return probe(config, run, data, to, "auto", untrained=untrained)
+    return finetune(config, run, data, to, "auto")
+
+
+def _check_torch() -> None:
+    """The image of a pipeline's steps has none: they launch what trains."""
+    if importlib.util.find_spec("torch") is None:
+        raise UserError(
+            "launcher local: there is no torch here to train with; give the pipeline a launcher "
+            "(pytorchjob, trainjob or job), or an image for its steps that has torch"
+        )
+
+
+@_step
+def evaluate(
+    model: Artifact, dataset: Artifact, metrics: Metrics, confusion: Confusion, launch: Launch
+) -> None:
+    """A run's figures on the test set, also as ``<run>/evaluation.json``."""
+    run, data = model.metadata["uri"], dataset.metadata["uri"]
+    if launch.launcher == LOCAL:
+        _check_torch()
+        from percmae.engine.evaluate import evaluate
+        from percmae.runs.record import stored_evaluation
+
+        confusion.metadata["reused"] = stored_evaluation(run, data) is not None
+        found = evaluate(run, data)
+    else:
+        from percmae.stages import launch as launched
+
+        found, confusion.metadata["reused"] = launched.evaluate(run, data, launch)
+    if "reconstruction" in found:
+        _log(metrics, {key: found["reconstruction"][key] for key in ("psnr", "ssim")})
+        return
+    _log(metrics, {key: found[key] for key in ("top1", "top5", "ece", "loss")})
+    _log(metrics, {f"random_guess_{key}": value for key, value in found["random_guess"].items()})
+    if len(found["classes"]) <= MOST_CLASSES_SHOWN:
+        names = [item["name"] for item in found["classes"]]
+        confusion.log_confusion_matrix(names, found["confusion"])
+
+
+@_step
+def report(
+    pretrained: Sequence[Artifact],
+    probes: Sequence[Artifact],
+    controls: Sequence[Artifact],
+    fine_tuned: bool,
+    store: str,
+    page: Artifact,
+    metrics: Metrics,
+) -> None:
+    """The report of all seeds, in ``<store>/reports/<name>`` and as ``page``.
+
+    fine_tuned: whether each pretraining run has a fine-tuned one beside it, found by its name. (A
+    pipeline cannot collect the outputs of a step that may not have run.)
+    """
+    from percmae.report import report
+
+    runs = [artifact.metadata["uri"] for artifact in (*pretrained, *probes, *controls)]
+    if fine_tuned:
+        runs += [f"{artifact.metadata['uri']}_finetune" for artifact in pretrained]
+    folder = StorePath(report_folder(store, pretrained[0].metadata["name"]))
+    figures = report(runs, folder.uri)
+    (folder / "report.html").read_file(page.path)
+    for row in figures["table"]:
+        _log(metrics, {f"{row['row']}_top1": row["top1"]["mean"]})
+
+
+@_step
+def clean(pipeline_run: str, launch: Launch) -> None:
+    """Remove the jobs that a pipeline's run has left under way: they were cancelled, or lost."""
+    settings = launch.settings("pretrain")
+    if settings is None:
+        return
+    from percmae.jobs.cluster import Cluster
+    from percmae.jobs.launch import clean
+    from percmae.progress import note
+
+    for name in clean(pipeline_run, Cluster(settings.namespace)):
+        note(f"{name} was still under way: removed")
+
+
+def _log(metrics: Metrics, values: Mapping[str, float | None]) -> None:
+    """Figures for the UI, which takes finite numbers only."""
+    for name, value in values.items():
+        if value is not None and math.isfinite(value):
+            metrics.log_metric(name, float(value))

@@ -1,0 +1,344 @@
+"""The actions of ``python -m pipelines`` that are for a cluster: compile, submit, schedule."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from percmae.errors import PercmaeError, UserError
+
+if TYPE_CHECKING:
+    from pipelines.pod import PodSettings
+    from pipelines.server.api import Connection
+
+_SUBMIT = """\
+Start a run of the pipeline in Kubeflow Pipelines.
+
+Uploads the pipeline as a version named after the git commit, unless one with the same content is
+there, and prints the link to the run. Parameters are checked here before anything is sent; those
+not given keep their defaults."""
+
+_SUBMIT_EXAMPLES = """\
+examples:
+  python -m pipelines submit --port-forward --param variant=ssim --param 'seeds=[0, 1, 2]'
+  python -m pipelines submit --host https://kfp.example --token token.txt --wait \\
+      --image registry.example/percmae-pipeline@sha256:…"""
+
+_SCHEDULE = """\
+Run the pipeline at certain times: a recurring run in Kubeflow Pipelines, or a CronJob without it.
+
+The same command again changes nothing; with other arguments it replaces the schedule of that name
+so that two never start runs. A run is not started while the one before goes on, and starts that
+were missed are not caught up on one by one."""
+
+_SCHEDULE_EXAMPLES = """\
+examples:
+  python -m pipelines schedule --port-forward --cron "0 2 * * 0" --param tag=weekly
+  python -m pipelines schedule --port-forward --list
+  python -m pipelines schedule --port-forward --cron "0 2 * * 0" --param tag=weekly --diff
+  python -m pipelines schedule --port-forward --delete percmae-train
+  python -m pipelines schedule --cronjob --cron "0 2 * * 0" > cronjob.yaml
+
+cron: minute hour day-of-month month day-of-week, in the time zone of KFP's controller, mostly
+UTC. Days and months may have names; 7 is Sunday as well."""
+
+_CRONJOB_ARGUMENTS = (
+    "run --launcher pytorchjob --store s3://percmae --archives s3://percmae/archives "
+    "--dataset imagenet --recipe mae --seeds 0 --gpus 1 --to /tmp/runs"
+)
+
+
+def _compile(args: argparse.Namespace) -> None:
+    from pipelines.server.package import warn_unpinned
+    from pipelines.train import compile_pipeline
+
+    compile_pipeline(args.output, args.image, _pod(args))
+    warn_unpinned(args.image)
+    print(args.output)
+
+
+def _submit(args: argparse.Namespace) -> None:
+    from pipelines.server.submit import submit
+
+    made = submit(
+        _connection(args),
+        args.param,
+        args.image,
+        _pod(args),
+        experiment=args.experiment,
+        name=args.name,
+        service_account=args.service_account,
+        wait=args.wait,
+    )
+    print(made.link)
+
+
+def _schedule(args: argparse.Namespace) -> None:
+    from components import IMAGE
+    from pipelines.server import drift, schedule
+    from pipelines.train import NAME
+
+    if args.list:
+        rows = drift.rows(_connection(args), args.image, _pod(args), IMAGE)
+        print(drift.table(rows) if rows else "no schedules")
+        return
+    if args.delete is not None:
+        count = schedule.delete(_connection(args), args.delete, NAME)
+        more = f" ({count} recurring runs)" if count > 1 else ""
+        print(f"{args.delete}: deleted{more}; runs it has started stay")
+        return
+    if args.cron is None:
+        raise UserError('schedule: --cron is missing, such as --cron "0 2 * * 0"')
+    if args.cronjob:
+        print(_cronjob(args), end="")
+        return
+    name = args.name or schedule.NAME
+    work = drift.diff if args.diff else schedule.schedule
+    outcome: Any = work(
+        _connection(args),
+        name,
+        args.cron,
+        args.param,
+        args.image or IMAGE,
+        _pod(args),
+        pinned=args.pinned,
+        experiment=args.experiment,
+        service_account=args.service_account,
+    )
+    changes = outcome if args.diff else outcome.changes
+    for field, there, here in changes:
+        print(f"{field}: {there} → {here}")
+    if args.diff:
+        if changes:
+            fields = f"{len(changes)} field{'' if len(changes) == 1 else 's'}"
+            raise PercmaeError(f"schedule {name} differs in {fields}; --diff has changed nothing")
+        print(f"{name}: as deployed")
+    else:
+        print(f"{name}: {outcome.did}")
+        print(outcome.link)
+
+
+def _cronjob(args: argparse.Namespace) -> str:
+    import shlex
+
+    import yaml
+
+    from percmae.jobs.cron import PIPELINE_IMAGE, cron_job, launcher_settings
+    from percmae.jobs.crontab import parse_cron
+    from pipelines.server.package import warn_unpinned
+
+    if args.param:
+        raise UserError("--cronjob takes --run, the words of `percmae run`, and no --param")
+    image = args.image or PIPELINE_IMAGE
+    settings = launcher_settings(
+        args.job,
+        image=image,
+        namespace=args.namespace or "percmae",
+        store_secret=args.store_secret,
+        store_config=args.store_config,
+        image_pull_secrets=args.image_pull_secret,
+        image_pull_policy=args.image_pull_policy,
+    )
+    made = cron_job(
+        args.name or "percmae-train",
+        parse_cron(args.cron),
+        shlex.split(args.run or _CRONJOB_ARGUMENTS),
+        settings,
+        time_zone=args.time_zone,
+    )
+    warn_unpinned(image)
+    return str(yaml.safe_dump(made, sort_keys=False, width=100))
+
+
+def _connection(args: argparse.Namespace) -> Connection:
+    from pipelines.server.api import Connection
+
+    names = "host port_forward kfp_namespace namespace token ca ui"
+    return Connection(**{name: getattr(args, name) for name in names.split()})
+
+
+def _pod(args: argparse.Namespace) -> PodSettings:
+    from pipelines.pod import pod_settings
+
+    return pod_settings(
+        store_secret=args.store_secret,
+        store_config=args.store_config,
+        image_pull_policy=args.image_pull_policy,
+        image_pull_secrets=args.image_pull_secret,
+        node_selector=args.node_selector,
+        tolerations=args.toleration,
+    )
+
+
+def add_actions(action: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the three to a command line; ``action`` makes a subparser of name, help and function."""
+    from components import IMAGE
+
+    sub = action("compile", "Write the pipeline as YAML for the KFP UI or client.", _compile)
+    sub.add_argument(
+        "--output", default="percmae-train.yaml", metavar="FILE", help="default: %(default)s"
+    )
+    _step_options(sub, IMAGE)
+
+    how = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    sub = action(
+        "submit",
+        "Start a run in Kubeflow Pipelines.",
+        _submit,
+        description=_SUBMIT,
+        epilog=_SUBMIT_EXAMPLES,
+        **how,
+    )
+    _param_option(sub)
+    sub.add_argument("--name", metavar="RUN", help="of the run (default: pipeline, version, time)")
+    _run_options(sub)
+    sub.add_argument(
+        "--wait",
+        action="store_true",
+        help="follow the run to its end; exit code 1 and the failed steps when it fails",
+    )
+    _connection_options(sub)
+    _step_options(sub, IMAGE)
+
+    sub = action(
+        "schedule",
+        "Run it at certain times, in Kubeflow Pipelines or by a CronJob.",
+        _schedule,
+        description=_SCHEDULE,
+        epilog=_SCHEDULE_EXAMPLES,
+        **how,
+    )
+    _schedule_options(sub)
+    _connection_options(sub)
+    _step_options(sub, None)
+
+
+def _param_option(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--param",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a parameter of the pipeline; may be repeated",
+    )
+
+
+def _run_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--experiment", default="percmae", metavar="NAME", help="default: %(default)s")
+    sub.add_argument(
+        "--service-account", metavar="NAME", help="of the steps' pods (default: KFP's own)"
+    )
+
+
+def _schedule_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--cron", metavar="FIELDS", help='such as "0 2 * * 0": Sundays at 2:00')
+    sub.add_argument("--name", metavar="N", help="of the schedule (default: percmae-train)")
+    _param_option(sub)
+    which = sub.add_mutually_exclusive_group()
+    which.add_argument(
+        "--pinned",
+        action="store_true",
+        default=True,
+        help="every run takes the version that is the repo's now (default)",
+    )
+    which.add_argument(
+        "--latest",
+        dest="pinned",
+        action="store_false",
+        help="each run takes the newest version then, whoever has uploaded it",
+    )
+    _run_options(sub)
+    instead = sub.add_mutually_exclusive_group()
+    instead.add_argument("--list", action="store_true", help="show what is deployed, and its drift")
+    instead.add_argument("--delete", metavar="N", help="delete the schedule of this name")
+    instead.add_argument(
+        "--diff",
+        action="store_true",
+        help="show what differs from what is deployed, change nothing; exit code 1 if anything",
+    )
+    instead.add_argument(
+        "--cronjob", action="store_true", help="print a CronJob instead: no KFP is needed"
+    )
+    cronjob = sub.add_argument_group("with --cronjob")
+    cronjob.add_argument("--run", metavar="WORDS", help=f"default: {_CRONJOB_ARGUMENTS}")
+    cronjob.add_argument(
+        "--time-zone", metavar="ZONE", help="such as Europe/Berlin (default: the cluster's)"
+    )
+    cronjob.add_argument(
+        "--job",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="job setting of the CronJob's own pod; those of the trainings go into --run",
+    )
+
+
+def _connection_options(sub: argparse.ArgumentParser) -> None:
+    group = sub.add_argument_group("where KFP is (inside a cluster it is found by itself)")
+    group.add_argument(
+        "--host", metavar="URL", help="of the UI or the API (default: KF_PIPELINES_ENDPOINT)"
+    )
+    group.add_argument("--port-forward", action="store_true", help="through kubectl")
+    group.add_argument(
+        "--kfp-namespace",
+        default="kubeflow",
+        metavar="NS",
+        help="where KFP is installed (default: %(default)s)",
+    )
+    group.add_argument(
+        "--namespace", metavar="NS", help="yours, where KFP has several users; of a CronJob"
+    )
+    group.add_argument(
+        "--token",
+        metavar="FILE",
+        help="file with a bearer token (default: the variable PERCMAE_KFP_TOKEN)",
+    )
+    group.add_argument("--ca", metavar="FILE", help="certificate authority of an https host")
+    group.add_argument("--ui", metavar="URL", help="what links begin with (default: the host)")
+
+
+def _step_options(sub: argparse.ArgumentParser, image: str | None) -> None:
+    from components import IMAGE
+
+    group = sub.add_argument_group("the steps' pods")
+    group.add_argument(
+        "--image",
+        default=image,
+        help=f"container image of all steps, best pinned by digest (default: {IMAGE})",
+    )
+    group.add_argument(
+        "--store-secret",
+        default="percmae-store",
+        metavar="NAME",
+        help="secret with the store's accesskey and secretkey, for steps and the jobs they "
+        "launch (default: %(default)s)",
+    )
+    group.add_argument(
+        "--store-config",
+        default="percmae-store",
+        metavar="NAME",
+        help="ConfigMap with AWS_ENDPOINT_URL and AWS_REGION (default: %(default)s)",
+    )
+    group.add_argument(
+        "--image-pull-secret",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="for a private registry; may be repeated",
+    )
+    group.add_argument("--image-pull-policy", metavar="P", help="Always, IfNotPresent or Never")
+    group.add_argument(
+        "--node-selector",
+        action="append",
+        default=[],
+        metavar="LABEL=VALUE",
+        help="only nodes with this label; steps that launch a job hand it on; may be repeated",
+    )
+    group.add_argument(
+        "--toleration",
+        action="append",
+        default=[],
+        metavar="KEY[=VALUE][:EFFECT]",
+        help="a taint to put up with; steps that launch a job hand it on; may be repeated",
+    )

@@ -1,0 +1,1 @@
+"""Running the DAG on this machine."""

@@ -1,0 +1,92 @@
+"""What stands around a verb when it is a step of the pipeline."""
+
+from __future__ import annotations
+
+import importlib.util
+from types import SimpleNamespace
+
+import pytest
+
+from percmae.errors import ConfigError, DataError, Interrupted, StoreError
+from percmae.stages import steps
+
+MIXED = [
+    "optim.epochs=3",
+    "pretrain.optim.lr=1e-3",
+    "probe.optim.epochs=5",
+    "finetune.classifier.mixup=0.8",
+    "all.data.workers=2",
+    " model.encoder.depth = 2",
+]
+
+
+def test_overrides_go_to_their_stage() -> None:
+    assert steps.overrides_for("pretrain", MIXED) == [
+        "optim.epochs=3",
+        "optim.lr=1e-3",
+        "data.workers=2",
+        "model.encoder.depth = 2",
+    ]
+    assert steps.overrides_for("probe", MIXED) == ["optim.epochs=5", "data.workers=2"]
+    assert steps.overrides_for("finetune", MIXED) == ["classifier.mixup=0.8", "data.workers=2"]
+
+
+@pytest.mark.parametrize("override", ["seed=1", "tag=x", "name = x", "probe.tag=x", "all.seed=2"])
+def test_parameters_of_the_pipeline_are_no_overrides(override: str) -> None:
+    for stage in steps.TRAININGS:
+        with pytest.raises(ConfigError, match="agree"):
+            steps.overrides_for(stage, [override])
+
+
+def test_one_seed_one_folder() -> None:
+    config = steps.pretrain_config("ssim", "demo", "", "try", ["optim.epochs=3"], 7)
+    assert (config.run_name, config.seed, config.optim.epochs) == ("try_ssim", 7, 3)
+    assert steps.pretrain_config("mae", "mae", "tiny", "", [], 0).model.encoder.width == 192
+    assert steps.runs_folder("s3://bucket", 7) == "s3://bucket/runs/seed-7"
+    assert steps.dataset_folder("s3://bucket/x", "mnist") == "s3://bucket/x/datasets/mnist"
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "line"),
+    [
+        (DataError("no such archive"), 2, "percmae: error: no such archive"),
+        (StoreError("no answer"), 1, "percmae: error: no answer"),
+        (Interrupted(15, "saved"), 143, "percmae: stopped: saved"),
+        (KeyboardInterrupt(), 130, "percmae: stopped: nothing half-written is left"),
+    ],
+)
+def test_a_step_ends_as_the_command_line_does(
+    raised: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @steps._step
+    def step() -> None:
+        raise raised
+
+    with pytest.raises(SystemExit) as ended:
+        step()
+    assert ended.value.code == code
+    assert capsys.readouterr().err == line + "\n"
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    @steps._step
+    def step() -> None:
+        raise ValueError("odd")
+
+    with pytest.raises(ValueError, match="odd"):
+        step()
+
+
+def test_a_step_without_torch_asks_for_a_launcher(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in the image of pipeline steps."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "torch" else find(name)
+    )
+    run = SimpleNamespace(metadata={"uri": "s3://none/run"})
+    with pytest.raises(SystemExit) as ended:
+        steps.evaluate(run, run, None, None, steps.Launch())
+    assert ended.value.code == 2
+    assert "give the pipeline a launcher" in capsys.readouterr().err

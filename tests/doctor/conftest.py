@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from .kube_server import KubeServer, healthy
 
 from percmae.doctor import tries
+
+from .kube_server import KubeServer, healthy
 
 
 @pytest.fixture

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from .kube_server import DONE, NS, PODS, REVIEWS, KubeServer, lines, secret
 
 from percmae.cli.verbs import main
 from percmae.doctor.cluster import KFP_SECRET, OLDEST_KUBERNETES, RIGHTS, doctor_cluster
 from percmae.errors import ConfigError, UserError
 from percmae.jobs.api import Refused, Unreachable
+
+from .kube_server import DONE, NS, PODS, REVIEWS, KubeServer, lines, secret
 
 
 def test_a_cluster_in_good_order(server: KubeServer, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 from jobs.validation import validate
-from .kube_server import PODS, RUNNING, TRAININGS, KubeServer, lines
 
 from percmae.doctor.cluster import doctor_cluster
+
+from .kube_server import PODS, RUNNING, TRAININGS, KubeServer, lines
 
 
 def test_what_is_tried_is_valid_and_cleared_away(server: KubeServer) -> None:

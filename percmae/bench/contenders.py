@@ -23,7 +23,7 @@ from percmae.losses.objective import Draws, Micro, Objective
 from percmae.models.features import FeatureNetwork, build_features
 from percmae.vision import torchvision
 
-Step = Callable[[], None]
+TrainingStep = Callable[[], None]
 # Optimiser steps and epochs that stand for the kinds of step a variant has.
 PLAIN = (1, 1)
 KINDS = {
@@ -77,7 +77,7 @@ def check_variants(variants: list[str] | None) -> list[str]:
     return variants or list(VARIANTS)
 
 
-def build(contender: Contender, config: Config, batch: int, device: torch.device) -> Step:
+def build(contender: Contender, config: Config, batch: int, device: torch.device) -> TrainingStep:
     """A function that carries out one step on ``batch`` images."""
     generator = torch.Generator().manual_seed(0)
     size = config.data.image_size
@@ -113,7 +113,7 @@ def training_objective(config: Config, device: torch.device) -> Objective:
     return objective
 
 
-def _transformers(config: Config, images: Tensor, noise: Tensor) -> Step:
+def _transformers(config: Config, images: Tensor, noise: Tensor) -> TrainingStep:
     """The masked autoencoder of Hugging Face's transformers with the same weights."""
     from percmae.bench.transformers_mae import hf_model
     from percmae.models import build_model

@@ -15,10 +15,10 @@ from pydantic.dataclasses import dataclass
 
 from percmae.config.variants import (
     SETTINGS,
-    Adversarial,
-    Discriminator,
-    Perceptual,
-    StyleGAN2ADA,
+    AdversarialSettings,
+    DiscriminatorSettings,
+    PerceptualSettings,
+    StyleGAN2ADASettings,
 )
 
 OPERATIONAL: JsonDict = {"digest": False}
@@ -192,7 +192,7 @@ class Optim:
 
 
 @dataclass(config=SETTINGS)
-class Classifier:
+class ClassifierSettings:
     """Fine-tuning and linear probing."""
 
     classes: Annotated[int, Field(ge=2)] | None = None
@@ -309,17 +309,17 @@ class Config:
     """Network sizes."""
     loss: Loss = Field(default_factory=Loss)
     """Weights of the loss terms."""
-    perceptual: Perceptual = Field(default_factory=Perceptual)
+    perceptual: PerceptualSettings = Field(default_factory=PerceptualSettings)
     """Feature network of the perceptual and style terms."""
-    adversarial: Adversarial = Field(default_factory=Adversarial)
+    adversarial: AdversarialSettings = Field(default_factory=AdversarialSettings)
     """Adversarial loss."""
-    discriminator: Discriminator = Field(default_factory=Discriminator)
+    discriminator: DiscriminatorSettings = Field(default_factory=DiscriminatorSettings)
     """Discriminator sizes."""
-    stylegan: StyleGAN2ADA = Field(default_factory=StyleGAN2ADA)
+    stylegan: StyleGAN2ADASettings = Field(default_factory=StyleGAN2ADASettings)
     """StyleGAN2-ADA's regularisers and augmentation."""
     optim: Optim = Field(default_factory=Optim)
     """Optimiser and schedule."""
-    classifier: Classifier = Field(default_factory=Classifier)
+    classifier: ClassifierSettings = Field(default_factory=ClassifierSettings)
     """Fine-tuning and linear probing."""
     trainer: Trainer = Field(default_factory=Trainer)
     """How the run is carried out."""

@@ -12,7 +12,7 @@ SETTINGS = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True
 
 
 @dataclass(config=SETTINGS)
-class Perceptual:
+class PerceptualSettings:
     """The frozen feature network of variant perceptual."""
 
     extractor: Literal["vgg16", "dalle", "efficientnet_lite0"] = "vgg16"
@@ -26,7 +26,7 @@ class Perceptual:
 
 
 @dataclass(config=SETTINGS)
-class Adversarial:
+class AdversarialSettings:
     """The adversarial loss."""
 
     kind: Literal["std", "ls", "wgan", "stylegan2_ada"] = "ls"
@@ -43,7 +43,7 @@ class Adversarial:
 
 
 @dataclass(config=SETTINGS)
-class Discriminator:
+class DiscriminatorSettings:
     """Discriminator sizes."""
 
     depth: Annotated[int, Field(ge=1)] = 6
@@ -59,7 +59,7 @@ class Discriminator:
 
 
 @dataclass(config=SETTINGS)
-class StyleGAN2ADA:
+class StyleGAN2ADASettings:
     """Regularisers and augmentation of variant stylegan2_ada (arXiv 2006.06676)."""
 
     r1_gamma: NonNegativeFloat = 10.0

@@ -29,11 +29,9 @@ from percmae.engine.plan import Plan
 from percmae.engine.signals import Signals
 from percmae.engine.tracking import Tracker
 from percmae.errors import PercmaeError
-from percmae.losses.objective import Micro
+from percmae.losses.objective import Micro, Terms
 from percmae.progress import Progress, note
 from percmae.runs.record import Run
-
-Terms = dict[str, Tensor]
 
 
 class Learner(ABC):

@@ -17,7 +17,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from percmae.config.variants import StyleGAN2ADA
+from percmae.config.variants import StyleGAN2ADASettings
 
 PLANE_DRAWS, COLOUR_DRAWS = 18, 10
 DRAWS = PLANE_DRAWS + COLOUR_DRAWS  # uniform numbers a sample's transformation is made from
@@ -102,13 +102,13 @@ def colour_maps(uniform: Tensor, p: Strength) -> Tensor:
 
 def augment(images: Sequence[Tensor], plane: Tensor, colour: Tensor) -> list[Tensor]:
     """Images [(N, 3, H, W), …] of several scales in [−1, 1], a sample's all by the same map."""
-    made = []
+    augmented = []
     for image in images:
         grid = F.affine_grid(plane.to(image.dtype), list(image.shape), align_corners=False)
         moved = F.grid_sample(image, grid, padding_mode="reflection", align_corners=False)
         linear, offset = colour.to(image.dtype).split([3, 1], dim=2)
-        made.append((linear @ moved.flatten(2) + offset).view_as(image))
-    return made
+        augmented.append((linear @ moved.flatten(2) + offset).view_as(image))
+    return augmented
 
 
 class AdaptiveAugmentation:
@@ -120,7 +120,9 @@ class AdaptiveAugmentation:
     mean, std: of the normalisation the images are in.
     """
 
-    def __init__(self, settings: StyleGAN2ADA, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, settings: StyleGAN2ADASettings, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
         self.settings = settings
         self._mean = torch.tensor(mean)[:, None, None]
         self._std = torch.tensor(std)[:, None, None]

@@ -196,7 +196,7 @@ class Adversarial(Objective):
     @staticmethod
     def pyramid(images: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
         """Real images (N, 3, H, W) at the sizes of the generated ones."""
-        return [images] + [resized(images, tuple(made.shape[2:])) for made in like[1:]]
+        return [images] + [resized(images, tuple(image.shape[2:])) for image in like[1:]]
 
     @torch.no_grad()
     def terms(self, images: Tensor, noise: Tensor) -> Terms:
@@ -285,8 +285,8 @@ class StyleGAN2ADA(Adversarial):
             error = F.mse_loss(extra.float(), generated.latent.detach().float())
             terms["latent"] = settings.latent, error
         if self._path_step(micro):
-            made = generated.images[0]
-            lengths = path_lengths(made, generated.latent, draws.normal(_PATH, *made.shape[1:]))
+            image = generated.images[0]
+            lengths = path_lengths(image, generated.latent, draws.normal(_PATH, *image.shape[1:]))
             self._move_path_mean(lengths.detach().mean())
             penalty = (lengths - self.path_mean).square().mean()
             terms["path_length"] = settings.path_length * settings.path_interval, penalty

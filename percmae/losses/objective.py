@@ -152,8 +152,8 @@ class WholeImage(Objective):
         self._mean, self._std = self._mean.to(device), self._std.to(device)
 
     @abstractmethod
-    def weighted(self, made: Sequence[Tensor], images: Tensor) -> Weighted:
-        """The terms: made, from the full size down, and images, (N, 3, H, W) normalised."""
+    def weighted(self, reconstructed: Sequence[Tensor], images: Tensor) -> Weighted:
+        """The terms: reconstructed, from the full size down; images (N, 3, H, W); normalised."""
 
     def to_unit(self, images: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) back in [0, 1] (a reconstruction may lie beyond)."""

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 
-def perceptual_loss(made: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
+def perceptual_loss(maps: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
     """Sum over the maps of the mean absolute difference."""
-    pairs = zip(made, target, strict=True)
+    pairs = zip(maps, target, strict=True)
     return torch.stack([(a.float() - b.float()).abs().mean() for a, b in pairs]).sum()
 
 
@@ -28,7 +28,7 @@ def gram(features: Tensor) -> Tensor:
         return flat @ flat.transpose(1, 2) / (c * h * w)
 
 
-def style_loss(made: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
+def style_loss(maps: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
     """Sum over the maps of the mean absolute difference of their Gram matrices."""
-    pairs = zip(made, target, strict=True)
+    pairs = zip(maps, target, strict=True)
     return torch.stack([(gram(a) - gram(b)).abs().mean() for a, b in pairs]).sum()

@@ -35,10 +35,10 @@ class MaskedPatches(Objective):
 class MultiscaleSSIM(WholeImage):
     """Variant ``ssim``: SSIM and L1 over a pyramid of the whole reconstructed image."""
 
-    def weighted(self, made: Sequence[Tensor], images: Tensor) -> Weighted:
+    def weighted(self, reconstructed: Sequence[Tensor], images: Tensor) -> Weighted:
         share, levels = self.config.loss.ssim, self.config.loss.ssim_levels
         # SSIM's constants are for images in [0, 1]; both terms see the images there.
-        pair = self.to_unit(made[0]), self.to_unit(images)
+        pair = self.to_unit(reconstructed[0]), self.to_unit(images)
         ssim, l1 = multiscale_ssim_terms(*pair, levels)
         return {"ssim": (share, ssim), "l1": (1 - share, l1)}
 
@@ -55,16 +55,16 @@ class Perceptual(WholeImage):
         super().to(device)
         self.features.to(device)
 
-    def weighted(self, made: Sequence[Tensor], images: Tensor) -> Weighted:
+    def weighted(self, reconstructed: Sequence[Tensor], images: Tensor) -> Weighted:
         weights = self.config.loss
         with self.autocast():
             with torch.no_grad():
                 target = self.features(
                     self.to_unit(images).contiguous(memory_format=torch.channels_last)
                 )
-            maps = self.features(self.to_unit(made[0]))
+            maps = self.features(self.to_unit(reconstructed[0]))
         return {
-            "l1": (weights.l1, l1_loss(made[0], images)),
+            "l1": (weights.l1, l1_loss(reconstructed[0], images)),
             "perceptual": (weights.perceptual, perceptual_loss(maps, target)),
             "style": (weights.style, style_loss(maps, target)),
         }

@@ -169,8 +169,8 @@ class MaskedAutoencoder(nn.Module):
         patches = self.patchify(self._checked(images))
         masking = self.masking(noise)
         latent = self.encode(patches, masking.keep)
-        made = self.unpatchify(self.decode(latent, masking.restore).float())
-        return Generated([made], latent, masking)
+        image = self.unpatchify(self.decode(latent, masking.restore).float())
+        return Generated([image], latent, masking)
 
     def generate_and_encode(self, images: Tensor, noise: Tensor) -> tuple[Generated, Tensor]:
         """Like :meth:`generate`, with the latent of the image it made, seen at the same places."""

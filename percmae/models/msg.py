@@ -89,9 +89,9 @@ class MultiScaleAutoencoder(MaskedAutoencoder):
         return Generated(self._decode_images(latent, maps, masking.restore), latent, masking)
 
     def reconstruct(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        made = self.generate(images, noise)
-        return self.patchify(made.images[0]), made.masking.mask
+        generated = self.generate(images, noise)
+        return self.patchify(generated.images[0]), generated.masking.mask
 
     def reconstructions(self, images: Tensor, noise: Tensor) -> tuple[list[Tensor], Tensor]:
-        made = self.generate(images, noise)
-        return made.images, made.masking.mask
+        generated = self.generate(images, noise)
+        return generated.images, generated.masking.mask

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from percmae.config.variants import StyleGAN2ADA
+from percmae.config.variants import StyleGAN2ADASettings
 from percmae.losses.ada import (
     COLOUR_DRAWS,
     DRAWS,
@@ -121,7 +121,7 @@ def heuristic(signs: list[float], target: float, images: int, kimg: float, p: fl
 
 def test_strength_follows_the_sign_of_the_heuristic() -> None:
     ada = AdaptiveAugmentation(
-        StyleGAN2ADA(ada_target=0.6, ada_kimg=0.1), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+        StyleGAN2ADASettings(ada_target=0.6, ada_kimg=0.1), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
     )
     expected = 0.0
     for logits in (
@@ -142,7 +142,7 @@ def test_strength_follows_the_sign_of_the_heuristic() -> None:
 
 
 def test_state_goes_on_where_it_was() -> None:
-    settings = StyleGAN2ADA(ada_kimg=0.1)
+    settings = StyleGAN2ADASettings(ada_kimg=0.1)
     one = AdaptiveAugmentation(settings, (0.5,) * 3, (0.5,) * 3)
     one.observe(torch.ones(5))
     one.adjust()
@@ -157,6 +157,6 @@ def test_state_goes_on_where_it_was() -> None:
 
 
 def test_images_keep_their_normalisation() -> None:
-    ada = AdaptiveAugmentation(StyleGAN2ADA(), (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
+    ada = AdaptiveAugmentation(StyleGAN2ADASettings(), (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
     images = torch.randn(3, 3, 8, 8)
     torch.testing.assert_close(ada([images], draws(3, DRAWS))[0], images, atol=1e-5, rtol=1e-5)

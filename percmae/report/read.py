@@ -128,7 +128,7 @@ def _json(path: StorePath) -> Json | None:
         return None
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path.uri} is not JSON ({error}); the file is damaged") from None
     if not isinstance(value, dict):
         raise DataError(f"{path.uri} is not a JSON object; the file is damaged")

@@ -127,7 +127,7 @@ class StorePath:
         """The content as JSON. Raises ``DataError`` naming the line if it is not."""
         try:
             return json.loads(self.read_text())
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise DataError(f"{self.uri} is not valid JSON: {error}") from error
 
     def open(self) -> BinaryIO:
@@ -152,13 +152,14 @@ class StorePath:
             stream.write(data)
 
     def write_text(self, text: str) -> None:
-        """Write ``text`` as UTF-8."""
-        self.write_bytes(text.encode("utf-8"))
+        """Write ``text`` as UTF-8; bytes of a file name that are no text, as ``\\udcXX``."""
+        self.write_bytes(text.encode("utf-8", "backslashreplace"))
 
     def write_json(self, value: Any) -> None:
         """Write ``value`` as indented JSON; NaN and infinity, which JSON lacks, are ValueErrors."""
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-        self.write_bytes(f"{text}\n".encode(), "application/json")
+        # JSON writes and reads bytes of a file name that are no text (\udcXX) in the same way.
+        self.write_bytes(f"{text}\n".encode("utf-8", "backslashreplace"), "application/json")
 
     def write_file(self, local_path: str | os.PathLike[str]) -> None:
         """Upload the file at ``local_path``."""
@@ -237,7 +238,7 @@ def _parse(text: str) -> tuple[str, str, Path | None]:
         raise UserError(f"{text!r}: only local paths and s3://bucket/key are understood")
     try:
         return "", "", Path(os.path.abspath(Path(text).expanduser()))
-    except RuntimeError as error:  # ~someone
+    except (RuntimeError, OSError) as error:  # ~someone; no current folder
         raise UserError(f"{text!r}: {error}") from None
 
 
@@ -249,6 +250,13 @@ def _parse_s3(text: str) -> tuple[str, str]:
             f"{text!r} needs a bucket name of 3 to 63 small letters, digits, dots and hyphens:"
             " s3://bucket/key"
         )
-    if {".", ".."} & set(key.split("/")) or len(key.encode()) > _LONGEST_KEY:
+    if {".", ".."} & set(key.split("/")) or len(_encoded(key, text)) > _LONGEST_KEY:
         raise UserError(f"{text!r}: a key has no '.' or '..' parts and at most 1024 bytes")
     return bucket, key
+
+
+def _encoded(key: str, text: str) -> bytes:
+    try:
+        return key.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{text!r}: a key is UTF-8 text") from None

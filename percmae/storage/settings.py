@@ -93,13 +93,13 @@ def _from_environment(env: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _from_file(env: Mapping[str, str], environment: dict[str, Any]) -> dict[str, Any]:
-    import yaml
+    from percmae.plain import read_yaml
 
     named = env.get(CONFIG_VARIABLE)
-    path = Path(named or DEFAULT_CONFIG).expanduser()
+    path = Path(os.path.expanduser(named or DEFAULT_CONFIG))  # without a home it stays as it is
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        data = read_yaml(path.read_bytes(), f"store settings file {path}")
+    except (FileNotFoundError, NotADirectoryError):
         if named:
             raise UserError(f"{CONFIG_VARIABLE} names {path}, which does not exist") from None
         raise StoreAccessError(
@@ -107,9 +107,8 @@ def _from_file(env: Mapping[str, str], environment: dict[str, Any]) -> dict[str,
             f" AWS_SECRET_ACCESS_KEY, or write them to {DEFAULT_CONFIG} (endpoint, access_key,"
             " secret_key); `percmae store up` starts a local store"
         ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"cannot read the store settings in {path}: {reason}") from error
+    except OSError as error:
+        raise UserError(f"cannot read the store settings in {path}: {error.strerror}") from error
     if not isinstance(data, dict) or "endpoint" not in data:
         raise UserError(f"{path} must be a YAML mapping with at least the key 'endpoint'")
     _check_types(data, path)

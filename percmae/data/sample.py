@@ -10,14 +10,11 @@ import gzip
 import hashlib
 import io
 import json
-import os
 import tarfile
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +22,7 @@ from percmae.data.imagenet import DEVKIT_NAME, GROUND_TRUTH, META, TRAIN_NAME, V
 from percmae.data.sample_sources import SOURCES, Source, fingerprint, load_source
 from percmae.errors import DataError
 from percmae.progress import Progress
+from percmae.storage import StorePath
 
 __all__ = ["SOURCES", "SampleArchives", "make_sample_archives"]
 
@@ -93,13 +91,13 @@ def _is_made(record: Path, wanted: dict[str, Any], paths: tuple[Path, ...]) -> b
 
 
 def _write_record(path: Path, values: dict[str, Any]) -> None:
-    with _atomic(path) as file:
+    with StorePath(path).create() as file:
         file.write(json.dumps(values, indent=1).encode())
 
 
 def _write_train(path: Path, source: Source, bar: Progress) -> None:
     """A tar of one tar a class: ``n########.tar`` of ``n########_<number>.JPEG``."""
-    with _atomic(path) as file, _tar(file) as outer:
+    with StorePath(path).create() as file, _tar(file) as outer:
         for label, (wnid, _) in enumerate(source.classes):
             buffer = io.BytesIO()
             with _tar(buffer) as inner:
@@ -113,7 +111,7 @@ def _write_train(path: Path, source: Source, bar: Progress) -> None:
 def _write_val(path: Path, source: Source, bar: Progress) -> list[int]:
     """Validation images, classes mixed as in the real archive; gives their labels in order."""
     mixed = sorted(enumerate(source.val), key=lambda pair: _hash(pair[0]))
-    with _atomic(path) as file, _tar(file) as tar:
+    with StorePath(path).create() as file, _tar(file) as tar:
         for number, (_, picture) in enumerate(mixed, start=1):
             _add(tar, f"ILSVRC2012_val_{number:08d}.JPEG", picture.jpeg())
             bar.update()
@@ -125,7 +123,7 @@ def _write_devkit(path: Path, source: Source, val_labels: list[int]) -> None:
     counts = np.bincount([p.label for p in source.train], minlength=len(source.classes))
     truth = "".join(f"{ids[label]}\n" for label in val_labels)
     with (
-        _atomic(path) as file,
+        StorePath(path).create() as file,
         gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed,
         _tar(packed) as tar,
     ):
@@ -177,15 +175,3 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     header = tarfile.TarInfo(name)  # no time, no owner: the same images give the same bytes
     header.size = len(data)
     tar.addfile(header, io.BytesIO(data))
-
-
-@contextmanager
-def _atomic(path: Path) -> Iterator[BinaryIO]:
-    """A file that replaces ``path`` once it is whole."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            yield file
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -34,10 +34,11 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Nam
     return args
 
 
-def exit_code(work: Callable[[], object]) -> int:
+def exit_code(work: Callable[[], object], logged: bool = False) -> int:
     """Do the work; 0, or after one line on stderr the code that percmae.errors documents.
 
     The one line is for whatever is raised, SystemExit with a code apart (``percmae.unforeseen``).
+    logged: stderr is kept, and a file might not be: the traceback of a fault goes there.
     Ends the process itself where it must not be taken apart (:class:`PeerLost`).
     """
     prepare()
@@ -46,12 +47,12 @@ def exit_code(work: Callable[[], object]) -> int:
         threading.excepthook = _thread_ended
     if sys.unraisablehook is sys.__unraisablehook__:
         sys.unraisablehook = _not_raised
-    code = _code(_look_around) or _code(work)
+    code = _code(_look_around) or _code(work, logged)
     # What was printed may be written only now.
     return _code(sys.stdout.flush) or code
 
 
-def _code(work: Callable[[], object]) -> int:
+def _code(work: Callable[[], object], logged: bool = False) -> int:
     try:
         work()
     except SystemExit as ended:
@@ -73,7 +74,7 @@ def _code(work: Callable[[], object]) -> int:
     except ReaderGone:
         return 128 + signal.SIGPIPE
     except Exception as error:
-        known = unforeseen.in_words(error)
+        known = unforeseen.in_words(error, logged)
         return _told("error", str(known), known.exit_code)
     return 0
 

@@ -60,18 +60,20 @@ def debugging() -> bool:
     return os.environ.get(DEBUG, "0") not in ("", "0")
 
 
-def in_words(error: Exception) -> PercmaeError:
-    """The error as one line for a person; its traceback is kept where it may be needed."""
+def in_words(error: Exception, logged: bool = False) -> PercmaeError:
+    """The error as one line for a person; the traceback of a fault is kept in a file.
+
+    logged: on stderr instead, where all of them go with ``PERCMAE_DEBUG=1``.
+    """
     blamed = _surroundings(error)
-    shown = debugging()
-    kept = None if shown or blamed is not None else _kept(error)
-    if shown or (blamed is None and kept is None):
+    kept = None if blamed is not None or logged or debugging() else _kept(error)
+    if debugging() or (blamed is None and kept is None):
         traceback.print_exception(error)
     if blamed is not None:
         return blamed
     what = f"unexpected {type(error).__name__}{_place(error)}: {_line(error)}"
-    where = f"in {kept}" if kept else "above"
-    return PercmaeError(f"{what}; this is a fault of percmae: report it, the traceback is {where}")
+    where = f", {kept}" if kept else ""
+    return PercmaeError(f"{what}; this is a fault of percmae: report it with its traceback{where}")
 
 
 def _surroundings(error: Exception) -> PercmaeError | None:
@@ -118,7 +120,7 @@ def _place(error: Exception) -> str:
     place = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         module = str(frame.f_globals.get("__name__"))
-        if module.partition(".")[0] in _OURS and module != __name__:
+        if module.partition(".")[0] in _OURS and module != "percmae.command":
             place = f" in {module.replace('.', '/')}.py, line {line}"
     return place
 

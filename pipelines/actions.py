@@ -53,6 +53,8 @@ def _compile(args: argparse.Namespace) -> None:
     from pipelines.server.package import warn_unpinned
     from pipelines.train import compile_pipeline
 
+    if not args.output.endswith((".yaml", ".yml")):
+        raise UserError(f"--output {args.output}: KFP takes files whose name ends in .yaml")
     compile_pipeline(args.output, args.image, _pod(args))
     warn_unpinned(args.image)
     print(args.output)

@@ -247,7 +247,7 @@ def _meeting_place(place: Place, hosts: bool, seconds: float) -> dist.TCPStore:
     # In a thread: of a program that is no process of ours it would wait for an answer for ever.
     threading.Thread(target=make, daemon=True).start()
     try:
-        found = made.get(timeout=left.total_seconds() + 5)
+        found = made.get(timeout=left.total_seconds() + 1)
     except queue.Empty:
         raise TimeoutError("another program is there") from None
     if isinstance(found, Exception):

@@ -78,7 +78,9 @@ def run(
     with (
         contextlib.nullcontext(server) if server else server_for(launch) as forks,
         open_store(store, console) as base,
-        (folder / "pipeline.log").open("w", buffering=1) as log,
+        (folder / "pipeline.log").open(
+            "w", buffering=1, encoding="utf-8", errors="backslashreplace"
+        ) as log,
     ):
         steps = _run_dag(
             {

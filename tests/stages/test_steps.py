@@ -68,13 +68,17 @@ def test_a_step_ends_as_the_command_line_does(
     assert capsys.readouterr().err == line + "\n"
 
 
-def test_a_bug_keeps_its_traceback() -> None:
+def test_a_fault_leaves_its_traceback_in_the_log(capsys: pytest.CaptureFixture[str]) -> None:
     @steps._step
     def step() -> None:
         raise ValueError("odd")
 
-    with pytest.raises(ValueError, match="odd"):
+    with pytest.raises(SystemExit) as ended:
         step()
+    assert ended.value.code == 1
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("Traceback")
+    assert last.startswith("percmae: error: unexpected ValueError in ")
 
 
 def test_a_step_without_torch_asks_for_a_launcher(

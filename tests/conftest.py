@@ -19,7 +19,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 # Files that take long as a whole, though few of their tests do: slow, like the tests marked so.
 LONG_FILES = {
-    *("cli/test_cli.py", "data/test_ingest.py", "data/test_loader.py"),
+    *("cli/test_cli.py", "cli/test_surroundings.py", "data/test_ingest.py"),
+    *("data/test_loader.py", "engine/test_joining.py", "engine/test_surroundings.py"),
     *(f"engine/test_{name}.py" for name in ("features", "finetune", "formats", "knn", "pretrain")),
     *(f"engine/test_{name}.py" for name in ("strategy", "variants", "waiting")),
     *("jobs/test_digest.py", "doctor/test_doctor_tries.py", "jobs/test_manifests.py"),

@@ -25,8 +25,9 @@ LONG_FILES = {
     *("jobs/test_digest.py", "doctor/test_doctor_tries.py", "jobs/test_manifests.py"),
     *("jobs/test_schema.py", "jobs/test_work.py", "losses/test_objectives.py"),
     *("models/test_agreement.py", "models/test_features.py", "pipelines/test_compile.py"),
-    *("pipelines/test_forward.py", "pipelines/test_schedule.py", "pipelines/test_submit.py"),
-    *("pipelines/test_tasks.py", "report/test_report_compare.py", "report/test_report_figures.py"),
+    *("pipelines/server/test_forward.py", "pipelines/server/test_schedule.py"),
+    *("pipelines/server/test_submit.py", "pipelines/local/test_tasks.py"),
+    *("report/test_report_compare.py", "report/test_report_figures.py"),
     *("report/test_report_page.py", "storage/test_storage_retry.py", "storage/test_storage_s3.py"),
 }
 

@@ -9,13 +9,11 @@ from pathlib import Path
 
 import pytest
 from kube import ROOT, wait
+from small_pipeline import TINY, write_images
 from trainings import SMALL, TRAIN, Laptop, jobs
 
 from percmae.data.sample import make_sample_archives
 from percmae.storage import StorePath
-
-sys.path.insert(0, str(ROOT / "tests" / "pipelines"))
-from small import TINY, write_images
 
 pytestmark = pytest.mark.slow
 

@@ -6,15 +6,11 @@ The images are those of ``make images``, known to the cluster's nodes (kind load
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-from kube import ROOT
+from small_pipeline import TINY, write_images
 from trainings import SMALL, TRAIN, Laptop, jobs
-
-sys.path.insert(0, str(ROOT / "tests" / "pipelines"))
-from small import TINY, write_images
 
 pytestmark = pytest.mark.slow
 

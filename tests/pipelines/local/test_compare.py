@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small import TINY, write_images
+from small_pipeline import TINY, write_images
 
 from percmae.errors import Interrupted, PercmaeError, UserError
 from percmae.storage import StorePath

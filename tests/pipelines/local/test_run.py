@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from small import TINY, write_images
+from small_pipeline import TINY, write_images
 
 from percmae.errors import ConfigError, UserError
 from percmae.storage import StorePath

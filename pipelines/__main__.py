@@ -21,12 +21,15 @@ on from there. Another configuration needs another --tag."""
 _RUN_EXAMPLES = """\
 examples:
   percmae run
-  percmae run --variant ssim --tag try1 optim.epochs=3
-  percmae run --source my-images/ --seeds 0 probe.optim.epochs=20 all.data.workers=2
+  percmae run --variant ssim --tag try1 pretrain.optim.epochs=3
+  percmae run --source my-images/ --seeds 0 data.workers=2 probe.optim.epochs=20
 
-key=value is a setting of the pretraining, or with probe., finetune. or all. in front of that stage;
-`percmae config show --docs` explains them all."""
+"""
 
+_SETTINGS = """\
+key=value is a setting of every stage that has it; with pretrain., probe. or finetune. in front, of
+that stage alone, where it wins. Job settings (--job) likewise. `percmae config show --docs`
+explains them all."""
 
 _COMPARE = """\
 Run the whole pipeline for one variant after the other, on the same images with the same seeds and
@@ -41,8 +44,7 @@ examples:
   percmae compare
   percmae compare --variants mae,ssim --seeds 0 --tag quick optim.epochs=3
 
-key=value is a setting of every variant's pretraining, or with probe., finetune. or all. in front of
-that stage; `percmae config show --docs` explains them all."""
+"""
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -104,7 +106,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         prog="percmae run",
         usage="percmae run [options] [key=value …]",
         description=_RUN,
-        epilog=_RUN_EXAMPLES,
+        epilog=_RUN_EXAMPLES + _SETTINGS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     sub.add_argument("--variant", default="mae", metavar="V", help="objective (default: mae)")
@@ -117,7 +119,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         prog="percmae compare",
         usage="percmae compare [options] [key=value …]",
         description=_COMPARE,
-        epilog=_COMPARE_EXAMPLES,
+        epilog=_COMPARE_EXAMPLES + _SETTINGS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     sub.add_argument(
@@ -180,7 +182,7 @@ def _launch_options(sub: Any) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a further job setting, such as memory=64Gi or probe.nodes=1 (may be repeated)",
+        help="a further job setting, such as memory=64Gi or probe.memory=8Gi (may be repeated)",
     )
 
 

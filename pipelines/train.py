@@ -73,13 +73,13 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
             size: Training: encoder; tiny, small, base, large or huge. Empty keeps the recipe's.
             tag: Training: name of the experiment; runs are <tag>_<variant>.
             seeds: Training: whole numbers; all is repeated for each, such as [0, 1, 2].
-            overrides: Training: settings such as "optim.epochs=3" or "probe.optim.epochs=5".
+            overrides: Training: settings; "optim.lr=1e-3" in all stages, "probe.optim.lr=1" in one.
             fine_tune: Training: whether to fine-tune the whole encoder as well as to probe it.
             launcher: Jobs: what trains; pytorchjob, trainjob, job, or local for the step itself.
             train_image: Jobs: their image, best pinned by digest. Empty for percmae's own.
             nodes: Jobs: pods that train together, one a machine.
             gpus: Jobs: GPUs of each pod; 0 trains on the CPU.
-            job: Jobs: further settings such as "memory=64Gi" or, for one stage, "probe.nodes=1".
+            job: Jobs: further settings; "memory=64Gi" in all stages, "probe.memory=8Gi" in one.
         """
         where = {
             "launcher": launcher,

@@ -37,7 +37,7 @@ def pretrain(
         recipe: Optimiser and schedule: mae, reference or demo.
         size: Encoder: tiny, small, base, large or huge; empty keeps the recipe's.
         tag: Experiment tag; the run is named <tag>_<variant>. Empty for none.
-        overrides: Settings as key=value.
+        overrides: Settings as key=value; one with a stage in front is for that stage alone.
         launcher: Where to train: local (in this step), pytorchjob, trainjob or job.
         train_image: Image of the job; empty for percmae's own.
         nodes: Pods that train together.

@@ -28,7 +28,7 @@ def probe(
     Args:
         pretrained: The pretraining run; sizes, recipe, tag and seed are taken from it.
         dataset: What to train on.
-        overrides: Settings as key=value; those that begin with probe. or all. apply here.
+        overrides: Settings as key=value; one with a stage in front is for that stage alone.
         launcher: Where to train: local (in this step), pytorchjob, trainjob or job.
         train_image: Image of the job; empty for percmae's own.
         nodes: Pods that train together.

@@ -6,11 +6,12 @@ The other side of what ``percmae.stages.steps`` does in its own process; needs n
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from percmae.errors import ConfigError, PercmaeError
 from percmae.progress import note
+from percmae.stages.scope import job_settings_for
 
 if TYPE_CHECKING:
     from percmae.config import Config
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from percmae.runs.record import RunResult
 
 LOCAL = "local"
-STAGES = ("pretrain", "probe", "finetune", "evaluate")
 
 
 class TaskConfig(Protocol):
@@ -39,8 +39,8 @@ class Launch:
 
     launcher: ``local`` (in the step itself), ``pytorchjob``, ``trainjob`` or ``job``; image: of the
     jobs, empty for percmae's own; nodes, gpus: pods of a training, and GPUs of each; job: further
-    job settings as ``key=value``, with a stage in front for that stage alone; task: what was set on
-    the task, passed on to the job; pipeline_run: id of the run, to clean up after it.
+    job settings as :mod:`percmae.stages.scope` reads them; task: what was set on the task, passed
+    on to the job; pipeline_run: id of the run, to clean up after it.
     """
 
     launcher: str = LOCAL
@@ -69,19 +69,7 @@ class Launch:
             values |= {"kind": "job", "nodes": 1, "gpus": min(1, self.gpus)}
         if self.image:
             values["image"] = self.image
-        return job_settings(_for_stage(stage, self.job), **(values | _of_task(self.task)))
-
-
-def _for_stage(stage: str, settings: Iterable[str]) -> list[str]:
-    """The job settings that apply to one stage, without the stage's name."""
-    chosen = []
-    for setting in settings:
-        scope, dot, rest = setting.strip().partition(".")
-        if not (dot and scope in STAGES):
-            chosen.append(setting.strip())
-        elif scope == stage:
-            chosen.append(rest)
-    return chosen
+        return job_settings(job_settings_for(stage, self.job), **(values | _of_task(self.task)))
 
 
 def _of_task(task: TaskConfig | None) -> dict[str, Any]:

@@ -10,16 +10,9 @@ from percmae.errors import Interrupted, PercmaeError, UserError
 from percmae.report.compare import Entry
 from percmae.report.compare import compare as side_by_side
 from percmae.stages.steps import Launch
+from pipelines.check import check_launch, check_training
 from pipelines.local.console import Console
-from pipelines.local.run import (
-    HERE,
-    check,
-    check_launch,
-    find_archives,
-    open_store,
-    run,
-    server_for,
-)
+from pipelines.local.run import HERE, find_archives, open_store, run, server_for
 
 
 def compare(
@@ -51,7 +44,7 @@ def compare(
     """
     variants = _chosen(variants)
     for variant in variants:
-        check(variant, tag, recipe, size, seeds, overrides)
+        check_training(variant, tag, recipe, size, seeds, overrides)
     check_launch(launch, store)
     find_archives(source, archives, dataset)  # a source that cannot be had is no variant's failure
     console = Console()

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 from percmae.data.imagenet import DEVKIT_NAME, TRAIN_NAME, VAL_NAME
 from percmae.data.sample import SOURCES, SampleArchives, make_sample_archives
 from percmae.data.sample_sources import fingerprint
-from percmae.errors import UserError
 from percmae.stages import steps as stages
-from percmae.stages.launch import LOCAL, STAGES
+from percmae.stages.launch import LOCAL
 from percmae.storage import StorePath
+from pipelines.check import check_launch, check_training
 from pipelines.local.console import Console
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def run(
     Raises UserError for bad input before anything is started, StepError for a step that failed,
     Interrupted after Ctrl-C; the same call goes on from where it was stopped.
     """
-    name = check(variant, tag, recipe, size, seeds, overrides)
+    name = check_training(variant, tag, recipe, size, seeds, overrides)
     check_launch(launch, store)
     console, folder = Console(), Path(to) / name
     dataset, (train, val, devkit) = find_archives(source, archives, dataset)
@@ -110,37 +110,6 @@ def run(
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     html, figures = (folder / "report.html").resolve(), (folder / "report.json").resolve()
     return Outcome(report, steps, html, figures)
-
-
-def check(
-    variant: str,
-    tag: str,
-    recipe: str,
-    size: str,
-    seeds: Sequence[int],
-    overrides: Sequence[str],
-) -> str:
-    """The name of the runs; raises UserError for what could not work, before anything starts."""
-    from percmae.config import load_config
-
-    if not seeds or len(set(seeds)) != len(seeds):
-        raise UserError(f"seeds {list(seeds)}: give one or more different whole numbers")
-    config = stages.pretrain_config(variant, recipe, size, tag, overrides, seeds[0])
-    for stage in stages.TRAININGS[1:]:
-        chosen = stages.overrides_for(stage, overrides)
-        load_config(variant, recipe, stage, overrides=chosen, size=size or None)
-    return config.run_name
-
-
-def check_launch(launch: stages.Launch, store: str | None) -> None:
-    """Raises UserError for a launcher that could not work, before anything starts."""
-    for stage in STAGES:
-        launch.settings(stage)
-    if launch.launcher != LOCAL and store is None:
-        raise UserError(
-            f"--launcher {launch.launcher} needs --store: pods cannot reach the embedded store of "
-            "this machine; give an s3:// prefix, with AWS_ENDPOINT_URL and keys for it here"
-        )
 
 
 def find_archives(

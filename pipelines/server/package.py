@@ -21,6 +21,8 @@ from percmae import __version__
 from percmae.config.load import nearest
 from percmae.errors import ConfigError
 from percmae.progress import note
+from percmae.stages.launch import Launch
+from pipelines.check import check_launch, check_training
 from pipelines.pod import PodSettings
 
 Change = tuple[str, str, str]
@@ -206,9 +208,6 @@ def _value(name: str, text: str, kind: str) -> Any:
 
 def _check_training(package: Package, values: dict[str, Any]) -> None:
     """Refuse now what the first training would refuse hours later."""
-    from percmae.stages.launch import Launch
-    from pipelines.local.run import check, check_launch
-
     whole: dict[str, Any] = {
         name: values.get(name, given.get("defaultValue")) for name, given in package.inputs.items()
     }
@@ -224,7 +223,7 @@ def _check_training(package: Package, values: dict[str, Any]) -> None:
     nodes, gpus = int(whole["nodes"]), int(whole["gpus"])
     launch = Launch(whole["launcher"], whole["train_image"], nodes, gpus, whole["job"])
     check_launch(launch, whole["store"])
-    check(whole["variant"], whole["tag"], whole["recipe"], whole["size"], seeds, overrides)
+    check_training(whole["variant"], whole["tag"], whole["recipe"], whole["size"], seeds, overrides)
 
 
 def changes(there: Package, wanted: Package) -> list[Change]:

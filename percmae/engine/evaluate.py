@@ -9,7 +9,7 @@ from torch import Tensor
 
 from percmae.data.augment import build_transform
 from percmae.data.decode import decode
-from percmae.data.shards import Dataset
+from percmae.data.shards import SPLITS, Dataset
 from percmae.engine.distributed import World, mask_noise, world
 from percmae.engine.finetune import score, trained_classifier
 from percmae.engine.metrics import psnr, ssim
@@ -23,54 +23,67 @@ from percmae.models import build_model
 from percmae.models.mae import MaskedAutoencoder
 from percmae.models.weights import load_strict
 from percmae.progress import note
-from percmae.runs.record import EVALUATION, Run, stored_evaluation
+from percmae.runs.evaluation import (
+    ClassFigures,
+    ClassifierEvaluation,
+    Evaluation,
+    EvaluationResult,
+    RandomGuess,
+    Reconstruction,
+    ReconstructionEvaluation,
+    Samples,
+    stored_evaluation,
+    write_evaluation,
+)
+from percmae.runs.files import DatasetIdentity
+from percmae.runs.record import Run
 from percmae.storage import StorePath
 
-FORMAT = "percmae-evaluation/1"
 # Reconstruction quality is measured on the first images of the test set: always the same ones.
 RECONSTRUCTED = 1000
 PICTURED = 8
 
 
-def evaluate(run: str, data: str) -> dict[str, Any]:
+def evaluate(run: str, data: str) -> EvaluationResult:
     """Figures of a finished run on the test set of the dataset whose manifest is ``data``.
 
-    A probe or fine-tuning gives top1, top5, loss, calibration error, per-class figures and the
-    confusion matrix; a pretraining run gives PSNR and SSIM of its reconstructions (visible
-    patches pasted) under fixed masks, and a picture. Written to ``<run>/evaluation.json`` (and
-    ``mae_recon_out/evaluation.png``) and returned; an evaluation of the same weights on the same
-    data is reused.
+    A probe or fine-tuning gives a ClassifierEvaluation; a pretraining run gives a
+    ReconstructionEvaluation (visible patches pasted, under fixed masks), and a picture. Written to
+    ``<run>/evaluation.json`` (and ``mae_recon_out/evaluation.png``); an evaluation of the same
+    weights on the same data is reused.
 
     Raises DataError when there is no such run or the classes differ, UserError when it is not
     complete.
     """
-    earlier = stored_evaluation(run, data)
+    opened, dataset = Run.open(run), Dataset.open(data)
+    earlier = stored_evaluation(opened, dataset)
     if earlier is not None:
         note(f"{run}: evaluation unchanged, reused")
-        return earlier
-    opened, dataset = Run.open(run), Dataset.open(data)
-    splits = {name: len(dataset.split(name)) for name in ("train", "val", "test")}
-    document = {
-        "format": FORMAT,
-        "run": opened.uri,
-        "name": opened.record["name"],
-        "key": opened.key,
-        "stage": opened.config.stage,
-        "variant": opened.config.variant,
-        "seed": opened.config.seed,
-        "baseline": opened.record["baseline"],
-        "data": {"uri": dataset.uri, "digest": dataset.digest},
-        "split": "test",
-        "samples": splits,
-    }
+        return EvaluationResult(earlier, reused=True)
     with world(opened.config) as here:
         work = _reconstruction if opened.config.stage == "pretrain" else _classification
-        document.update(work(opened, dataset, here))
-    (opened.path / EVALUATION).write_json(document)
-    return document
+        evaluation = work(opened, dataset, here)
+    write_evaluation(opened.path, evaluation)
+    return EvaluationResult(evaluation, reused=False)
 
 
-def _classification(run: Run, dataset: Dataset, here: World) -> dict[str, Any]:
+def _identity(run: Run, dataset: Dataset) -> dict[str, Any]:
+    """Of what the figures are: the fields that every Evaluation has."""
+    record = run.record
+    return {
+        "run": run.uri,
+        "name": record.name,
+        "key": record.key,
+        "stage": record.stage,
+        "variant": record.variant,
+        "seed": record.seed,
+        "baseline": record.baseline,
+        "data": DatasetIdentity(uri=dataset.uri, digest=dataset.digest),
+        "samples": Samples(**{name: len(dataset.split(name)) for name in SPLITS}),
+    }
+
+
+def _classification(run: Run, dataset: Dataset, here: World) -> Evaluation:
     classes = len(dataset.classes)
     if classes != run.config.classifier.classes:
         raise DataError(
@@ -79,18 +92,19 @@ def _classification(run: Run, dataset: Dataset, here: World) -> dict[str, Any]:
         )
     model = trained_classifier(run).to(here.device)
     scores = score(model, run.config, eval_loader(run.config, dataset, "test", here), here)
-    return {
-        "top1": scores.top(1),
-        "top5": scores.top(5),
-        "loss": scores.loss,
-        "ece": scores.calibration_error,
-        "random_guess": {"top1": 1 / classes, "top5": min(5, classes) / classes},
-        "classes": [
-            {"wnid": info.wnid, "name": info.name, "samples": samples, "top1": top1}
+    return ClassifierEvaluation(
+        **_identity(run, dataset),
+        top1=scores.top(1),
+        top5=scores.top(5),
+        loss=scores.loss,
+        ece=scores.calibration_error,
+        random_guess=RandomGuess(top1=1 / classes, top5=min(5, classes) / classes),
+        classes=[
+            ClassFigures(wnid=info.wnid, name=info.name, samples=samples, top1=top1)
             for info, (samples, top1) in zip(dataset.classes, scores.per_class(), strict=True)
         ],
-        "confusion": scores.confusion.tolist(),
-    }
+        confusion=scores.confusion.tolist(),
+    )
 
 
 def _generator(run: Run, here: World) -> MaskedAutoencoder:
@@ -111,7 +125,7 @@ def _pictures(
 
 
 @torch.no_grad()
-def _reconstruction(run: Run, dataset: Dataset, here: World) -> dict[str, Any]:
+def _reconstruction(run: Run, dataset: Dataset, here: World) -> Evaluation:
     generator = _generator(run, here)
     loader = eval_loader(run.config, dataset, "test", here)
     count = min(RECONSTRUCTED, loader.samples)
@@ -132,15 +146,16 @@ def _reconstruction(run: Run, dataset: Dataset, here: World) -> dict[str, Any]:
             grid = reconstruction_grid(originals[:PICTURED], made[:PICTURED], mask[:PICTURED])
     if grid is not None:
         (run.path / "mae_recon_out" / "evaluation.png").write_bytes(png(grid))
-    means = {name: float(torch.cat(v).mean()) for name, v in figures.items() if v}
-    return {
-        "reconstruction": {
+    means = {name: float(torch.cat(v).mean()) if v else None for name, v in figures.items()}
+    return ReconstructionEvaluation(
+        **_identity(run, dataset),
+        reconstruction=Reconstruction(
             **means,
-            "samples": count,
-            "mask_seed": FIXED_MASK_SEED,
-            "mask_ratio": run.config.model.mask_ratio,
-        }
-    }
+            samples=count,
+            mask_seed=FIXED_MASK_SEED,
+            mask_ratio=run.config.model.mask_ratio,
+        ),
+    )
 
 
 @torch.no_grad()

@@ -83,7 +83,7 @@ def score(model: Classifier, config: Config, loader: Loader, here: World) -> Cla
     return scores.gathered(here)
 
 
-def finetune(config: Config, run: str, data: str, to: str, resume: str = "auto") -> RunResult:
+def finetune(config: Config, run: Run, data: str, to: str, resume: str = "auto") -> RunResult:
     """Fine-tune the whole network from ``run``'s encoder on the dataset whose manifest is ``data``.
 
     Writes ``<to>/<name>_finetune/``. Raises UserError for bad input (a run without a checkpoint, a
@@ -93,7 +93,7 @@ def finetune(config: Config, run: str, data: str, to: str, resume: str = "auto")
 
 
 def probe(
-    config: Config, run: str, data: str, to: str, resume: str = "auto", untrained: bool = False
+    config: Config, run: Run, data: str, to: str, resume: str = "auto", untrained: bool = False
 ) -> RunResult:
     """Train a linear head on ``run``'s frozen encoder; see :func:`finetune`.
 
@@ -103,9 +103,10 @@ def probe(
     return _train(config, run, data, to, resume, untrained)
 
 
-def _train(config: Config, run: str, data: str, to: str, resume: str, untrained: bool) -> RunResult:
+def _train(
+    config: Config, parent: Run, data: str, to: str, resume: str, untrained: bool
+) -> RunResult:
     with world(config) as here:
-        parent = here.first(lambda: Run.open(run))
         dataset = here.first(lambda: Dataset.open(data))
         identity = identity_of(config, dataset, parent, untrained)
         config = identity.config

@@ -132,7 +132,7 @@ class Loop:
             tracker = None
             if self.world.main:
                 tracker = stack.enter_context(Tracker(self.run_folder.path, self.step))
-                name, total = self.run_folder.record["name"], self.plan.total
+                name, total = self.run_folder.record.name, self.plan.total
                 # The rate is that of this process's own steps.
                 bar = stack.enter_context(Progress(name, total, "step", initial=self.step))
             else:

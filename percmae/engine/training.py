@@ -39,7 +39,7 @@ def carry_out(
     run = here.first(lambda: existing_run(to, identity, resume))
     if run is not None and run.complete:
         note(f"{run.uri}: unchanged, reused")
-        return run.result(reused=True)
+        return RunResult(run, reused=True)
     config = identity.config
     trained = learner(run is None)
     loader = train_loader(config, dataset, here)
@@ -48,7 +48,7 @@ def carry_out(
     if run is None:
         run = here.first(lambda: Run.create(to, identity, _versions()))
     Loop(trained, config, run, loader, here, plan).run()
-    return run.result()
+    return RunResult(run, reused=False)
 
 
 def _versions() -> dict[str, str]:

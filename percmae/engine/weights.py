@@ -7,6 +7,7 @@ from torch import Tensor
 
 from percmae.engine.checkpoint import checked_bytes, first_line, read_state, torch_dict
 from percmae.errors import CheckpointError
+from percmae.runs.record import RECORD
 from percmae.storage import StorePath
 
 
@@ -34,7 +35,7 @@ def network_weights(run: str, network: str) -> dict[str, Tensor]:
 def initial_weights(uri: str) -> dict[str, Tensor]:
     """A generator's tensors from a run, or from a file as :func:`file_tensors` reads it."""
     path = StorePath(uri)
-    if (path / "run.json").exists():
+    if (path / RECORD).exists():
         return network_weights(uri, "generator")
     return file_tensors(path, uri)
 

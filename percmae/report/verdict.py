@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 
-from percmae.report.read import Json
+from percmae.report.stats import Json, points
 
 
 def judge(table: list[Json], test_samples: int | None) -> Json:
@@ -41,13 +41,6 @@ def judge(table: list[Json], test_samples: int | None) -> Json:
         "answer": _answer(outcome, found, probe, control, wins),
         "notes": _notes(found, probe, control, rows.get("random_guess"), test_samples),
     }
-
-
-def points(stats: Json, signed: bool = False) -> str:
-    """Percentage points with their spread: ``12.3 ± 0.8`` (no ± for one seed)."""
-    sign = "+" if signed else ""
-    text = f"{100 * stats['mean']:{sign}.1f}".replace("-", "−")
-    return text if stats["sd"] is None else f"{text} ± {100 * stats['sd']:.1f}"
 
 
 def _unknown(reason: str) -> Json:

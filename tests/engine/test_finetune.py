@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fixtures_data import TINY
 
 from percmae.config import Config
 from percmae.data.augment import build_transform
@@ -36,8 +37,6 @@ SHORT = ["data.workers=0", "trainer.threads=1", "optim.epochs=2", "data.batch_si
 @pytest.fixture(scope="module")
 def parent(tiny_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
     from percmae.config import load_config
-
-    from .conftest import TINY
 
     config = load_config("mae", "demo", overrides=TINY, tag="p")
     return pretrain(config, tiny_dataset.uri, str(tmp_path_factory.mktemp("runs"))).run

@@ -9,17 +9,19 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from percmae.config import TRAININGS, Config
+from percmae.config.load import nearest
 from percmae.errors import ConfigError, PercmaeError
 from percmae.progress import note
 
 if TYPE_CHECKING:
-    from percmae.config import Config
     from percmae.jobs.settings import JobSettings
     from percmae.runs.evaluation import EvaluationResult
     from percmae.runs.record import Run, RunResult
 
 LOCAL = "local"
-STAGES = ("pretrain", "probe", "finetune", "evaluate")
+JOB_STAGES = (*TRAININGS, "evaluate")
+"""The steps of a pipeline whose work a job can do."""
 
 
 class TaskConfig(Protocol):
@@ -54,7 +56,6 @@ class Launch:
 
     def settings(self, stage: str) -> JobSettings | None:
         """Of a stage's job; None where the step does the work itself. Raises ConfigError."""
-        from percmae.config.load import nearest
         from percmae.jobs.settings import KINDS, job_settings
 
         if self.launcher == LOCAL:
@@ -78,7 +79,7 @@ def _for_stage(stage: str, settings: Iterable[str]) -> list[str]:
     chosen = []
     for setting in settings:
         scope, dot, rest = setting.strip().partition(".")
-        if not (dot and scope in STAGES):
+        if not (dot and scope in JOB_STAGES):
             chosen.append(setting.strip())
         elif scope == stage:
             chosen.append(rest)

@@ -23,18 +23,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol
 
 from percmae.command import exit_code
+from percmae.config import TRAININGS, Config, load_config
 from percmae.errors import ConfigError, UserError
 from percmae.stages.launch import LOCAL, Launch
 from percmae.storage import StorePath
 
 if TYPE_CHECKING:
-    from percmae.config import Config
     from percmae.runs.evaluation import Evaluation
     from percmae.runs.record import Run, RunResult
 
 P = ParamSpec("P")
 
-TRAININGS = ("pretrain", "probe", "finetune")
 # More classes than this and a confusion matrix is no longer something to look at in a UI.
 MOST_CLASSES_SHOWN = 100
 # What tells runs of one pipeline apart: parameters of the pipeline, not settings of a stage.
@@ -108,8 +107,6 @@ def pretrain_config(
     variant: str, recipe: str, size: str, tag: str, overrides: Iterable[str], seed: int
 ) -> Config:
     """The configuration of one seed's pretraining; empty strings stand for what is not given."""
-    from percmae.config import load_config
-
     chosen = [*overrides_for("pretrain", overrides), f"seed={seed}"]
     return load_config(
         variant, recipe, "pretrain", overrides=chosen, tag=tag or None, size=size or None

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from percmae.config import Config
 from percmae.data.shards import Dataset
 from percmae.data.stream import Batch, Loader
+from percmae.engine.carry_out import carry_out, eval_loader, set_up
 from percmae.engine.distributed import World, mask_noise, world
 from percmae.engine.features import feature_network
 from percmae.engine.knn import KNN, build_knn
 from percmae.engine.loop import Learner, Terms
 from percmae.engine.optim import Group, build_optimizer, parameter_groups
 from percmae.engine.pictures import denormalise, reconstruction_grid, scales_grid
-from percmae.engine.training import carry_out, eval_loader, set_up
 from percmae.engine.weights import initial_weights
 from percmae.losses.build import build_objective
 from percmae.losses.objective import Draws, Micro, Objective

@@ -10,11 +10,12 @@ from torch import Tensor
 from percmae.data.augment import build_transform
 from percmae.data.decode import decode
 from percmae.data.shards import SPLITS, Dataset
-from percmae.engine.carry_out import autocast, eval_loader
 from percmae.engine.distributed import World, mask_noise, world
 from percmae.engine.finetune import score, trained_classifier
+from percmae.engine.loaders import eval_loader
 from percmae.engine.metrics import psnr, ssim
 from percmae.engine.pictures import denormalise, paste_visible, reconstruction_grid
+from percmae.engine.precision import autocast
 from percmae.engine.pretrain import FIXED_MASK_SEED
 from percmae.engine.tracking import png
 from percmae.engine.weights import network_weights

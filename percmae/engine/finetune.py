@@ -11,11 +11,14 @@ from torch import Tensor, nn
 from percmae.config import Config
 from percmae.data.shards import Dataset
 from percmae.data.stream import Batch, Loader
-from percmae.engine.carry_out import autocast, carry_out, eval_loader, training_call
+from percmae.engine.calls import training_call
+from percmae.engine.carry_out import carry_out
 from percmae.engine.distributed import World, world
+from percmae.engine.loaders import eval_loader
 from percmae.engine.loop import Learner, Terms
 from percmae.engine.metrics import ClassifierScores
 from percmae.engine.optim import build_optimizer, parameter_groups
+from percmae.engine.precision import autocast
 from percmae.engine.weights import network_weights
 from percmae.losses.objective import Micro
 from percmae.models.classifier import Classifier

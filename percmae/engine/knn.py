@@ -31,8 +31,8 @@ from percmae.config import Config
 from percmae.data.augment import build_transform
 from percmae.data.shards import Dataset, Split
 from percmae.data.stream import Batch, Loader
-from percmae.engine.carry_out import autocast
 from percmae.engine.distributed import World
+from percmae.engine.precision import autocast
 from percmae.models.mae import CHANNELS, MaskedAutoencoder
 
 TEMPERATURE = 0.07

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from percmae.config import Config
 from percmae.data.shards import Dataset
 from percmae.data.stream import Batch, Loader
-from percmae.engine.carry_out import carry_out, eval_loader, set_up
+from percmae.engine.calls import set_up
+from percmae.engine.carry_out import carry_out
 from percmae.engine.distributed import World, mask_noise, world
 from percmae.engine.features import feature_network
 from percmae.engine.knn import KNN, build_knn
+from percmae.engine.loaders import eval_loader
 from percmae.engine.loop import Learner, Terms
 from percmae.engine.optim import Group, build_optimizer, parameter_groups
 from percmae.engine.pictures import denormalise, reconstruction_grid, scales_grid

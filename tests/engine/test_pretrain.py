@@ -16,9 +16,9 @@ import torch
 from percmae.config import Config
 from percmae.data.shards import Dataset
 from percmae.engine import loop
-from percmae.engine.carry_out import train_loader
 from percmae.engine.checkpoint import read_state
 from percmae.engine.distributed import World
+from percmae.engine.loaders import train_loader
 from percmae.engine.pretrain import pretrain
 from percmae.engine.weights import network_weights, run_state
 from percmae.errors import ConfigError, DataError, PercmaeError, UserError

@@ -17,8 +17,8 @@ from percmae.data.ingest import ingest
 from percmae.data.sample import make_sample_archives
 from percmae.data.shards import Dataset
 from percmae.data.stream import Batch, Loader
-from percmae.engine.carry_out import train_loader
 from percmae.engine.distributed import World
+from percmae.engine.loaders import train_loader
 
 PHOTOS, DIFFERENT = 2000, 200
 WARM = 4  # batches that are not counted

@@ -25,6 +25,7 @@ from percmae.models.mae import MaskedAutoencoder
 from percmae.models.weights import load_strict
 from percmae.progress import note
 from percmae.runs.evaluation import (
+    EVALUATION_PICTURE,
     ClassFigures,
     ClassifierEvaluation,
     Evaluation,
@@ -37,7 +38,7 @@ from percmae.runs.evaluation import (
     write_evaluation,
 )
 from percmae.runs.files import DatasetIdentity
-from percmae.runs.record import Run
+from percmae.runs.record import PICTURES, Run
 from percmae.storage import StorePath
 
 # Reconstruction quality is measured on the first images of the test set: always the same ones.
@@ -146,7 +147,7 @@ def _reconstruction(run: Run, dataset: Dataset, here: World) -> Evaluation:
         if grid is None:
             grid = reconstruction_grid(originals[:PICTURED], made[:PICTURED], mask[:PICTURED])
     if grid is not None:
-        (run.path / "mae_recon_out" / "evaluation.png").write_bytes(png(grid))
+        (run.path / PICTURES / EVALUATION_PICTURE).write_bytes(png(grid))
     means = {name: float(torch.cat(v).mean()) if v else None for name, v in figures.items()}
     return ReconstructionEvaluation(
         **_identity(run, dataset),

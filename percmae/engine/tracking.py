@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from percmae.runs.history import History
+from percmae.runs.record import PICTURES
 from percmae.storage import StorePath
+from percmae.storage.follow import LOGS
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -60,7 +62,7 @@ class Tracker:
         The file is step-N.png for the picture called reconstruction, <name>-step-N.png for others.
         """
         prefix = "" if name == "reconstruction" else f"{name}-"
-        file = self.folder / "mae_recon_out" / f"{prefix}step-{step:08d}.png"
+        file = self.folder / PICTURES / f"{prefix}step-{step:08d}.png"
         file.write_bytes(png(picture))
         self.writer.add_image(name, picture, step)
 
@@ -70,7 +72,7 @@ class Tracker:
         if self._writer is None:
             return
         self._writer.flush()
-        logs = self.folder / "train_outputs" / "tensorboard_logs"
+        logs = self.folder / LOGS
         for file in sorted(self._scratch.iterdir()):
             size = file.stat().st_size
             if self._uploaded.get(file.name) != size:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import safetensors.torch
 from torch import Tensor
 
-from percmae.engine.checkpoint import checked_bytes, first_line, read_state, torch_dict
+from percmae.engine.checkpoint import LATEST, checked_bytes, first_line, read_state, torch_dict
 from percmae.errors import CheckpointError
-from percmae.runs.record import RECORD
+from percmae.runs.record import CHECKPOINTS, RECORD
 from percmae.storage import StorePath
 
 
@@ -16,8 +16,8 @@ def run_state(run: str) -> dict[str, object]:
 
     Raises CheckpointError when the run has none.
     """
-    folder = StorePath(run) / "checkpoints"
-    pointer = folder / "latest.json"
+    folder = StorePath(run) / CHECKPOINTS
+    pointer = folder / LATEST
     if not pointer.exists():
         raise CheckpointError(f"run {run} has no checkpoint yet; train it first")
     record = pointer.read_json()

@@ -10,6 +10,7 @@ from percmae.report.charts import Series, line_chart
 from percmae.report.read import Axis, ReportedRun
 from percmae.report.rerun import rerun_commands
 from percmae.report.stats import Json, points, spread
+from percmae.runs.evaluation import EVALUATION_PICTURE
 
 MANY = 20
 """Up to this many classes the page shows the whole confusion matrix and every class."""
@@ -194,7 +195,7 @@ def _picture(run: ReportedRun) -> Json:
         "width": picture.width * factor,
         "height": picture.height * factor,
         "crisp": factor > 1,
-        "evaluated": picture.uri.endswith("/evaluation.png"),
+        "evaluated": picture.uri.endswith(f"/{EVALUATION_PICTURE}"),
     }
 
 

@@ -8,9 +8,14 @@ from typing import Literal
 
 from percmae.config.schema import UNTRAINED
 from percmae.errors import DataError, UserError
-from percmae.runs.evaluation import ClassifierEvaluation, Evaluation, read_evaluation
-from percmae.runs.history import Row, read_history
-from percmae.runs.record import CONFIG, RunRecord, read_record
+from percmae.runs.evaluation import (
+    EVALUATION_PICTURE,
+    ClassifierEvaluation,
+    Evaluation,
+    read_evaluation,
+)
+from percmae.runs.history import HistoryRow, read_history
+from percmae.runs.record import CONFIG, PICTURES, RunRecord, read_record
 from percmae.storage import StorePath
 
 Axis = Literal["step", "epoch"]
@@ -38,7 +43,7 @@ class ReportedRun:
     uri: str
     record: RunRecord
     config: str | None
-    history: list[Row]
+    history: list[HistoryRow]
     evaluation: Evaluation | None
     picture: ReconstructionGrid | None
 
@@ -96,13 +101,13 @@ def read_run(uri: str) -> ReportedRun:
         config=config.read_text() if config.exists() else None,
         history=read_history(folder),
         evaluation=read_evaluation(folder, record),
-        picture=_picture(folder / "mae_recon_out") if pretrain else None,
+        picture=_picture(folder / PICTURES) if pretrain else None,
     )
 
 
 def _picture(folder: StorePath) -> ReconstructionGrid | None:
     """The grid that evaluate made or, before that, the last one of the training."""
-    path = folder / "evaluation.png"
+    path = folder / EVALUATION_PICTURE
     if not path.exists():
         names = (entry for entry in folder.iter() if entry.name.startswith("step-"))
         steps = [entry.path for entry in names if entry.name.endswith(".png")]

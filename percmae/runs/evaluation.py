@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from percmae.data.shards import Dataset
 
 EVALUATION = "evaluation.json"
+EVALUATION_PICTURE = "evaluation.png"  # of a pretraining run, among its pictures
 AGAIN = "evaluate the run again"
 
 

@@ -13,7 +13,7 @@ from percmae.storage import StorePath
 HISTORY = "metrics.jsonl"
 
 
-class Row(Part):
+class HistoryRow(Part):
     """Figures of one step (counted from 1) on one split; their names are further keys."""
 
     model_config = ConfigDict(extra="allow")
@@ -44,7 +44,7 @@ class History:
 
     def add(self, step: int, epoch: float, split: str, figures: Mapping[str, float]) -> None:
         """Take up figures; they are in the store after the next :meth:`write`."""
-        row = Row(step=step, epoch=round(epoch, 4), split=split, **figures)
+        row = HistoryRow(step=step, epoch=round(epoch, 4), split=split, **figures)
         self._lines.append(json.dumps(row.model_dump()))
 
     def write(self) -> None:
@@ -52,7 +52,7 @@ class History:
         self._path.write_text("".join(line + "\n" for line in self._lines))
 
 
-def read_history(folder: StorePath) -> list[Row]:
+def read_history(folder: StorePath) -> list[HistoryRow]:
     """Rows by step; of a step and split told twice the later one. None where nothing was logged.
 
     Raises DataError naming the line of a damaged file.
@@ -61,11 +61,11 @@ def read_history(folder: StorePath) -> list[Row]:
     return sorted(rows.values(), key=lambda row: row.step)
 
 
-def _rows(path: StorePath) -> list[tuple[str, Row]]:
+def _rows(path: StorePath) -> list[tuple[str, HistoryRow]]:
     """Lines and what they say."""
     lines = path.read_text().splitlines() if path.exists() else []
     return [
-        (line, parse(Row, line, f"{path.uri}, line {number}", "the file is damaged"))
+        (line, parse(HistoryRow, line, f"{path.uri}, line {number}", "the file is damaged"))
         for number, line in enumerate(lines, start=1)
         if line.strip()
     ]

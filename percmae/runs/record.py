@@ -28,9 +28,10 @@ from percmae.storage import StorePath
 if TYPE_CHECKING:
     from percmae.data.shards import Dataset
 
-Format = Literal["percmae-run/1"]
-FORMAT: Format = get_args(Format)[0]
+RunFormat = Literal["percmae-run/1"]
+FORMAT: RunFormat = get_args(RunFormat)[0]
 RECORD, CONFIG = "run.json", "config.yaml"
+CHECKPOINTS, PICTURES = "checkpoints", "mae_recon_out"
 
 
 class RunRecord(Part):
@@ -43,7 +44,7 @@ class RunRecord(Part):
 
     model_config = ConfigDict(frozen=False, validate_assignment=True)
 
-    format: Format = FORMAT
+    format: RunFormat = FORMAT
     name: str
     stage: Stage
     variant: Variant

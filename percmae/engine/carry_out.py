@@ -23,7 +23,7 @@ def carry_out(
     dataset: Dataset,
     to: str,
     resume: str,
-    here: World,
+    world: World,
     learner: Callable[[bool], Learner],
 ) -> RunResult:
     """Train the run that ``identity`` describes below ``to``, or return the finished one.
@@ -31,18 +31,18 @@ def carry_out(
     learner: builds what is trained; told whether the run is a new one. Everything that may be
     refused comes before the run's folder is made. Raises what the loop and the learner raise.
     """
-    run = here.first(lambda: existing_run(to, identity, resume))
+    run = world.first(lambda: existing_run(to, identity, resume))
     if run is not None and run.complete:
         note(f"{run.uri}: unchanged, reused")
         return RunResult(run, reused=True)
     config = identity.config
     trained = learner(run is None)
-    loader = train_loader(config, dataset, here)
-    plan = Plan.make(config, len(loader.split), here.size)
+    loader = train_loader(config, dataset, world)
+    plan = Plan.make(config, len(loader.split), world.size)
     _warn_of_schedule(config)
     if run is None:
-        run = here.first(lambda: Run.create(to, identity, _versions()))
-    Loop(trained, config, run, loader, here, plan).run()
+        run = world.first(lambda: Run.create(to, identity, _versions()))
+    Loop(trained, config, run, loader, world, plan).run()
     return RunResult(run, reused=False)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from percmae.data.augment import build_transform
 from percmae.data.decode import decode
 from percmae.data.shards import SPLITS, Dataset
-from percmae.engine.distributed import World, mask_noise, world
+from percmae.engine.distributed import World, distributed, mask_noise
 from percmae.engine.finetune import score, trained_classifier
 from percmae.engine.loaders import eval_loader
 from percmae.engine.metrics import psnr, ssim
@@ -62,9 +62,9 @@ def evaluate(run: str, data: str) -> EvaluationResult:
     if earlier is not None:
         note(f"{run}: evaluation unchanged, reused")
         return EvaluationResult(earlier, reused=True)
-    with world(opened.config) as here:
+    with distributed(opened.config) as world:
         work = _reconstruction if opened.config.stage == "pretrain" else _classification
-        evaluation = work(opened, dataset, here)
+        evaluation = work(opened, dataset, world)
     write_evaluation(opened.path, evaluation)
     return EvaluationResult(evaluation, reused=False)
 
@@ -85,15 +85,15 @@ def _identity(run: Run, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _classification(run: Run, dataset: Dataset, here: World) -> Evaluation:
+def _classification(run: Run, dataset: Dataset, world: World) -> Evaluation:
     classes = len(dataset.classes)
     if classes != run.config.classifier.classes:
         raise DataError(
             f"run {run.uri} tells {run.config.classifier.classes} classes apart, dataset "
             f"{dataset.uri} has {classes}; evaluate on the dataset it was trained for"
         )
-    model = trained_classifier(run).to(here.device)
-    scores = score(model, run.config, eval_loader(run.config, dataset, "test", here), here)
+    model = trained_classifier(run).to(world.device)
+    scores = score(model, run.config, eval_loader(run.config, dataset, "test", world), world)
     return ClassifierEvaluation(
         **_identity(run, dataset),
         top1=scores.top(1),
@@ -109,27 +109,27 @@ def _classification(run: Run, dataset: Dataset, here: World) -> Evaluation:
     )
 
 
-def _generator(run: Run, here: World) -> MaskedAutoencoder:
+def _generator(run: Run, world: World) -> MaskedAutoencoder:
     generator = build_model(run.config)
     load_strict(generator, network_weights(run.uri, "generator"), f"run {run.uri}")
-    return generator.to(here.device).eval()
+    return generator.to(world.device).eval()
 
 
 def _pictures(
-    generator: MaskedAutoencoder, run: Run, images: Tensor, noise: Tensor, here: World
+    generator: MaskedAutoencoder, run: Run, images: Tensor, noise: Tensor, world: World
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(originals, reconstructions) in [0, 1] and the mask, for normalised images."""
-    images = images.to(here.device)
-    with autocast(run.config, here.device):
-        made, mask = generator.reconstructions(images, noise.to(here.device))
+    images = images.to(world.device)
+    with autocast(run.config, world.device):
+        reconstructed, mask = generator.reconstructions(images, noise.to(world.device))
     augment = run.config.data.augment
-    return denormalise(images, augment), denormalise(made[0], augment), mask
+    return denormalise(images, augment), denormalise(reconstructed[0], augment), mask
 
 
 @torch.no_grad()
-def _reconstruction(run: Run, dataset: Dataset, here: World) -> Evaluation:
-    generator = _generator(run, here)
-    loader = eval_loader(run.config, dataset, "test", here)
+def _reconstruction(run: Run, dataset: Dataset, world: World) -> Evaluation:
+    generator = _generator(run, world)
+    loader = eval_loader(run.config, dataset, "test", world)
     count = min(RECONSTRUCTED, loader.samples)
     noise = mask_noise(FIXED_MASK_SEED, 0, range(count), count, generator.patches)
     figures: dict[str, list[Tensor]] = {"psnr": [], "ssim": []}
@@ -139,13 +139,15 @@ def _reconstruction(run: Run, dataset: Dataset, here: World) -> Evaluation:
         if not bool(wanted.any()):
             break
         images, ids = batch.images[wanted], batch.ids[wanted]
-        originals, made, mask = _pictures(generator, run, images, noise[ids], here)
+        originals, reconstructed, mask = _pictures(generator, run, images, noise[ids], world)
         # As one looks at it: what was seen is pasted over, so only the removed patches can err.
-        pasted = paste_visible(originals, made, mask)
+        pasted = paste_visible(originals, reconstructed, mask)
         figures["psnr"].append(psnr(pasted, originals).cpu())
         figures["ssim"].append(ssim(pasted, originals).cpu())
         if grid is None:
-            grid = reconstruction_grid(originals[:PICTURED], made[:PICTURED], mask[:PICTURED])
+            grid = reconstruction_grid(
+                originals[:PICTURED], reconstructed[:PICTURED], mask[:PICTURED]
+            )
     if grid is not None:
         (run.path / PICTURES / EVALUATION_PICTURE).write_bytes(png(grid))
     means = {name: float(torch.cat(v).mean()) if v else None for name, v in figures.items()}
@@ -176,11 +178,11 @@ def reconstruct(run: str, images: list[str], to: str) -> None:
     config = opened.config
     transform = build_transform(config.data.augment, config.data.image_size, False, "pretrain")
     batch = torch.stack([transform(_read(image)) for image in images])
-    with world(config) as here:
-        generator = _generator(opened, here)
+    with distributed(config) as world:
+        generator = _generator(opened, world)
         patches = generator.patches
         noise = mask_noise(FIXED_MASK_SEED, 0, range(len(batch)), len(batch), patches)
-        grid = reconstruction_grid(*_pictures(generator, opened, batch, noise, here))
+        grid = reconstruction_grid(*_pictures(generator, opened, batch, noise, world))
     StorePath(to).write_bytes(png(grid))
 
 

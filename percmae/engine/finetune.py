@@ -13,7 +13,7 @@ from percmae.data.shards import Dataset
 from percmae.data.stream import Batch, Loader
 from percmae.engine.calls import training_call
 from percmae.engine.carry_out import carry_out
-from percmae.engine.distributed import World, world
+from percmae.engine.distributed import World, distributed
 from percmae.engine.loaders import eval_loader
 from percmae.engine.loop import Learner, Terms
 from percmae.engine.metrics import ClassifierScores
@@ -76,14 +76,14 @@ class ClassifyLearner(Learner):
 
 
 @torch.no_grad()
-def score(model: Classifier, config: Config, loader: Loader, here: World) -> ClassifierScores:
+def score(model: Classifier, config: Config, loader: Loader, world: World) -> ClassifierScores:
     """Predictions of a model in evaluation mode over a loader, gathered over the processes."""
-    scores = ClassifierScores(model.head.linear.out_features, here.device)
+    scores = ClassifierScores(model.head.linear.out_features, world.device)
     for _, _, batch in loader.batches():
-        with autocast(config, here.device):
-            logits = model(batch.images.to(here.device))
-        scores.add(logits.float(), batch.labels.to(here.device))
-    return scores.gathered(here)
+        with autocast(config, world.device):
+            logits = model(batch.images.to(world.device))
+        scores.add(logits.float(), batch.labels.to(world.device))
+    return scores.gathered(world)
 
 
 def finetune(config: Config, run: Run, data: str, to: str, resume: str = "auto") -> RunResult:
@@ -109,17 +109,17 @@ def probe(
 def _train(
     config: Config, parent: Run, data: str, to: str, resume: str, untrained: bool
 ) -> RunResult:
-    with world(config) as here:
-        dataset = here.first(lambda: Dataset.open(data))
+    with distributed(config) as world:
+        dataset = world.first(lambda: Dataset.open(data))
         identity = identity_of(config, dataset, parent, untrained)
         config = identity.config
 
         def learner(fresh: bool) -> ClassifyLearner:
             model = _model(config, parent, dataset, untrained)
-            val = eval_loader(config, dataset, "val", here)
-            return ClassifyLearner(config, model, here, val)
+            val = eval_loader(config, dataset, "val", world)
+            return ClassifyLearner(config, model, world, val)
 
-        return carry_out(identity, dataset, to, resume, here, learner)
+        return carry_out(identity, dataset, to, resume, world, learner)
 
 
 def _model(config: Config, parent: Run, dataset: Dataset, untrained: bool) -> Classifier:

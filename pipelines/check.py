@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from percmae.config import TRAININGS
 from percmae.errors import UserError
 from percmae.stages.launch import LOCAL, Launch
-from percmae.stages.scope import STAGES, TRAININGS, overrides_for
+from percmae.stages.scope import STAGES, overrides_for
 from percmae.stages.steps import pretrain_config
 
 

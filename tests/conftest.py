@@ -28,7 +28,8 @@ LONG_FILES = {
     *("pipelines/server/test_forward.py", "pipelines/server/test_schedule.py"),
     *("pipelines/server/test_submit.py", "pipelines/local/test_tasks.py"),
     *("report/test_report_compare.py", "report/test_report_figures.py"),
-    *("report/test_report_page.py", "storage/test_storage_retry.py", "storage/test_storage_s3.py"),
+    *("report/test_report_page.py", "stages/test_requests.py", "storage/test_storage_retry.py"),
+    "storage/test_storage_s3.py",
 }
 
 

@@ -31,7 +31,7 @@ from percmae.engine.tracking import Tracker
 from percmae.errors import PercmaeError
 from percmae.losses.objective import Micro, Terms
 from percmae.progress import Progress, note
-from percmae.runs.record import Run
+from percmae.runs.record import CHECKPOINTS, Run
 
 
 class Learner(ABC):
@@ -114,7 +114,7 @@ class Loop:
         self.loader, self.world, self.plan = loader, world, plan
         peak = effective_lr(config.optim, plan.batch)
         self.schedule = Schedule(config.optim, peak, plan.epoch, plan.total)
-        self.checkpoints = Checkpoints(run.path / "checkpoints", config.checkpoint)
+        self.checkpoints = Checkpoints(run.path / CHECKPOINTS, config.checkpoint)
         self.watch = Watch(world, stop=config.trainer.exit_on_nan_losses)
         self.step = 0
         self.seconds = 0.0
@@ -132,7 +132,7 @@ class Loop:
             tracker = None
             if self.world.main:
                 tracker = stack.enter_context(Tracker(self.run_folder.path, self.step))
-                name, total = self.run_folder.record["name"], self.plan.total
+                name, total = self.run_folder.record.name, self.plan.total
                 # The rate is that of this process's own steps.
                 bar = stack.enter_context(Progress(name, total, "step", initial=self.step))
             else:

@@ -10,7 +10,7 @@ from percmae.runs.record import Run
 
 
 def downstream_config(
-    run: str,
+    run: Run,
     stage: str,
     recipe: str | None = None,
     file: str | None = None,
@@ -20,11 +20,12 @@ def downstream_config(
     """The configuration of a probe or fine-tuning of ``run``.
 
     Network sizes, image size and normalisation are those of the run; the recipe, tag and seed too
-    where none is given.
+    where none is given. Raises UserError when it is no pretraining run, ConfigError as
+    :func:`percmae.config.load_config` does.
     """
-    parent = Run.open(run).config
+    parent = run.config
     if parent.stage != "pretrain":
-        raise UserError(f"run {run} is a {parent.stage} run; give a pretraining run")
+        raise UserError(f"run {run.uri} is a {parent.stage} run; give a pretraining run")
     base = inherited(parent)
     return load_config(
         parent.variant, recipe or parent.recipe, stage, file, overrides, tag, base=base

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from percmae.config import TRAININGS
+from percmae.config.load import override_leaves, stages_of
 from percmae.errors import ConfigError
 
-TRAININGS = ("pretrain", "probe", "finetune")
 STAGES = (*TRAININGS, "evaluate")
 """What may stand in front of a setting. ``all.`` is an older spelling of nothing in front."""
 
@@ -28,7 +29,6 @@ def overrides_for(stage: str, overrides: Iterable[str]) -> list[str]:
     probe). Raises ConfigError for a key that no stage has, for one that is given for a stage whose
     setting it is not, and for a parameter of the whole pipeline.
     """
-    from percmae.config.load import override_leaves, stages_of  # pydantic: for start-up time
 
     def stages(key: str) -> tuple[str, ...]:
         if key in _ADVICE:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from percmae.config import load_config
-from percmae.config.load import STAGES, stages_of
+from percmae.config.load import TRAININGS, stages_of
 from percmae.data.shards import Dataset
 from percmae.engine.finetune import finetune, probe
 from percmae.engine.pretrain import pretrain
 from percmae.engine.weights import network_weights
 from percmae.runs.downstream import downstream_config
+from percmae.runs.record import Run
 
 from .conftest import TINY
 
@@ -58,12 +59,13 @@ def trained(stage: str, overrides: list[str], parent: str, data: str, to: Path) 
     if stage == "pretrain":
         config = load_config("mae", "demo", overrides=[*TINY, *SHORT, *overrides])
         return list(network_weights(pretrain(config, data, str(to)).uri, "generator").values())
-    config = downstream_config(parent, stage, overrides=[*SHORT, *overrides])
+    run = Run.open(parent)
+    config = downstream_config(run, stage, overrides=[*SHORT, *overrides])
     train = probe if stage == "probe" else finetune
-    return list(network_weights(train(config, parent, data, str(to)).uri, "classifier").values())
+    return list(network_weights(train(config, run, data, str(to)).uri, "classifier").values())
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", TRAININGS)
 def test_settings_of_other_stages_change_no_bit(
     stage: str, parent: str, tiny_dataset: Dataset, tmp_path: Path
 ) -> None:

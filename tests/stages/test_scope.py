@@ -6,9 +6,10 @@ import dataclasses
 
 import pytest
 
+from percmae.config import TRAININGS
 from percmae.errors import ConfigError
 from percmae.jobs.settings import JobSettings
-from percmae.stages.scope import JOB_TRAINS, TRAININGS, job_settings_for, overrides_for
+from percmae.stages.scope import JOB_TRAINS, job_settings_for, overrides_for
 
 MIXED = [
     "probe.optim.epochs=5",
@@ -85,7 +86,7 @@ def test_what_is_no_setting_of_a_stage_is_refused(stage: str, override: str, mes
 
 def test_an_evaluation_is_one_pod() -> None:
     with pytest.raises(
-        ConfigError, match="nodes is a setting of pretrain, probe, finetune, not of"
+        ConfigError, match="nodes is a setting of pretrain, finetune, probe, not of"
     ):
         job_settings_for("pretrain", ["evaluate.nodes=2"])
     assert {field.name for field in dataclasses.fields(JobSettings)} > JOB_TRAINS

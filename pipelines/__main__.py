@@ -70,11 +70,11 @@ def _compare(args: argparse.Namespace) -> None:
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """What ``run`` and ``compare`` take alike."""
-    from percmae.stages.launch import Launch
+    from percmae.stages.placement import Placement
 
     names = "tag recipe source seeds overrides to size fine_tune store archives dataset"
-    launch = Launch(args.launcher, args.train_image, args.nodes, args.gpus, args.job)
-    return {name: getattr(args, name) for name in names.split()} | {"launch": launch}
+    placement = Placement(args.launcher, args.train_image, args.nodes, args.gpus, args.job)
+    return {name: getattr(args, name) for name in names.split()} | {"placement": placement}
 
 
 def _seeds(text: str) -> list[int]:
@@ -160,10 +160,10 @@ def _pipeline_options(sub: argparse.ArgumentParser) -> None:
         help="folder or s3:// prefix of the ILSVRC archives, instead of sample images",
     )
     sub.add_argument("--dataset", metavar="NAME", help="name the dataset is kept under")
-    _launch_options(sub.add_argument_group("where the training is done"))
+    _placement_options(sub.add_argument_group("where the training is done"))
 
 
-def _launch_options(sub: Any) -> None:
+def _placement_options(sub: Any) -> None:
     sub.add_argument(
         "--launcher",
         default="local",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from percmae.errors import PercmaeError, UserError
+from percmae.jobs.names import STORE
 
 if TYPE_CHECKING:
     from pipelines.pod import PodSettings
@@ -50,7 +51,7 @@ _CRONJOB_ARGUMENTS = (
 
 
 def _compile(args: argparse.Namespace) -> None:
-    from pipelines.server.package import warn_unpinned
+    from percmae.jobs.check import warn_unpinned
     from pipelines.train import compile_pipeline
 
     compile_pipeline(args.output, args.image, _pod(args))
@@ -124,9 +125,9 @@ def _cronjob(args: argparse.Namespace) -> str:
 
     import yaml
 
+    from percmae.jobs.check import warn_unpinned
     from percmae.jobs.cron import PIPELINE_IMAGE, cron_job, launcher_settings
     from percmae.jobs.crontab import parse_cron
-    from pipelines.server.package import warn_unpinned
 
     if args.param:
         raise UserError("--cronjob takes --run, the words of `percmae run`, and no --param")
@@ -309,14 +310,14 @@ def _step_options(sub: argparse.ArgumentParser, image: str | None) -> None:
     )
     group.add_argument(
         "--store-secret",
-        default="percmae-store",
+        default=STORE,
         metavar="NAME",
         help="secret with the store's accesskey and secretkey, for steps and the jobs they "
         "launch (default: %(default)s)",
     )
     group.add_argument(
         "--store-config",
-        default="percmae-store",
+        default=STORE,
         metavar="NAME",
         help="ConfigMap with AWS_ENDPOINT_URL and AWS_REGION (default: %(default)s)",
     )

@@ -6,20 +6,14 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from percmae.jobs.names import QUEUE_LABEL, Object
+from percmae.jobs.names import NODE, PYTORCH_JOB, QUEUE_LABEL, TRAIN_JOB, Object
 
-INSTANCE = "app.kubernetes.io/instance"
-# A container that waits for one of these will not start by itself soon; the first never will.
-_STUCK = (
-    "InvalidImageName",
-    "ErrImageNeverPull",
-    "ImagePullBackOff",
-    "ErrImagePull",
-    "CreateContainerConfigError",
-    "CreateContainerError",
-    "RunContainerError",
-)
+NO_IMAGE = ("InvalidImageName", "ErrImageNeverPull", "ImagePullBackOff")
+NO_START = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
+"""What a container waits for that will not start by itself soon."""
 HOPELESS = ("InvalidImageName",)
+"""And never."""
+_STUCK = (*NO_IMAGE, *NO_START, "ErrImagePull")
 OVERRAN = "active longer than specified deadline"
 """What the condition of a job says that its operator has ended at its deadline."""
 
@@ -52,12 +46,12 @@ def suspended(job: Object) -> bool:
 def rank_zero(job: Object, pods: Iterable[Object]) -> Object | None:
     """The pod whose log is the job's: the newest that holds the first process."""
     name = job["metadata"]["name"]
-    if job["kind"] == "PyTorchJob":
+    if job["kind"] == PYTORCH_JOB.kind:
         roles = job["spec"]["pytorchReplicaSpecs"]
         first = f"{name}-master-0" if "Master" in roles else f"{name}-worker-0"
         found = [pod for pod in pods if pod["metadata"]["name"] == first]
-    elif job["kind"] == "TrainJob":
-        found = [pod for pod in pods if pod["metadata"]["name"].startswith(f"{name}-node-0-0-")]
+    elif job["kind"] == TRAIN_JOB.kind:
+        found = [pod for pod in pods if pod["metadata"]["name"].startswith(f"{name}-{NODE}-0-0-")]
     else:
         found = list(pods)
     return max(found, key=lambda pod: pod["metadata"]["creationTimestamp"], default=None)

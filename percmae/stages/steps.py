@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol
 
 from percmae.command import exit_code
 from percmae.errors import ConfigError, UserError
-from percmae.stages.launch import LOCAL, Launch
+from percmae.stages import launch
+from percmae.stages.placement import LOCAL, Placement
 from percmae.storage import StorePath
 
 if TYPE_CHECKING:
@@ -162,11 +163,11 @@ def pretrain(
     overrides: Sequence[str],
     model: Artifact,
     metrics: Metrics,
-    launch: Launch,
+    placement: Placement,
 ) -> None:
     """One seed's pretraining, in ``<store>/runs/seed-<seed>/<tag>_<variant>``."""
     config = pretrain_config(variant, recipe, size, tag, overrides, seed)
-    _train(config, dataset, runs_folder(store, seed), model, metrics, launch)
+    _train(config, dataset, runs_folder(store, seed), model, metrics, placement)
 
 
 @_step
@@ -176,11 +177,11 @@ def probe(
     overrides: Sequence[str],
     model: Artifact,
     metrics: Metrics,
-    launch: Launch,
+    placement: Placement,
     untrained: bool = False,
 ) -> None:
     """A linear probe beside the pretraining run it builds upon, or its untrained control."""
-    _downstream("probe", pretrained, dataset, overrides, model, metrics, launch, untrained)
+    _downstream("probe", pretrained, dataset, overrides, model, metrics, placement, untrained)
 
 
 @_step
@@ -190,10 +191,10 @@ def finetune(
     overrides: Sequence[str],
     model: Artifact,
     metrics: Metrics,
-    launch: Launch,
+    placement: Placement,
 ) -> None:
     """A fine-tuning beside the pretraining run it builds upon."""
-    _downstream("finetune", pretrained, dataset, overrides, model, metrics, launch, False)
+    _downstream("finetune", pretrained, dataset, overrides, model, metrics, placement, False)
 
 
 def _downstream(
@@ -203,14 +204,14 @@ def _downstream(
     overrides: Sequence[str],
     model: Artifact,
     metrics: Metrics,
-    launch: Launch,
+    placement: Placement,
     untrained: bool,
 ) -> None:
     from percmae.runs.downstream import downstream_config
 
     run = pretrained.metadata["uri"]
     config = downstream_config(run, stage, overrides=overrides_for(stage, overrides))
-    _train(config, dataset, StorePath(run).parent.uri, model, metrics, launch, run, untrained)
+    _train(config, dataset, StorePath(run).parent.uri, model, metrics, placement, run, untrained)
 
 
 def _train(
@@ -219,7 +220,7 @@ def _train(
     to: str,
     model: Artifact,
     metrics: Metrics,
-    launch: Launch,
+    placement: Placement,
     run: str | None = None,
     untrained: bool = False,
 ) -> None:
@@ -227,12 +228,10 @@ def _train(
     from percmae.runs.record import Run
 
     data = dataset.metadata["uri"]
-    if launch.launcher == LOCAL:
+    if placement.launcher == LOCAL:
         result = _train_here(config, data, to, run, untrained)
     else:
-        from percmae.stages.launch import train
-
-        result = train(config, data, to, run, untrained, launch)
+        result = launch.train(config, data, to, run, untrained, placement)
     record = Run.open(result.uri).record
     facts = {key: record[key] for key in _RUN_FACTS if record[key] is not None}
     facts |= {"uri": result.uri, "data_digest": record["data"]["digest"], "reused": result.reused}
@@ -280,11 +279,11 @@ def _check_torch() -> None:
 
 @_step
 def evaluate(
-    model: Artifact, dataset: Artifact, metrics: Metrics, confusion: Confusion, launch: Launch
+    model: Artifact, dataset: Artifact, metrics: Metrics, confusion: Confusion, placement: Placement
 ) -> None:
     """A run's figures on the test set, also as ``<run>/evaluation.json``."""
     run, data = model.metadata["uri"], dataset.metadata["uri"]
-    if launch.launcher == LOCAL:
+    if placement.launcher == LOCAL:
         _check_torch()
         from percmae.engine.evaluate import evaluate
         from percmae.runs.record import stored_evaluation
@@ -292,9 +291,7 @@ def evaluate(
         confusion.metadata["reused"] = stored_evaluation(run, data) is not None
         found = evaluate(run, data)
     else:
-        from percmae.stages import launch as launched
-
-        found, confusion.metadata["reused"] = launched.evaluate(run, data, launch)
+        found, confusion.metadata["reused"] = launch.evaluate(run, data, placement)
     if "reconstruction" in found:
         _log(metrics, {key: found["reconstruction"][key] for key in ("psnr", "ssim")})
         return
@@ -333,16 +330,15 @@ def report(
 
 
 @_step
-def clean(pipeline_run: str, launch: Launch) -> None:
+def clean(pipeline_run: str, placement: Placement) -> None:
     """Remove the jobs that a pipeline's run has left under way: they were cancelled, or lost."""
-    settings = launch.settings("pretrain")
-    if settings is None:
-        return
-    from percmae.jobs.cluster import Cluster
-    from percmae.jobs.launch import clean
+    from percmae.jobs.launcher import clean
     from percmae.progress import note
 
-    for name in clean(pipeline_run, Cluster(settings.namespace)):
+    settings = placement.settings("pretrain")
+    if settings is None:
+        return
+    for name in clean(pipeline_run, settings.namespace):
         note(f"{name} was still under way: removed")
 
 

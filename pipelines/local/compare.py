@@ -9,12 +9,12 @@ from typing import Any
 from percmae.errors import Interrupted, PercmaeError, UserError
 from percmae.report.compare import Entry
 from percmae.report.compare import compare as side_by_side
-from percmae.stages.steps import Launch
+from percmae.stages.placement import Placement
 from pipelines.local.console import Console
 from pipelines.local.run import (
     HERE,
     check,
-    check_launch,
+    check_placement,
     find_archives,
     open_store,
     run,
@@ -36,7 +36,7 @@ def compare(
     store: str | None = None,
     archives: str | None = None,
     dataset: str | None = None,
-    launch: Launch = HERE,
+    placement: Placement = HERE,
 ) -> dict[str, Any]:
     """Run the pipeline for each variant and write ``<to>/[<tag>_]compare/``.
 
@@ -52,11 +52,11 @@ def compare(
     variants = _chosen(variants)
     for variant in variants:
         check(variant, tag, recipe, size, seeds, overrides)
-    check_launch(launch, store)
+    check_placement(placement, store)
     find_archives(source, archives, dataset)  # a source that cannot be had is no variant's failure
     console = Console()
     entries = []
-    with open_store(store, console) as base, server_for(launch) as server:
+    with open_store(store, console) as base, server_for(placement) as server:
         for number, variant in enumerate(variants, start=1):
             console.line("compare", f"{variant} ({number} of {len(variants)})")
             try:
@@ -73,7 +73,7 @@ def compare(
                     store=base,
                     archives=archives,
                     dataset=dataset,
-                    launch=launch,
+                    placement=placement,
                     server=server,
                 )
             except Interrupted:

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from percmae.data.imagenet import DEVKIT_NAME, TRAIN_NAME, VAL_NAME
+from percmae.data.archives import ARCHIVES
 from percmae.data.sample import SOURCES, SampleArchives, make_sample_archives
 from percmae.data.sample_sources import fingerprint
 from percmae.errors import UserError
 from percmae.stages import steps as stages
-from percmae.stages.launch import LOCAL, STAGES
+from percmae.stages.placement import LOCAL, STAGES, Placement
 from percmae.storage import StorePath
 from pipelines.local.console import Console
 
@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     from pipelines.local.tasks import Step
 
 HOME = ".percmae"
-HERE = stages.Launch()
-ARCHIVES = (TRAIN_NAME, VAL_NAME, DEVKIT_NAME)
-"""Training images, validation images and development kit, under the names they come with."""
+HERE = Placement()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +51,7 @@ def run(
     store: str | None = None,
     archives: str | None = None,
     dataset: str | None = None,
-    launch: stages.Launch = HERE,
+    placement: Placement = HERE,
     server: warm.Server | None = None,
 ) -> Outcome:
     """Run the DAG through ``kfp.local`` on sample images and copy its report to ``<to>/<name>/``.
@@ -64,19 +62,18 @@ def run(
     (or ``PERCMAE_HOME``) that runs as long as this does. What is there already is reused.
     archives: folder or ``s3://`` prefix with the ILSVRC archives, instead of sample images;
     dataset: the name they are kept under. server: from :func:`server_for`, where several runs share
-    one. launch: where the training is done; a cluster needs a
-    ``store`` that its pods reach too.
+    one. placement: where the training is done; a cluster needs a ``store`` that its pods reach too.
 
     Raises UserError for bad input before anything is started, StepError for a step that failed,
     Interrupted after Ctrl-C; the same call goes on from where it was stopped.
     """
     name = check(variant, tag, recipe, size, seeds, overrides)
-    check_launch(launch, store)
+    check_placement(placement, store)
     console, folder = Console(), Path(to) / name
     dataset, (train, val, devkit) = find_archives(source, archives, dataset)
     folder.mkdir(parents=True, exist_ok=True)
     with (
-        contextlib.nullcontext(server) if server else server_for(launch) as forks,
+        contextlib.nullcontext(server) if server else server_for(placement) as forks,
         open_store(store, console) as base,
         (folder / "pipeline.log").open("w", buffering=1) as log,
     ):
@@ -94,11 +91,11 @@ def run(
                 "seeds": list(seeds),
                 "overrides": list(overrides),
                 "fine_tune": fine_tune,
-                "launcher": launch.launcher,
-                "train_image": launch.image,
-                "nodes": launch.nodes,
-                "gpus": launch.gpus,
-                "job": list(launch.job),
+                "launcher": placement.launcher,
+                "train_image": placement.image,
+                "nodes": placement.nodes,
+                "gpus": placement.gpus,
+                "job": list(placement.job),
             },
             console,
             log,
@@ -132,14 +129,14 @@ def check(
     return config.run_name
 
 
-def check_launch(launch: stages.Launch, store: str | None) -> None:
+def check_placement(placement: Placement, store: str | None) -> None:
     """Raises UserError for a launcher that could not work, before anything starts."""
     for stage in STAGES:
-        launch.settings(stage)
-    if launch.launcher != LOCAL and store is None:
+        placement.settings(stage)
+    if placement.launcher != LOCAL and store is None:
         raise UserError(
-            f"--launcher {launch.launcher} needs --store: pods cannot reach the embedded store of "
-            "this machine; give an s3:// prefix, with AWS_ENDPOINT_URL and keys for it here"
+            f"--launcher {placement.launcher} needs --store: pods cannot reach the embedded store "
+            "of this machine; give an s3:// prefix, with AWS_ENDPOINT_URL and keys for it here"
         )
 
 
@@ -154,7 +151,7 @@ def find_archives(
         name, made = sample_archives(source)
         return dataset or name, (str(made.train), str(made.val), str(made.devkit))
     folder = StorePath(archives)
-    train, val, devkit = ((folder / file).uri for file in ARCHIVES)
+    train, val, devkit = ((folder / file).uri for file in ARCHIVES.values())
     return dataset or "imagenet", (train, val, devkit)
 
 
@@ -210,12 +207,12 @@ def open_store(uri: str | None, console: Console) -> Iterator[str]:
 _OVERRULING = ("AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN", "PERCMAE_STORE_CONFIG")
 
 
-def server_for(launch: stages.Launch) -> warm.Server:
+def server_for(placement: Placement) -> warm.Server:
     """A process to fork the steps of runs from: it imports what trains, unless a job does that."""
     from pipelines.local import warm
     from pipelines.local.tasks import step_server
 
-    return step_server(warm.TRAINING if launch.launcher == LOCAL else ())
+    return step_server(warm.TRAINING if placement.launcher == LOCAL else ())
 
 
 def _run_dag(

@@ -20,7 +20,6 @@ import yaml
 from percmae import __version__
 from percmae.config.load import nearest
 from percmae.errors import ConfigError
-from percmae.progress import note
 from pipelines.pod import PodSettings
 
 Change = tuple[str, str, str]
@@ -116,15 +115,6 @@ def compiled(image: str, pod: PodSettings) -> tuple[str, Package]:
     return text, Package.from_yaml(text)
 
 
-def warn_unpinned(image: str) -> None:
-    """Say it when another image may stand behind the same name tomorrow."""
-    if "@sha256:" not in image:
-        note(
-            f"warning: image {image} is not pinned by digest (name@sha256:…); a later step or "
-            "retry may run other code"
-        )
-
-
 def version_name() -> str:
     """Name for a version: the short commit, with -dirty for changed files; else percmae's version.
 
@@ -206,8 +196,8 @@ def _value(name: str, text: str, kind: str) -> Any:
 
 def _check_training(package: Package, values: dict[str, Any]) -> None:
     """Refuse now what the first training would refuse hours later."""
-    from percmae.stages.launch import Launch
-    from pipelines.local.run import check, check_launch
+    from percmae.stages.placement import Placement
+    from pipelines.local.run import check, check_placement
 
     whole: dict[str, Any] = {
         name: values.get(name, given.get("defaultValue")) for name, given in package.inputs.items()
@@ -222,8 +212,8 @@ def _check_training(package: Package, values: dict[str, Any]) -> None:
             )
     seeds = [int(seed) for seed in seeds]
     nodes, gpus = int(whole["nodes"]), int(whole["gpus"])
-    launch = Launch(whole["launcher"], whole["train_image"], nodes, gpus, whole["job"])
-    check_launch(launch, whole["store"])
+    placement = Placement(whole["launcher"], whole["train_image"], nodes, gpus, whole["job"])
+    check_placement(placement, whole["store"])
     check(whole["variant"], whole["tag"], whole["recipe"], whole["size"], seeds, overrides)
 
 

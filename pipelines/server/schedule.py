@@ -17,10 +17,11 @@ from typing import Any
 
 from percmae.config.load import nearest
 from percmae.errors import Interrupted, UserError
+from percmae.jobs.check import warn_unpinned
 from pipelines.pod import PodSettings
 from pipelines.server.api import Connection, Kfp, KfpError, connect
 from pipelines.server.drift import Wanted, differences, enabled, named, pipeline_of, wanted
-from pipelines.server.package import Change, compiled, warn_unpinned
+from pipelines.server.package import Change, compiled
 from pipelines.server.submit import Uploaded, label, upload
 
 NAME = "percmae-train"

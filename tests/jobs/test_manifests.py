@@ -18,14 +18,14 @@ from percmae import __version__
 from percmae.cli.parser import build_parser
 from percmae.command import parse
 from percmae.config.load import VARIANTS, load_config
-from percmae.data import imagenet
+from percmae.data.archives import ARCHIVES
 from percmae.doctor import cluster
 from percmae.errors import ConfigError, UserError
 from percmae.jobs import manifests
 from percmae.jobs.manifests import PLACES, RUNTIME, Place, render, write
-from percmae.jobs.names import Object
-from percmae.jobs.settings import JobSettings
-from percmae.jobs.spec import DIGEST, object_digest
+from percmae.jobs.names import DIGEST_ANNOTATION, KFP_ACCOUNTS, LAUNCHER, Object
+from percmae.jobs.schema import JobSettings
+from percmae.jobs.spec import object_digest
 
 K8S = Path(__file__).parents[2] / "k8s"
 OVERLAYS = ("base", "overlays/minimal", "overlays/gpu", "overlays/multi-node", "overlays/kfp")
@@ -103,7 +103,7 @@ def test_jobs_validate_strictly(folder: str) -> None:
         validate(made)
         validate(made, OLDEST)
         assert made["metadata"]["name"] == name, "kubectl logs takes the file's name"
-        assert made["metadata"]["annotations"][DIGEST] == object_digest(made)
+        assert made["metadata"]["annotations"][DIGEST_ANNOTATION] == object_digest(made)
 
 
 @pytest.mark.parametrize("folder", PLACE)
@@ -145,14 +145,9 @@ def test_the_sample_is_made_before_it_is_read_and_without_keys() -> None:
     out = before["command"][before["command"].index("--out") + 1]
     reads = [part for part in pod["containers"][0]["command"] if part.startswith("/tmp")]
     assert {Path(part).parent for part in reads} == {Path(out)}
-    assert {Path(part).name for part in reads} == set(manifests.ARCHIVES.values())
+    assert {Path(part).name for part in reads} == set(ARCHIVES.values())
     assert "secretKeyRef" not in str(before)
     assert before["volumeMounts"] == pod["containers"][0]["volumeMounts"]
-
-
-def test_archives_have_the_names_that_ingest_knows() -> None:
-    names = [imagenet.TRAIN_NAME, imagenet.VAL_NAME, imagenet.DEVKIT_NAME]
-    assert list(manifests.ARCHIVES.values()) == names
 
 
 def test_only_gpu_overlays_ask_for_gpus() -> None:
@@ -303,19 +298,19 @@ def test_the_launcher_has_the_rights_that_doctor_asks_for_and_no_others() -> Non
     objects = build("base", KUBECTLS[0])
     granted = [
         (rule["apiGroups"], rule["resources"], tuple(rule["verbs"]))
-        for rule in of_kind(objects, "Role")[cluster.LAUNCHER]["rules"]
+        for rule in of_kind(objects, "Role")[LAUNCHER]["rules"]
     ]
     assert granted == [([group], [resource], verbs) for group, resource, verbs in cluster.RIGHTS]
     assert of_kind(objects, "ClusterRole") == of_kind(objects, "ClusterRoleBinding") == {}
     (binding,) = of_kind(objects, "RoleBinding").values()
-    assert [subject["name"] for subject in binding["subjects"]] == [cluster.LAUNCHER]
+    assert [subject["name"] for subject in binding["subjects"]] == [LAUNCHER]
 
 
 def test_kfp_steps_may_launch() -> None:
     objects = build("overlays/kfp", KUBECTLS[0])
     assert not {"Namespace", "StatefulSet", "ResourceQuota"} & {o["kind"] for o in objects}
     binding = of_kind(objects, "RoleBinding")["percmae-steps"]
-    assert [subject["name"] for subject in binding["subjects"]] == list(cluster.KFP_ACCOUNTS)
+    assert [subject["name"] for subject in binding["subjects"]] == list(KFP_ACCOUNTS)
 
 
 def test_the_example_of_the_secret_is_the_one_that_pods_read() -> None:

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from percmae.errors import ConfigError
-from percmae.jobs.settings import JobSettings, job_docs, job_settings
+from percmae.jobs.schema import JobSettings, job_docs
+from percmae.jobs.settings import job_settings
 
 
 def test_values_are_read_as_yaml_and_strings_win_over_keywords() -> None:
@@ -73,8 +74,3 @@ def test_every_setting_is_documented() -> None:
     documented = {key: text for key, _, text in job_docs()}
     assert list(documented) == [field.name for field in dataclasses.fields(JobSettings)]
     assert all(len(text) > 20 for text in documented.values())
-
-
-def test_pinned() -> None:
-    assert not job_settings().pinned
-    assert job_settings(image="a@sha256:" + "0" * 64).pinned

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from percmae.jobs.names import Object
+from percmae.jobs.names import PYTORCH, Object
+from percmae.jobs.pod import labels_of
 from percmae.jobs.settings import job_settings
-from percmae.jobs.spec import CONTAINER, job_object, labels_of
+from percmae.jobs.spec import job_object
 from percmae.jobs.trainjob import training_runtime
 from percmae.jobs.work import command
 
@@ -147,7 +148,7 @@ def test_a_pytorch_job_has_a_master_and_workers() -> None:
     assert {role: r["replicas"] for role, r in replicas.items()} == {"Master": 1, "Worker": 3}
     assert {r["restartPolicy"] for r in replicas.values()} == {"ExitCode"}
     assert replicas["Master"]["template"] == replicas["Worker"]["template"]
-    assert container(each("pytorchjob"))["name"] == CONTAINER == "pytorch"
+    assert container(each("pytorchjob"))["name"] == PYTORCH == "pytorch"
     assert list(each("pytorchjob")["spec"]["pytorchReplicaSpecs"]) == ["Master"]
     assert spec["runPolicy"] == {
         "backoffLimit": 3,

@@ -81,8 +81,7 @@ def doctor_cluster(
     given = frozenset(override.partition("=")[0].strip() for override in overrides)
     settings = job_settings(overrides, **values)
     chosen = namespace or settings.namespace or ("kubeflow" if kfp else NAMESPACE)
-    client = Client(chosen, patience=0)
-    context = Context(client, settings, given, kfp, store, timeout)
+    context = Context(Client(chosen), settings, given, kfp, store, timeout)
     fine = True
     for check in _CHECKS:
         fine &= _shown(check, context)
@@ -149,8 +148,8 @@ def _kinds(context: Context) -> Iterator[Line]:
 
 
 def _versions(client: Client, group: str) -> str:
-    found = client.get(f"/apis/{group}")
-    return ", ".join(entry["version"] for entry in found["versions"]) if found else "nothing"
+    served = client.get(f"/apis/{group}")
+    return ", ".join(entry["version"] for entry in served["versions"]) if served else "nothing"
 
 
 def _launches(context: Context, resource: Resource) -> bool:
@@ -222,10 +221,10 @@ def _may(context: Context, account: str, verb: str, group: str, resource: str) -
 
 def _store_config(context: Context) -> Iterator[Line]:
     name = context.settings.store_config
-    found = context.find("configmaps", name)
-    endpoint = _first((found or {}).get("data") or {}, "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-    text = endpoint or ("none" if found is None else "without AWS_ENDPOINT_URL")
-    yield True, Finding(endpoint is not None, f"ConfigMap {name}", text, context.apply("config"))
+    config = context.find("configmaps", name)
+    endpoint = _first((config or {}).get("data") or {}, "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+    found = endpoint or ("none" if config is None else "without AWS_ENDPOINT_URL")
+    yield True, Finding(endpoint is not None, f"ConfigMap {name}", found, context.apply("config"))
 
 
 def _store_secret(context: Context) -> Iterator[Line]:
@@ -236,12 +235,12 @@ def _store_secret(context: Context) -> Iterator[Line]:
         f'--from-literal={keys[1]}="$(openssl rand -hex 20)"'
     )
     what = f"Secret {name}"
-    found = context.find("secrets", name)
-    if found is None:
+    secret = context.find("secrets", name)
+    if secret is None:
         yield True, Finding(False, what, "none", fix)
         return
     # Looked at for being there, never shown.
-    data = found.get("data") or {}
+    data = secret.get("data") or {}
     missing = [key for key in keys if not data.get(key)]
     unchanged = [k for k in keys if data.get(k) == base64.b64encode(b"CHANGE-ME").decode()]
     again = f"{context.kubectl} delete secret {name}; {fix}"

@@ -132,10 +132,10 @@ def _run(context: Context, pod: Object) -> _End:
             deadline = time.monotonic() + context.timeout
             seen: Object = {}
             while time.monotonic() < deadline:
-                found = context.client.get(path)
-                if found is None:
+                now = context.client.get(path)
+                if now is None:
                     return _End("start", "it was deleted by somebody else")
-                seen = found.get("status") or {}
+                seen = now.get("status") or {}
                 end = _ended(context, pod["metadata"]["name"], seen)
                 if end is not None:
                     return end

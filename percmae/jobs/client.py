@@ -22,10 +22,10 @@ from percmae.errors import PercmaeError, UserError
 from percmae.jobs.names import Object, Resource
 from percmae.progress import note
 
-PATIENCE = 600.0
-"""Seconds that a launcher bears an API server that does not answer: its job goes on meanwhile."""
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where a pod finds its service account's token and its namespace."""
+# Seconds until a request is tried again, doubled each time up to ten.
+_PAUSE = 0.5
 _TIMEOUT = urllib3.Timeout(connect=5, read=30)
 # A stream that gives nothing for so long is opened anew: a dead connection looks like a quiet one.
 _QUIET = urllib3.Timeout(connect=5, read=60)
@@ -74,7 +74,7 @@ class Client:
     server's address. inside: whether this process runs in a pod of the cluster.
     """
 
-    def __init__(self, namespace: str | None = None, patience: float = PATIENCE) -> None:
+    def __init__(self, namespace: str | None = None, patience: float = 0) -> None:
         """patience: seconds for which a request is tried again; 0: every failure is final.
 
         Raises UserError when there is neither pod nor kubeconfig, or no kubernetes package.
@@ -172,7 +172,7 @@ class Client:
 
     def _answer(self, method: str, path: str, body: Object | None, query: dict[str, str]) -> bytes:
         """The answer's content; asked for again while the server is away."""
-        deadline, told, pause = time.monotonic() + self._patience, False, 0.5
+        deadline, told, pause = time.monotonic() + self._patience, False, _PAUSE
         while True:
             try:
                 return self._attempt(method, path, body, query)

@@ -54,18 +54,14 @@ def cron_job(
     cron: Cron,
     arguments: Iterable[str],
     settings: JobSettings,
-    *,
     time_zone: str | None = None,
-    starting_deadline: int = 3600,
-    successes_kept: int = 3,
-    failures_kept: int = 3,
 ) -> Object:
     """The CronJob that runs ``percmae <arguments>`` at the times of ``cron``.
 
     arguments: the verb first, such as ``["run", "--launcher", "pytorchjob", …]``. settings: of its
     pod (:func:`launcher_settings`). time_zone: such as Europe/Berlin; None is that of the cluster's
-    controller, mostly UTC. starting_deadline: seconds after which a start that was missed is given
-    up; a run that is still going on is never started a second time beside itself.
+    controller, mostly UTC. A run that is still going on is never started a second time beside
+    itself.
 
     Raises ConfigError for what the API server would refuse.
     """
@@ -88,9 +84,9 @@ def cron_job(
     spec: Object = {
         "schedule": cron.standard,
         "concurrencyPolicy": "Forbid",
-        "startingDeadlineSeconds": starting_deadline,
-        "successfulJobsHistoryLimit": successes_kept,
-        "failedJobsHistoryLimit": failures_kept,
+        "startingDeadlineSeconds": 3600,  # a start that was missed for so long is given up
+        "successfulJobsHistoryLimit": 3,
+        "failedJobsHistoryLimit": 3,
         "jobTemplate": {"metadata": {"labels": dict(labels)}, "spec": job["spec"]},
     }
     if time_zone is not None:

@@ -40,6 +40,8 @@ from percmae.jobs.spec import job_object
 from percmae.jobs.work import Work
 from percmae.progress import note
 
+PATIENCE = 600.0
+"""Seconds to bear an API server that does not answer: the job goes on meanwhile."""
 INTERVAL = 2.0
 """Seconds between two looks at a job."""
 TAIL = 20
@@ -79,7 +81,7 @@ def clean(pipeline_run: str, namespace: str | None) -> list[str]:
 
     What the run's steps do themselves when they are told to stop, for steps that were not asked.
     """
-    client, removed = Client(namespace), []
+    client, removed = Client(namespace, PATIENCE), []
     for resource in JOBS.values():
         try:
             jobs, _ = client.select(resource, labelSelector=f"{PIPELINE_RUN_LABEL}={pipeline_run}")
@@ -119,7 +121,7 @@ class _Launcher:
         self, work: Work, settings: JobSettings, stop: StopSignals, pipeline_run: str
     ) -> None:
         self.settings, self.stop = settings, stop
-        self.client = client = Client(settings.namespace)
+        self.client = client = Client(settings.namespace, PATIENCE)
         self.owner = _owner(client)
         self.wanted = job_object(work, settings, self.owner)
         if pipeline_run:  # not part of the digest: another run may follow the same job

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from percmae.jobs.client import Client, ClusterError
 from percmae.jobs.names import POD
 
+# Seconds that an ended container's log may take.
+_LAST_SECONDS = 5.0
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+(Z|[+-][\d:]+)$")
 
 
@@ -82,13 +84,13 @@ class Follower:
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._thread.start()
 
-    def finish(self, wait: float = 5.0) -> None:
+    def finish(self) -> None:
         """Take what is left of an ended container's log, and stop following.
 
         The connection ends with the container; where the node is gone it need not.
         """
         self._done.set()
-        self._thread.join(wait)
+        self._thread.join(_LAST_SECONDS)
         self._stop.set()
 
     def _follow(self) -> None:

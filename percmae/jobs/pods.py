@@ -52,10 +52,10 @@ class Pods:
         """All pods ever seen, oldest first, by name."""
         with self._lock:
             pods = sorted(self._seen.values(), key=lambda p: p["metadata"]["creationTimestamp"])
-        found: dict[str, list[Object]] = {}
+        lives: dict[str, list[Object]] = {}
         for pod in pods:
-            found.setdefault(pod["metadata"]["name"], []).append(pod)
-        return found
+            lives.setdefault(pod["metadata"]["name"], []).append(pod)
+        return lives
 
     def replaced(self) -> list[str]:
         """What to say of pods that have taken another's place since the last call."""
@@ -114,5 +114,5 @@ class Pods:
 
 def why_ended(pod: Object) -> str:
     """How a pod that was replaced ended."""
-    found = state.failures([pod])
-    return str(found[0]) if found else "the one before it was removed"
+    failed = state.failures([pod])
+    return str(failed[0]) if failed else "the one before it was removed"

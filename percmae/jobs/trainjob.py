@@ -100,7 +100,7 @@ _PATCHED = (
 )
 
 
-def training_runtime(settings: JobSettings, name: str = "percmae") -> Object:
+def training_runtime(settings: JobSettings) -> Object:
     """A ClusterTrainingRuntime under which TrainJobs restart as PyTorchJobs do.
 
     Carries what no TrainJob can: which exit codes are final, restarts, time to live, pull policy,
@@ -138,6 +138,6 @@ def training_runtime(settings: JobSettings, name: str = "percmae") -> Object:
     return {
         "apiVersion": TRAIN_JOB.api_version,
         "kind": "ClusterTrainingRuntime",
-        "metadata": {"name": name, "labels": labels},
+        "metadata": {"name": "percmae", "labels": labels},
         "spec": {"mlPolicy": {"numNodes": 1, "torch": {}}, "template": {"spec": jobs}},
     }

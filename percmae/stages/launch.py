@@ -30,35 +30,35 @@ def train(
     assert settings is not None, "only called for a launcher"
     dataset, parent = Dataset.open(data), Run.open(run) if run is not None else None
     identity = identity_of(config, dataset, parent, untrained)
-    found = existing_run(to, identity, "auto")
-    if found is not None and found.complete:
-        note(f"{found.uri}: unchanged, reused")
-        return found.result(reused=True)
+    earlier = existing_run(to, identity, "auto")
+    if earlier is not None and earlier.complete:
+        note(f"{earlier.uri}: unchanged, reused")
+        return earlier.result(reused=True)
     base = downstream_config(run, config.stage, config.recipe) if run is not None else None
     launch(training(config, data, to, run, untrained, base), settings, placement.pipeline_run)
-    made = Run.find(to, identity)
-    if made is None or not made.complete:
+    finished = Run.find(to, identity)
+    if finished is None or not finished.complete:
         raise PercmaeError(
             f"the job ended well, but there is no finished run {identity.name} below {to}: do the "
             "job and this step use the same store?"
         )
-    return made.result()
+    return finished.result()
 
 
 def evaluate(run: str, data: str, placement: Placement) -> tuple[dict[str, Any], bool]:
     """A run's figures on the test set by a job, and whether earlier ones were reused."""
     settings = placement.settings("evaluate")
     assert settings is not None, "only called for a launcher"
-    found = stored_evaluation(run, data)
-    if found is not None:
-        return found, True
+    earlier = stored_evaluation(run, data)
+    if earlier is not None:
+        return earlier, True
     name = run.rstrip("/").rpartition("/")[2]
     work = command("evaluate", name, "--run", run, "--data", data)
     launch(work, settings, placement.pipeline_run)
-    made = stored_evaluation(run, data)
-    if made is None:
+    finished = stored_evaluation(run, data)
+    if finished is None:
         raise PercmaeError(
             f"the job ended well, but run {run} has no evaluation: do the job and this step use "
             "the same store?"
         )
-    return made, False
+    return finished, False

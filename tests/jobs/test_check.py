@@ -296,15 +296,15 @@ def test_a_training_that_expects_other_pods_is_refused() -> None:
 
 
 def _spoiled(change: dict[str, Any], **values: Any) -> dict[str, Any]:
-    made = json.loads(json.dumps(job_object(pretraining(), job_settings(**values))))
-    made["spec"].update(change)
-    return made
+    job = json.loads(json.dumps(job_object(pretraining(), job_settings(**values))))
+    job["spec"].update(change)
+    return job
 
 
 def test_the_rules_of_the_operators_webhook() -> None:
-    made = _spoiled({}, nodes=2)
-    check_object(made)
-    master, worker = (made["spec"]["pytorchReplicaSpecs"][r] for r in ("Master", "Worker"))
+    job = _spoiled({}, nodes=2)
+    check_object(job)
+    master, worker = (job["spec"]["pytorchReplicaSpecs"][r] for r in ("Master", "Worker"))
 
     def replicas(**of: Any) -> dict[str, Any]:
         return _spoiled({"pytorchReplicaSpecs": of}, nodes=2)
@@ -326,16 +326,16 @@ def test_the_rules_of_the_operators_webhook() -> None:
 
 
 def test_names_that_would_not_fit_are_refused() -> None:
-    made = _spoiled({}, nodes=2)
+    job = _spoiled({}, nodes=2)
     for name in ("1a", "A", "a_b", "a-", "", "a" * 64):
-        made["metadata"]["name"] = name
+        job["metadata"]["name"] = name
         with pytest.raises(ConfigError, match="job name"):
-            check_object(made)
+            check_object(job)
     for kind in ("pytorchjob", "trainjob"):
-        made = _spoiled({}, nodes=2, kind=kind)
-        made["metadata"]["name"] = "a" * 60  # itself short enough, its pods' names are not
+        job = _spoiled({}, nodes=2, kind=kind)
+        job["metadata"]["name"] = "a" * 60  # itself short enough, its pods' names are not
         with pytest.raises(ConfigError, match="pod name"):
-            check_object(made)
+            check_object(job)
 
 
 def test_an_owner_that_cannot_be_found_again_is_refused() -> None:

@@ -126,9 +126,9 @@ def test_the_digest_changes_with_everything_that_matters_and_nothing_else() -> N
 
 
 def digest_of(settings: JobSettings, work: Work | None = None, owner: Object | None = None) -> str:
-    made = job_object(work or pretraining(), settings, owner)
-    digest: str = made["metadata"]["annotations"][DIGEST_ANNOTATION]
-    assert object_digest(made) == digest  # what a launcher computes of an object it has made
+    job = job_object(work or pretraining(), settings, owner)
+    digest: str = job["metadata"]["annotations"][DIGEST_ANNOTATION]
+    assert object_digest(job) == digest  # what a launcher computes of an object it has made
     return digest
 
 

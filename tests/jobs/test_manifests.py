@@ -84,9 +84,9 @@ def test_the_runtime_of_trainjobs_is_what_is_rendered(tmp_path: Path) -> None:
     write(tmp_path)
     text = (K8S / RUNTIME).read_text()
     assert text == (tmp_path / RUNTIME).read_text(), "out of date: make manifests"
-    made = yaml.safe_load(text)
-    validate(made)
-    assert made["metadata"]["name"] == "percmae"
+    job = yaml.safe_load(text)
+    validate(job)
+    assert job["metadata"]["name"] == "percmae"
 
 
 @pytest.mark.parametrize("folder", PLACE)
@@ -99,19 +99,19 @@ def test_there_is_a_job_for_every_stage_and_variant(folder: str) -> None:
 
 @pytest.mark.parametrize("folder", PLACE)
 def test_jobs_validate_strictly(folder: str) -> None:
-    for name, made in committed(PLACE[folder]).items():
-        validate(made)
-        validate(made, OLDEST)
-        assert made["metadata"]["name"] == name, "kubectl logs takes the file's name"
-        assert made["metadata"]["annotations"][DIGEST_ANNOTATION] == object_digest(made)
+    for name, job in committed(PLACE[folder]).items():
+        validate(job)
+        validate(job, OLDEST)
+        assert job["metadata"]["name"] == name, "kubectl logs takes the file's name"
+        assert job["metadata"]["annotations"][DIGEST_ANNOTATION] == object_digest(job)
 
 
 @pytest.mark.parametrize("folder", PLACE)
 def test_jobs_say_what_the_command_line_takes(folder: str) -> None:
-    for name, made in committed(PLACE[folder]).items():
-        for pod in pods([made]):
+    for name, job in committed(PLACE[folder]).items():
+        for pod in pods([job]):
             command = pod["containers"][0]["command"]
-            verb = made["metadata"]["labels"]["app.kubernetes.io/component"]
+            verb = job["metadata"]["labels"]["app.kubernetes.io/component"]
             args = parse(build_parser(), command[command.index(verb) :])
             assert args.verb == verb
             if name.startswith("pretrain-"):
@@ -153,8 +153,8 @@ def test_the_sample_is_made_before_it_is_read_and_without_keys() -> None:
 def test_only_gpu_overlays_ask_for_gpus() -> None:
     assert "nvidia.com/gpu" not in str(committed(PLACE["jobs"]))
     for folder in ("overlays/gpu/jobs", "overlays/multi-node/jobs"):
-        for name, made in committed(PLACE[folder]).items():
-            asked = "nvidia.com/gpu" in str(made)
+        for name, job in committed(PLACE[folder]).items():
+            asked = "nvidia.com/gpu" in str(job)
             assert asked == (name != "ingest"), f"{folder}/{name}"
 
 
@@ -168,9 +168,9 @@ def test_own_settings_reach_every_job_and_need_a_folder_of_their_own(
     assert runtime == tmp_path / RUNTIME
     assert f"image: {image}\n" in runtime.read_text()
     for path in jobs:
-        made = yaml.safe_load(path.read_text())
-        assert made["kind"] == "Job"
-        assert {c["image"] for pod in pods([made]) for c in containers(pod)} == {image}
+        job = yaml.safe_load(path.read_text())
+        assert job["kind"] == "Job"
+        assert {c["image"] for pod in pods([job]) for c in containers(pod)} == {image}
     monkeypatch.setattr("sys.argv", ["manifests", "kind=job"])
     monkeypatch.chdir(K8S.parent)
     with pytest.raises(SystemExit) as ended:
@@ -197,17 +197,17 @@ def test_files_no_longer_made_are_removed_and_yours_are_not(tmp_path: Path) -> N
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_overlays_build_and_validate(overlay: str, kubectl: str | None) -> None:
     objects = build(overlay, kubectl)
-    for made in objects:
-        if made["kind"] != "LocalQueue":  # Kueue's
-            validate(made)
-            validate(made, OLDEST)
+    for each in objects:
+        if each["kind"] != "LocalQueue":  # Kueue's
+            validate(each)
+            validate(each, OLDEST)
     names = [(o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"]) for o in objects]
     assert len(set(names)) == len(names)
     namespace = "kubeflow" if overlay.endswith("kfp") else "percmae"
-    for made in objects:
-        expected = None if made["kind"] == "Namespace" else namespace
-        assert made["metadata"].get("namespace") == expected
-        for subject in made.get("subjects", []):
+    for each in objects:
+        expected = None if each["kind"] == "Namespace" else namespace
+        assert each["metadata"].get("namespace") == expected
+        for subject in each.get("subjects", []):
             assert subject["namespace"] == namespace
 
 

@@ -74,3 +74,24 @@ def test_every_setting_is_documented() -> None:
     documented = {key: text for key, _, text in job_docs()}
     assert list(documented) == [field.name for field in dataclasses.fields(JobSettings)]
     assert all(len(text) > 20 for text in documented.values())
+
+
+@pytest.mark.parametrize(
+    ("stage", "gpus", "wanted"), [("evaluate", 8, 1), ("evaluate", 0, 0), ("ingest", 8, 0)]
+)
+def test_a_stage_that_does_not_train_is_one_plain_pod(stage: str, gpus: int, wanted: int) -> None:
+    given = ["nodes=4", "min_nodes=2", "volcano_queue=q", f"gpus={gpus}", "memory=8Gi"]
+    found = job_settings(given, stage)
+    assert (found.kind, found.nodes, found.min_nodes, found.volcano_queue) == ("job", 1, None, None)
+    assert (found.gpus, found.memory) == (wanted, "8Gi")
+    assert job_settings(given, "pretrain") == job_settings(given)
+
+
+def test_what_only_a_stages_own_kind_refuses() -> None:
+    """An evaluation is a Job, whatever trains: it has a priority of its own."""
+    given = ["kind=trainjob", "priority_class=high"]
+    with pytest.raises(ConfigError, match="a TrainJob takes it from its runtime"):
+        job_settings(given, "pretrain")
+    assert job_settings(given, "evaluate").priority_class == "high"
+    no_gpu = job_settings(["gpus=8", "gpu_type=A100"], "ingest")
+    assert (no_gpu.gpus, no_gpu.gpu_type) == (0, None)

@@ -46,6 +46,10 @@ def test_evaluating_takes_one_pod() -> None:
     found = settings("evaluate", nodes=4, gpus=8)
     assert (found.kind, found.nodes, found.gpus) == ("job", 1, 1)
     assert settings("evaluate", gpus=0).gpus == 0
+    # What is about several pods is for the stages that have several.
+    job = ["min_nodes=2", "volcano_queue=q"]
+    assert settings("evaluate", nodes=4, job=job).min_nodes is None
+    assert settings("pretrain", nodes=4, job=job).min_nodes == 2
 
 
 def test_what_is_set_on_the_task_reaches_the_job() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from percmae.errors import PercmaeError, UserError
-from percmae.jobs.names import STORE
+from percmae.jobs.names import KFP_NAMESPACE, STORE
 
 if TYPE_CHECKING:
     from pipelines.pod import PodSettings
@@ -283,7 +283,7 @@ def _connection_options(sub: argparse.ArgumentParser) -> None:
     group.add_argument("--port-forward", action="store_true", help="through kubectl")
     group.add_argument(
         "--kfp-namespace",
-        default="kubeflow",
+        default=KFP_NAMESPACE,
         metavar="NS",
         help="where KFP is installed (default: %(default)s)",
     )

@@ -19,6 +19,7 @@ from components.pretrain.component import pretrain
 from components.probe.component import probe
 from components.report.component import report
 from percmae.data.archives import ARCHIVES
+from percmae.jobs.names import BUCKET
 from pipelines.pod import PodSettings, configure
 
 NAME = "percmae-train"
@@ -43,11 +44,11 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
         description="Pretrain, probe, fine-tune and evaluate on ImageNet archives, over seeds.",
     )
     def train(
-        archive_train: str = f"s3://percmae/archives/{ARCHIVES['train']}",
-        archive_val: str = f"s3://percmae/archives/{ARCHIVES['val']}",
-        archive_devkit: str = f"s3://percmae/archives/{ARCHIVES['devkit']}",
+        archive_train: str = f"{BUCKET}/archives/{ARCHIVES['train']}",
+        archive_val: str = f"{BUCKET}/archives/{ARCHIVES['val']}",
+        archive_devkit: str = f"{BUCKET}/archives/{ARCHIVES['devkit']}",
         dataset: str = "imagenet",
-        store: str = "s3://percmae",
+        store: str = BUCKET,
         variant: str = "mae",
         recipe: str = "mae",
         size: str = "",

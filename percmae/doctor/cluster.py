@@ -16,10 +16,12 @@ from percmae.doctor.finding import Finding, show
 from percmae.doctor.tries import try_operator, try_pod
 from percmae.jobs.client import Client, Refused
 from percmae.jobs.names import (
+    BUCKET,
     EVENT,
     GPU_TYPE_LABEL,
     JOB,
     KFP_ACCOUNTS,
+    KFP_NAMESPACE,
     KFP_SECRET,
     LAUNCHER,
     NAMESPACE,
@@ -67,7 +69,7 @@ def doctor_cluster(
     namespace: str | None = None,
     kfp: bool = False,
     overrides: list[str] | tuple[str, ...] = (),
-    store: str = "s3://percmae",
+    store: str = BUCKET,
     timeout: float = 180.0,
 ) -> bool:
     """Print the findings on stdout; True when nothing that jobs need is missing.
@@ -80,7 +82,7 @@ def doctor_cluster(
     values: dict[str, Any] = {"store_secret": KFP_SECRET} if kfp else {}
     given = frozenset(override.partition("=")[0].strip() for override in overrides)
     settings = job_settings(overrides, **values)
-    chosen = namespace or settings.namespace or ("kubeflow" if kfp else NAMESPACE)
+    chosen = namespace or settings.namespace or (KFP_NAMESPACE if kfp else NAMESPACE)
     context = Context(Client(chosen), settings, given, kfp, store, timeout)
     fine = True
     for check in _CHECKS:

@@ -177,11 +177,20 @@ class _Launcher:
         if metadata.get("annotations", {}).get(DIGEST_ANNOTATION) != self._digest():
             self._refuse(job)
         note(f"{self._what()} is under way: following it")
-        owners = metadata.get("ownerReferences", [])
-        if self.owner is not None and self.owner not in owners:
-            body = {"metadata": {"ownerReferences": [*owners, self.owner]}}
-            self.client.request("PATCH", self.path, body)
-        return job
+        return self._own(job)
+
+    def _own(self, job: Object) -> Object | None:
+        """The job, with this process's pod among its owners; None when it has just gone."""
+        owners = job["metadata"].get("ownerReferences", [])
+        if self.owner is None or self.owner in owners:
+            return job
+        body = {"metadata": {"ownerReferences": [*owners, self.owner]}}
+        try:
+            return self.client.request("PATCH", self.path, body)
+        except Refused as error:
+            if error.status != 404:
+                raise
+            return None
 
     def _digest(self) -> str:
         return str(self.wanted["metadata"]["annotations"][DIGEST_ANNOTATION])

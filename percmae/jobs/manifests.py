@@ -28,16 +28,15 @@ from percmae.config import load_config
 from percmae.config.load import VARIANTS
 from percmae.data.archives import ARCHIVES
 from percmae.errors import UserError
-from percmae.jobs.names import DIGEST_ANNOTATION, NAMESPACE, Object
+from percmae.jobs.names import BUCKET, DIGEST_ANNOTATION, NAMESPACE, Object
 from percmae.jobs.settings import job_settings
 from percmae.jobs.spec import job_object, object_digest
 from percmae.jobs.trainjob import training_runtime
 from percmae.jobs.work import Work, command, training
 
-STORE = "s3://percmae"
 RUNTIME = "trainer/runtime.yaml"
 # Feature networks' weights are not downloaded in a cluster: `percmae import` puts them there.
-VGG16 = f"perceptual.weights={STORE}/models/vgg16.safetensors"
+VGG16 = f"perceptual.weights={BUCKET}/models/vgg16.safetensors"
 
 
 @dataclass(frozen=True)
@@ -157,9 +156,9 @@ def _runtime(overrides: list[str]) -> str:
 
 
 def _works(place: Place) -> Iterator[Named]:
-    data = f"{STORE}/datasets/{place.dataset}/manifest.json"
-    runs = f"{STORE}/runs"
-    yield _ingest("ingest", f"{STORE}/archives", "imagenet")
+    data = f"{BUCKET}/datasets/{place.dataset}/manifest.json"
+    runs = f"{BUCKET}/runs"
+    yield _ingest("ingest", f"{BUCKET}/archives", "imagenet")
     if place.sample:
         yield _ingest("sample", "/tmp/sample", "sample")
     for variant in VARIANTS:
@@ -178,7 +177,7 @@ def _works(place: Place) -> Iterator[Named]:
 
 def _ingest(file: str, archives: str, dataset: str) -> Named:
     given = [part for key, name in ARCHIVES.items() for part in (f"--{key}", f"{archives}/{name}")]
-    to = f"{STORE}/datasets/{dataset}"
+    to = f"{BUCKET}/datasets/{dataset}"
     return _named(command("ingest", dataset, *given, "--to", to), file)
 
 

@@ -37,12 +37,16 @@ EVENT = Resource("v1", "events", "Event")
 
 NAMESPACE = "percmae"
 """Where the files of k8s/ put everything."""
+BUCKET = "s3://percmae"
+"""Where the store's datasets, runs and models are, unless another place is named."""
 LAUNCHER = "percmae-launcher"
 """Service account that may create and follow jobs."""
 STORE = "percmae-store"
 """ConfigMap with the store's address, and Secret with its keys."""
 ACCESS_KEY, SECRET_KEY = "accesskey", "secretkey"
 """Entries of that Secret."""
+KFP_NAMESPACE = "kubeflow"
+"""Where Kubeflow Pipelines is installed, unless another namespace is named."""
 KFP_ACCOUNTS = ("pipeline-runner", "default-editor")
 """Service accounts of Kubeflow Pipelines' steps: standalone, and in a profile of Kubeflow."""
 KFP_SECRET = "mlpipeline-minio-artifact"

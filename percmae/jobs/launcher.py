@@ -117,6 +117,8 @@ def _owner(client: Client) -> Object | None:
 
 
 class _Launcher:
+    """Has one job in the cluster, from its creation to its end."""
+
     def __init__(
         self, work: Work, settings: JobSettings, stop: StopSignals, pipeline_run: str
     ) -> None:

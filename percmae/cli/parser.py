@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from percmae import __version__
+from percmae.jobs.names import BUCKET
 
 _ABOUT = """\
 Perceptual MAE: self-supervised vision pretraining as a pipeline.
@@ -154,8 +155,8 @@ def _doctor(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--namespace", metavar="NS", help=text)
     text = "beside Kubeflow Pipelines: with its store, secret and accounts"
     sub.add_argument("--kfp", action="store_true", help=text)
-    text = "the bucket a pod must reach (default: s3://percmae)"
-    sub.add_argument("--store", metavar="URI", default="s3://percmae", help=text)
+    text = "the bucket a pod must reach (default: %(default)s)"
+    sub.add_argument("--store", metavar="URI", default=BUCKET, help=text)
     text = "for each thing that is tried in the cluster (default: 180)"
     sub.add_argument("--timeout", metavar="SECONDS", type=float, default=180.0, help=text)
     _overrides(sub)

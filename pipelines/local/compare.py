@@ -35,7 +35,7 @@ def compare(variants: Sequence[str] | None, options: RunOptions) -> dict[str, An
     entries = []
     with (
         open_store(options.store, console) as store,
-        fork_server_for(options.launch) as server,
+        fork_server_for(options.placement) as server,
     ):
         options = replace(options, store=store)
         for number, variant in enumerate(variants, start=1):

@@ -21,6 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from percmae.errors import Interrupted, PercmaeError, UserError
+from percmae.jobs.names import KFP_NAMESPACE
 from percmae.progress import note
 from pipelines.server.forward import by_hand, port_forward
 
@@ -63,7 +64,7 @@ class Connection:
 
     host: str | None = None
     port_forward: bool = False
-    kfp_namespace: str = "kubeflow"
+    kfp_namespace: str = KFP_NAMESPACE
     namespace: str | None = None
     token: str | None = None
     ca: str | None = None
@@ -128,7 +129,7 @@ def _client(host: str, where: Connection) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it wants KFP 2
         # A namespace other than kubeflow is meant as the user's.
-        return kfp.Client(**options, namespace=where.namespace or "kubeflow")
+        return kfp.Client(**options, namespace=where.namespace or KFP_NAMESPACE)
 
 
 def _readable(file: str) -> None:

@@ -1,14 +1,11 @@
-"""What both backends offer, and the small records they answer with."""
+"""What both backends offer, and the small records that the files here hand each other."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, Protocol
-
-if TYPE_CHECKING:
-    from percmae.storage.path import StorePath
+from typing import BinaryIO, Protocol
 
 
 @dataclass(frozen=True)
@@ -21,12 +18,13 @@ class Stat:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One line of a listing: the object, its key relative to the listed path, size in bytes."""
+class Place:
+    """What messages say of an object: ``store`` is the address, ``key`` the access key."""
 
-    path: StorePath
-    name: str
-    size: int
+    uri: str
+    bucket: str
+    store: str
+    key: str
 
 
 class Backend(Protocol):

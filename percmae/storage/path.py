@@ -8,11 +8,12 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from percmae.errors import DataError, StoreAccessError, UserError
-from percmae.storage.base import Backend, Entry, Stat
+from percmae.storage.base import Backend, Stat
 from percmae.storage.local import LocalFile
 from percmae.storage.settings import StoreSettings
 
@@ -225,6 +226,15 @@ class StorePath:
 
     def __hash__(self) -> int:
         return hash(self.uri)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a listing: the object, its key relative to the listed path, size in bytes."""
+
+    path: StorePath
+    name: str
+    size: int
 
 
 def _parse(text: str) -> tuple[str, str, Path | None]:

@@ -22,7 +22,7 @@ from minio.error import MinioException, S3Error
 
 from percmae.errors import StoreAccessError, StoreError
 from percmae.storage import stream
-from percmae.storage.base import Stat
+from percmae.storage.base import Place, Stat
 from percmae.storage.explain import explain, is_absent, not_a_store
 from percmae.storage.transport import CONNECTION_ERRORS, Patience, Transport, raise_if_final
 
@@ -84,7 +84,7 @@ class S3Object:
         if not self.key:
             return None
         try:
-            with self._errors("look at"):
+            with self.errors("look at"):
                 found = self._client.stat_object(self.bucket, self.key)
         except StoreAccessError as error:
             if is_absent(error.__cause__):
@@ -106,7 +106,7 @@ class S3Object:
         while True:
             reached = body.bytes
             try:
-                with self._errors("read"):
+                with self.errors("read"):
                     self._read_on(body, start, length)
             except CONNECTION_ERRORS as error:
                 raise_if_final(error, self.settings)
@@ -140,26 +140,26 @@ class S3Object:
             raise
 
     def put(self, data: bytes, content_type: str) -> None:
-        with self._errors("write"):
+        with self.errors("write"):
             done = self._client.put_object(
                 self.bucket, self.key, io.BytesIO(data), len(data), content_type=content_type
             )
         self._etag(done.etag, "write")
 
     def delete(self) -> None:
-        with self._errors("delete"):
+        with self.errors("delete"):
             self._client.remove_object(self.bucket, self.key)
 
     def entries(self) -> Iterator[tuple[str, int]]:
         prefix = f"{self.key}/" if self.key else ""
-        with self._errors("list"):
+        with self.errors("list"):
             for found in self._client.list_objects(self.bucket, prefix=prefix, recursive=True):
                 name = (found.object_name or "")[len(prefix) :]
                 if name and not name.endswith("/"):  # "folder/" marks an empty folder
                     yield name, found.size or 0
 
     def prepare(self) -> None:
-        with self._errors("create the bucket of"):
+        with self.errors("create the bucket of"):
             if self._client.bucket_exists(self.bucket):
                 return
             try:
@@ -173,12 +173,12 @@ class S3Object:
     # the data is pushed by whoever writes, so these use the calls it is made of.
 
     def start_upload(self, content_type: str) -> str:
-        with self._errors("write"):
+        with self.errors("write"):
             headers: _Headers = {"Content-Type": content_type}
             return self._client._create_multipart_upload(self.bucket, self.key, headers)
 
     def upload_part(self, upload: str, number: int, data: bytes) -> str:
-        with self._errors("write"):
+        with self.errors("write"):
             etag = self._client._upload_part(self.bucket, self.key, data, None, upload, number)
         return self._etag(etag, "write")
 
@@ -187,7 +187,7 @@ class S3Object:
         patience = Patience(self.settings)
         while True:
             try:
-                with self._errors("write"):
+                with self.errors("write"):
                     done = self._client._complete_multipart_upload(
                         self.bucket, self.key, upload, parts
                     )
@@ -249,7 +249,7 @@ class S3Object:
     def _etag(self, etag: str | None, doing: str) -> str:
         """``etag``, which every S3 store sends and a web server taken for one rarely does."""
         if not etag:
-            raise not_a_store(doing, self, "no ETag")
+            raise not_a_store(doing, self._place, "no ETag")
         return etag
 
     def _must_exist(self) -> None:
@@ -262,12 +262,21 @@ class S3Object:
         )
 
     @contextmanager
-    def _errors(self, doing: str) -> Iterator[None]:
+    def errors(self, doing: str) -> Iterator[None]:
+        """Turn what minio raises while ``doing`` something into ``StoreError``."""
         try:
             yield
         except (MinioException, ValueError, ParseError) as error:
-            explained = explain(error, doing, self)
+            explained = explain(error, doing, self._place, self._ask)
             raise explained from explained.__cause__
+
+    def _ask(self) -> None:
+        next(iter(self._client.list_objects(self.bucket, prefix=self.key)), None)
+
+    @property
+    def _place(self) -> Place:
+        settings = self.settings
+        return Place(self.uri, self.bucket, settings.endpoint, settings.access_key)
 
 
 class _Body:

@@ -31,7 +31,7 @@ from percmae.jobs.pods import Pods
 from percmae.jobs.settings import JobSettings
 from percmae.jobs.spec import DIGEST, job_object
 from percmae.jobs.work import Work
-from percmae.progress import note
+from percmae.progress import note, relay, warn
 
 INTERVAL = 2.0
 """Seconds between two looks at a job."""
@@ -168,7 +168,7 @@ class _Launch:
     def begin(self) -> str:
         """Have the job in the cluster; its name."""
         for warning in warnings(self.settings):
-            note(warning)
+            warn(warning)
         while True:
             try:
                 job = self.cluster.create(self.kind, self.made)
@@ -285,7 +285,7 @@ class _Launch:
             self._end_log()
             note(f"pod {name} was replaced; its log begins again")
         container = pod["spec"]["containers"][0]["name"]
-        self.follower = Follower(self.cluster, name, uid, container, note)
+        self.follower = Follower(self.cluster, name, uid, container, relay)
 
     def _end_log(self) -> None:
         if self.follower is not None:
@@ -352,7 +352,7 @@ class _Launch:
             if not failure.pod.endswith("-master-0") and self.kind != "Job":
                 note(f"last lines of pod {failure.pod}:")
                 for line in lines:
-                    note(f"  {line}")
+                    relay(f"  {line}")
             if place == 0:
                 code = failure.code
                 said = _said_last(lines)

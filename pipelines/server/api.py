@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from percmae.errors import Interrupted, PercmaeError, UserError
-from percmae.progress import note
+from percmae.progress import note, warn
 from pipelines.server.forward import by_hand, port_forward
 
 TOKEN_VARIABLE = "PERCMAE_KFP_TOKEN"
@@ -118,7 +118,7 @@ def _client(host: str, where: Connection) -> Any:
         token = None
         _readable(file)
     if (file or token) and host.startswith("http://") and not _inside(host):
-        note(f"{host}: the token is sent unencrypted; an https address would protect it")
+        warn(f"{host}: the token is sent unencrypted; an https address would protect it")
     options: dict[str, Any] = {"host": host, "existing_token": token, "ssl_ca_cert": where.ca}
     if file is not None:
         # As a file may change during a run (a pod's token does within the hour).

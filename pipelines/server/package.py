@@ -20,7 +20,7 @@ import yaml
 from percmae import __version__
 from percmae.config.load import nearest
 from percmae.errors import ConfigError
-from percmae.progress import note
+from percmae.progress import warn
 from pipelines.pod import PodSettings
 
 Change = tuple[str, str, str]
@@ -119,8 +119,8 @@ def compiled(image: str, pod: PodSettings) -> tuple[str, Package]:
 def warn_unpinned(image: str) -> None:
     """Say it when another image may stand behind the same name tomorrow."""
     if "@sha256:" not in image:
-        note(
-            f"warning: image {image} is not pinned by digest (name@sha256:…); a later step or "
+        warn(
+            f"image {image} is not pinned by digest (name@sha256:…); a later step or "
             "retry may run other code"
         )
 

@@ -19,12 +19,19 @@ class Stat:
 
 @dataclass(frozen=True)
 class Place:
-    """What messages say of an object: ``store`` is the address, ``key`` the access key."""
+    """What messages say of an object, and of a request about it.
+
+    store: the address, with the proxy on the way; who: whose request it is; keys, token: what its
+    keys and its session token come from; sent: " with a session token (…)", or nothing.
+    """
 
     uri: str
     bucket: str
     store: str
-    key: str
+    who: str
+    keys: str
+    token: str
+    sent: str
 
 
 class Backend(Protocol):

@@ -16,16 +16,15 @@ _ACCESS = {
     "NoSuchKey": "{uri} does not exist in the store at {store}",
     "NoSuchBucket": "the bucket '{bucket}' of {uri} does not exist in the store at {store}:"
     " create it, or correct the URI",
-    "InvalidAccessKeyId": "the store at {store} does not know the access key '{key}': check"
-    " AWS_ACCESS_KEY_ID",
-    "SignatureDoesNotMatch": "the store at {store} refuses the secret key given for access key"
-    " '{key}': check AWS_SECRET_ACCESS_KEY",
-    "AccessDenied": "the store at {store} does not let access key '{key}' {doing} {uri}: check"
-    " the credentials and their permissions",
-    "ExpiredToken": "the session token for the store at {store} has expired: get a new"
-    " AWS_SESSION_TOKEN",
-    "InvalidToken": "the store at {store} does not accept the session token: check"
-    " AWS_SESSION_TOKEN, or unset it",
+    "InvalidAccessKeyId": "the store at {store} does not know {who}{sent}: check {keys}",
+    "SignatureDoesNotMatch": "the store at {store} refuses the secret key given for {who}{sent}:"
+    " check {keys}",
+    "AccessDenied": "the store at {store} does not let {who}{sent} {doing} {uri}: check its"
+    " permissions, and {keys}",
+    "ExpiredToken": "the session token ({token}) for the store at {store} has expired: get a new"
+    " one",
+    "InvalidToken": "the store at {store} does not accept the session token: check {token}, or"
+    " leave it out",
     "RequestTimeTooSkewed": "the clocks of this machine and of the store at {store} differ by"
     " more than 15 minutes: set the clock",
     "AuthorizationHeaderMalformed": "the store at {store} wants another region ({detail}): set"
@@ -43,6 +42,8 @@ _FAILURE = {
 _SAME = {
     "NoSuchObject": "NoSuchKey",
     "TokenRefreshRequired": "ExpiredToken",
+    "InvalidTokenId": "InvalidToken",
+    "InvalidClientTokenId": "InvalidToken",
     "XMinioInvalidObjectName": "InvalidObjectName",
     "AllAccessDisabled": "AccessDenied",
     "InvalidRegion": "AuthorizationHeaderMalformed",
@@ -71,7 +72,9 @@ def explain(error: Exception, doing: str, place: Place, ask: Callable[[], object
     elif isinstance(error, ParseError) or "XML" in str(error):
         explained = not_a_store(doing, place, "not the XML expected")
     else:  # minio-py checks names before it sends anything
-        explained = StoreAccessError(f"cannot {doing} {place.uri}: {error}")
+        # What http.client says of a header that cannot be sent is the header, signature and all.
+        shown = "a header that cannot be sent" if "header value" in str(error) else error
+        explained = StoreAccessError(f"cannot {doing} {place.uri}: {shown}")
     # What decides is the store's last word, which callers look up in __cause__.
     explained.__cause__ = error
     return explained
@@ -101,12 +104,12 @@ def _code(error: S3Error) -> str:
 
 
 def _came_without_a_reason(error: S3Error) -> bool:
-    """An answer to HEAD has no body: 403 and 404 then stand for several causes."""
-    return not error.response.data and _code(error) in ("AccessDenied", "NoSuchKey")
+    """An answer to HEAD has no body: 400, 403 and 404 then stand for several causes."""
+    return not error.response.data and _code(error) in ("AccessDenied", "BadRequest", "NoSuchKey")
 
 
 def _ask_why(ask: Callable[[], object], bare: S3Error) -> S3Error | None:
-    """The reason behind a bare 403 or 404, by a request whose answer has a body."""
+    """The reason behind a bare refusal, by a request whose answer has a body."""
     try:
         ask()
     except S3Error as error:

@@ -5,18 +5,19 @@ Loaded at the first S3 request only: importing minio takes half a second.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias, cast
 from urllib.parse import urlsplit
 from xml.etree.ElementTree import ParseError
 
 import urllib3
 from minio import Minio
+from minio.credentials import Provider, StaticProvider
 from minio.datatypes import Part
 from minio.error import MinioException, S3Error
 
@@ -24,7 +25,14 @@ from percmae.errors import StoreAccessError, StoreError
 from percmae.storage import stream
 from percmae.storage.base import Place, Stat
 from percmae.storage.explain import explain, is_absent, not_a_store
-from percmae.storage.transport import CONNECTION_ERRORS, Patience, Transport, raise_if_final
+from percmae.storage.roles import Fetched
+from percmae.storage.transport import (
+    CONNECTION_ERRORS,
+    Patience,
+    Server,
+    Transport,
+    raise_if_final,
+)
 
 if TYPE_CHECKING:
     from percmae.storage.settings import StoreSettings
@@ -36,7 +44,7 @@ _ABORT_SECONDS = 3.0
 _Headers: TypeAlias = dict[str, str | list[str] | tuple[str]]
 
 # A client's sockets must never be used by two processes, so the key holds the process id.
-_clients: dict[tuple[int, StoreSettings], Minio] = {}
+_clients: dict[tuple[int, StoreSettings, Server], Minio] = {}
 _clients_lock = threading.Lock()
 
 
@@ -49,23 +57,30 @@ os.register_at_fork(after_in_child=_new_lock_in_child)
 
 
 def client(settings: StoreSettings) -> Minio:
-    """The one minio client of this process for these settings."""
-    key = (os.getpid(), settings)
+    """The one minio client of this process for these settings (and the proxy of now)."""
+    server = Server.store(settings)
+    key = (os.getpid(), settings, server)
     with _clients_lock:
         if key not in _clients:
             try:
-                _clients[key] = Minio(
-                    urlsplit(settings.endpoint).netloc,
-                    access_key=settings.access_key,
-                    secret_key=settings.secret_key,
-                    session_token=settings.session_token,
-                    secure=bool(settings.secure),
-                    region=settings.region,
-                    http_client=Transport(settings),
-                )
+                _clients[key] = _new_client(settings, server)
             except (ValueError, OSError) as error:
-                raise StoreAccessError(f"store at {settings.endpoint}: {error}") from error
+                raise StoreAccessError(f"{server}: {error}") from error
         return _clients[key]
+
+
+def _new_client(settings: StoreSettings, server: Server) -> Minio:
+    if settings.role:
+        keys: Provider = Fetched(settings.role, settings)
+    else:
+        keys = StaticProvider(settings.access_key, settings.secret_key, settings.session_token)
+    return Minio(
+        urlsplit(settings.endpoint).netloc,
+        credentials=keys,
+        secure=bool(settings.secure),
+        region=settings.region,
+        http_client=Transport(server),
+    )
 
 
 class S3Object:
@@ -102,14 +117,15 @@ class S3Object:
             self._must_exist()
             return b""
         body = _Body(etag)
-        patience = Patience(self.settings)
+        server = Server.store(self.settings)
+        patience = Patience(server)
         while True:
             reached = body.bytes
             try:
                 with self.errors("read"):
                     self._read_on(body, start, length)
             except CONNECTION_ERRORS as error:
-                raise_if_final(error, self.settings)
+                raise_if_final(error, server)
                 if body.bytes > reached:
                     patience.renew()
                 patience.pause(error)
@@ -184,7 +200,7 @@ class S3Object:
 
     def complete_upload(self, upload: str, etags: list[str], size: int) -> None:
         parts = [Part(number, etag) for number, etag in enumerate(etags, 1)]
-        patience = Patience(self.settings)
+        patience = Patience(Server.store(self.settings))
         while True:
             try:
                 with self.errors("write"):
@@ -202,9 +218,8 @@ class S3Object:
             patience.pause("the upload was not completed")
 
     def abort_upload(self, upload: str) -> None:
-        hurried = replace(
-            self.settings, retry_seconds=min(_ABORT_SECONDS, self.settings.retry_seconds)
-        )
+        seconds = min(_ABORT_SECONDS, self.settings.retry_seconds)
+        hurried = dataclasses.replace(self.settings, retry_seconds=seconds)
         # A failure here would hide the error that led to it; the store's own rule for incomplete
         # uploads, or `mc rm --incomplete`, removes what is left.
         try:
@@ -257,9 +272,7 @@ class S3Object:
             raise self._absent()
 
     def _absent(self) -> StoreAccessError:
-        return StoreAccessError(
-            f"{self.uri} does not exist in the store at {self.settings.endpoint}"
-        )
+        return StoreAccessError(f"{self.uri} does not exist in {Server.store(self.settings)}")
 
     @contextmanager
     def errors(self, doing: str) -> Iterator[None]:
@@ -275,8 +288,16 @@ class S3Object:
 
     @property
     def _place(self) -> Place:
-        settings = self.settings
-        return Place(self.uri, self.bucket, settings.endpoint, settings.access_key)
+        of = self.settings
+        return Place(
+            self.uri,
+            self.bucket,
+            store=Server.store(of).address,
+            who=of.who,
+            keys=of.origin,
+            token=of.token_origin,
+            sent=f" with a session token ({of.token_origin})" if of.session_token else "",
+        )
 
 
 class _Body:

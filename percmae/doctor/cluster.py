@@ -253,6 +253,10 @@ def _store_config(look: Look) -> Iterator[Line]:
 def _store_secret(look: Look) -> Iterator[Line]:
     settings = look.settings
     name, keys = settings.store_secret, (settings.store_access_key, settings.store_secret_key)
+    if name is None:
+        text = f"not asked for: service account {settings.service_account} has to have a role"
+        yield True, Finding(True, "Secret of the store", text)
+        return
     mend = (
         f"{look.kubectl} create secret generic {name} --from-literal={keys[0]}=percmae "
         f'--from-literal={keys[1]}="$(openssl rand -hex 20)"'

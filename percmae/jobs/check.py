@@ -57,11 +57,10 @@ def check_settings(settings: JobSettings) -> None:
 def _check_names(settings: JobSettings) -> None:
     if settings.namespace is not None:
         dns_label(settings.namespace, "job setting namespace")
-    for key in ("service_account", "priority_class", "volcano_queue", "runtime"):
+    for key in ("service_account", "priority_class", "volcano_queue", "runtime", "store_secret"):
         if (value := getattr(settings, key)) is not None:
             subdomain(value, f"job setting {key}")
-    for key in ("store_config", "store_secret"):
-        subdomain(getattr(settings, key), f"job setting {key}")
+    subdomain(settings.store_config, "job setting store_config")
     for name in settings.image_pull_secrets:
         subdomain(name, "job setting image_pull_secrets")
         if settings.image_pull_secrets.count(name) > 1:

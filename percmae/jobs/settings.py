@@ -108,8 +108,8 @@ class JobSettings:
 
     store_config: str = "percmae-store"
     """ConfigMap whose entries (AWS_ENDPOINT_URL …) become environment variables."""
-    store_secret: str = "percmae-store"
-    """Secret with the store's keys."""
+    store_secret: str | None = "percmae-store"
+    """Secret with the store's keys; null where the service account has a role that gives them."""
     store_access_key: str = "accesskey"
     """Entry of that secret with the access key."""
     store_secret_key: str = "secretkey"

@@ -263,6 +263,8 @@ def environment(work: Work, settings: JobSettings) -> list[Object]:
         "AWS_ACCESS_KEY_ID": settings.store_access_key,
         "AWS_SECRET_ACCESS_KEY": settings.store_secret_key,
     }
+    if settings.store_secret is None:  # keys given here would go before those of a role
+        keys = {}
     return [
         *(
             {"name": name, "valueFrom": {"secretKeyRef": {"name": settings.store_secret, "key": k}}}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from s3_server import S3, SERVERS, running
 
+from percmae.progress import log_to_stderr
 from percmae.storage import StorePath, StoreSettings, stream
 
 pytest_plugins = ["fixtures_data"]
@@ -43,6 +44,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path in files:
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """A test hears what a command would say, whatever it calls."""
+    with log_to_stderr():
+        yield
 
 
 @pytest.fixture(scope="session")

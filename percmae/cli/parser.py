@@ -11,7 +11,8 @@ _ABOUT = """\
 Perceptual MAE: self-supervised vision pretraining as a pipeline.
 
 A URI is s3://bucket/key or a path, everywhere. The store's address and keys come from
-AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or a file, see `percmae doctor`)."""
+AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or as AWS tools find them (profiles,
+roles); `percmae doctor` says which keys are used."""
 
 _EXAMPLES = """\
 a first run, no cluster and no data needed:

@@ -137,16 +137,25 @@ class Dataset:
             folder = StorePath(self.uri).parent / split
             found = {entry.name.rsplit("/", 1)[-1]: entry.size for entry in folder.iter()}
             for shard in shards:
-                fault = None
-                if found.get(shard.name) != shard.bytes:
-                    fault = "has not the recorded size" if shard.name in found else "is missing"
-                elif shard.index not in found:
-                    fault = f"has no index {shard.index}"
-                if fault:
-                    raise DataError(
-                        f"{self.uri}: shard {split}/{shard.name} {fault}; delete the manifest and "
-                        "run ingest again"
-                    )
+                self._check(folder, shard.name, found.get(shard.name), shard.bytes)
+                self._check(folder, shard.index, found.get(shard.index), None)
+
+    def _check(self, folder: StorePath, name: str, size: int | None, recorded: int | None) -> None:
+        """Raise DataError where a file of the dataset, listed with ``size``, is not as recorded."""
+        file = folder / name
+        if size is None:
+            # A listing alone does not tell that a file has gone, and to delete is no light advice.
+            if not file.exists():
+                raise DataError(
+                    f"{self.uri}: {folder.name}/{name} is missing; delete the manifest and run "
+                    "ingest again"
+                )
+            size = file.stat().size
+        if recorded is not None and size != recorded:
+            raise DataError(
+                f"{self.uri}: {folder.name}/{name} has {size} bytes, not the {recorded} recorded: "
+                "it was not copied whole, or was changed; copy it again, or ingest to another place"
+            )
 
 
 class Split:

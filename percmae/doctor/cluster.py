@@ -232,6 +232,10 @@ def _store_config(context: Context) -> Iterator[Line]:
 def _store_secret(context: Context) -> Iterator[Line]:
     settings = context.settings
     name, keys = settings.store_secret, (settings.store_access_key, settings.store_secret_key)
+    if name is None:
+        found = f"not asked for: service account {settings.service_account} has to have a role"
+        yield True, Finding(True, "Secret of the store", found)
+        return
     fix = (
         f"{context.kubectl} create secret generic {name} --from-literal={keys[0]}=percmae "
         f'--from-literal={keys[1]}="$(openssl rand -hex 20)"'

@@ -91,18 +91,23 @@ def _space() -> Iterator[Finding]:
 
 def _store() -> Iterator[Finding]:
     from percmae.storage import StorePath, StoreSettings
+    from percmae.storage.proxy import proxy_for
 
-    if not any(k in os.environ for k in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")):
-        fix = 'set AWS_ENDPOINT_URL and keys, or eval "$(percmae store up)"'
-        yield Finding(False, "S3 endpoint", "AWS_ENDPOINT_URL is not set", fix)
-        return
     try:
-        endpoint = StoreSettings.load().endpoint
-        StorePath("s3://percmae/.doctor").exists()
+        settings = StoreSettings.load()
+    except PercmaeError as error:
+        yield Finding(False, "S3 settings", str(error))
+        return
+    yield Finding(True, "S3 keys", f"{settings.who}, from {settings.origin}")
+    try:
+        proxy = proxy_for(settings.endpoint)
+        StorePath("s3://percmae/.doctor", settings).exists()
     except PercmaeError as error:
         yield Finding(False, "S3 store", str(error), "check the endpoint and the keys")
         return
-    yield Finding(True, "S3 store", f"{endpoint} answers")
+    yield Finding(
+        True, "S3 store", f"{settings.endpoint} answers{f', by {proxy}' if proxy else ''}"
+    )
 
 
 # (check, whether every run needs it)

@@ -42,7 +42,7 @@ from percmae.jobs.syntax import (
     subdomain,
 )
 from percmae.jobs.work import Work
-from percmae.progress import note
+from percmae.progress import warn
 
 MOST_ENTRIES = 128
 """Entries of a list in a TrainJob."""
@@ -93,11 +93,10 @@ def _check_kind(settings: JobSettings) -> None:
 def _check_names(settings: JobSettings) -> None:
     if settings.namespace is not None:
         dns_label(settings.namespace, "job setting namespace")
-    for key in ("service_account", "priority_class", "volcano_queue", "runtime"):
+    for key in ("service_account", "priority_class", "volcano_queue", "runtime", "store_secret"):
         if (value := getattr(settings, key)) is not None:
             subdomain(value, f"job setting {key}")
-    for key in ("store_config", "store_secret"):
-        subdomain(getattr(settings, key), f"job setting {key}")
+    subdomain(settings.store_config, "job setting store_config")
     for name in settings.image_pull_secrets:
         subdomain(name, "job setting image_pull_secrets")
         if settings.image_pull_secrets.count(name) > 1:
@@ -300,7 +299,7 @@ def warn_unpinned(reference: str) -> None:
         return
     tag = re.search(r":([\w.-]+)$", reference)
     moving = "" if tag and tag[1] != "latest" else " (and latest moves by its nature)"
-    note(
-        f"warning: image {reference} is not pinned by digest{moving}: a pod that starts later may "
+    warn(
+        f"image {reference} is not pinned by digest{moving}: a pod that starts later may "
         "run other code; name it as <name>@sha256:<digest>"
     )

@@ -38,7 +38,7 @@ from percmae.jobs.schema import JobSettings
 from percmae.jobs.signals import StopSignals, stop_signals
 from percmae.jobs.spec import job_object
 from percmae.jobs.work import Work
-from percmae.progress import note
+from percmae.progress import note, relay
 
 PATIENCE = 600.0
 """Seconds to bear an API server that does not answer: the job goes on meanwhile."""
@@ -278,7 +278,7 @@ class _Launcher:
             self._end_log()
             note(f"pod {name} was replaced; its log begins again")
         container = pod["spec"]["containers"][0]["name"]
-        self.follower = Follower(self.client, name, uid, container, note)
+        self.follower = Follower(self.client, name, uid, container, relay)
         self._shown.add(name)
 
     def _end_log(self) -> None:
@@ -345,7 +345,7 @@ class _Launcher:
             if lines and failure.pod not in self._shown:
                 note(f"last lines of pod {failure.pod}:")
                 for line in lines:
-                    note(f"  {line}")
+                    relay(f"  {line}")
             if place == 0:
                 code = failure.code
                 said = _said_last(lines)

@@ -118,6 +118,8 @@ def _environment(work: Work, settings: JobSettings) -> Objects:
         "AWS_ACCESS_KEY_ID": settings.store_access_key,
         "AWS_SECRET_ACCESS_KEY": settings.store_secret_key,
     }
+    if settings.store_secret is None:  # keys given here would go before those of a role
+        keys = {}
     seconds = str(max(1, settings.grace - 5))
     return [
         *(

@@ -105,8 +105,8 @@ class JobSettings:
 
     store_config: str = STORE
     """ConfigMap whose entries (AWS_ENDPOINT_URL …) become environment variables."""
-    store_secret: str = STORE
-    """Secret with the store's keys."""
+    store_secret: str | None = STORE
+    """Secret with the store's keys; null where the service account has a role that gives them."""
     store_access_key: str = ACCESS_KEY
     """Entry of that secret with the access key."""
     store_secret_key: str = SECRET_KEY

@@ -7,8 +7,8 @@
 Importing this stays cheap: minio and urllib3 are loaded at the first S3 request, torch never.
 """
 
-from percmae.storage.base import Entry, Stat
-from percmae.storage.path import StorePath
+from percmae.storage.base import Stat
+from percmae.storage.path import Entry, StorePath
 from percmae.storage.settings import StoreSettings
 
 __all__ = ["Entry", "Stat", "StorePath", "StoreSettings"]

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from percmae.errors import Interrupted, PercmaeError, UserError
 from percmae.jobs.names import KFP_NAMESPACE
-from percmae.progress import note
+from percmae.progress import note, warn
 from pipelines.server.forward import by_hand, port_forward
 
 HOST_VARIABLE = "KF_PIPELINES_ENDPOINT"
@@ -120,7 +120,7 @@ def _client(host: str, where: Connection) -> Any:
         token = None
         _readable(file)
     if (file or token) and host.startswith("http://") and not _inside(host):
-        note(f"{host}: the token is sent unencrypted; an https address would protect it")
+        warn(f"{host}: the token is sent unencrypted; an https address would protect it")
     options: dict[str, Any] = {"host": host, "existing_token": token, "ssl_ca_cert": where.ca}
     if file is not None:
         # As a file may change during a run (a pod's token does within the hour).

@@ -353,10 +353,10 @@ def test_val_slice_follows_the_digest(sample_dataset: Dataset) -> None:
             "digest does not fit",
         ),
         (lambda out: (out / "test" / "test-000000.tar").unlink(), "test-000000.tar is missing"),
-        (lambda out: (out / "test" / "test-000000.npy").unlink(), "has no index test-000000.npy"),
+        (lambda out: (out / "test" / "test-000000.npy").unlink(), "test-000000.npy is missing"),
         (
             lambda out: os.truncate(out / "train" / "train-000000.tar", 2048),
-            "train-000000.tar has not the recorded size",
+            "train-000000.tar has 2048 bytes, not the",
         ),
     ],
 )
@@ -369,6 +369,34 @@ def test_a_damaged_dataset_is_refused(
     with pytest.raises(DataError, match=message) as caught:
         Dataset.open(uri)
     assert "\n" not in str(caught.value)
+
+
+def test_to_delete_is_advised_only_of_what_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    uri = run(ab.build(tmp_path / "in"), out).manifest_uri
+    with monkeypatch.context() as patch:
+        patch.setattr(StorePath, "iter", lambda self: iter(()))
+        Dataset.open(uri)  # a listing that lacks files which are there
+    os.truncate(out / "train" / "train-000000.tar", 2048)
+    with pytest.raises(DataError) as caught:
+        Dataset.open(uri)
+    assert "delete the manifest" not in str(caught.value)
+    (out / "train" / "train-000000.tar").unlink()
+    with pytest.raises(DataError, match="is missing; delete the manifest and run ingest again"):
+        Dataset.open(uri)
+
+
+@pytest.mark.parametrize("written", ["{}//in//deeper/", "{}/./in/deeper"])
+def test_an_address_has_one_normal_form(s3: Any, tmp_path: Path, written: str) -> None:
+    base = s3.uri("normal")
+    made = run(ab.build(tmp_path / "in"), written.format(base))
+    assert made.manifest_uri == f"{base}/in/deeper/manifest.json"
+    again = run(ab.build(tmp_path / "in"), f"{base}/in/deeper")
+    assert again.reused
+    read = Dataset.open(written.format(base).rstrip("/") + "//manifest.json")
+    assert (read.uri, read.digest) == (made.manifest_uri, made.dataset.digest)
 
 
 def test_a_damaged_index_is_refused(tmp_path: Path) -> None:

@@ -89,6 +89,14 @@ def test_a_secret_that_will_not_do(
     assert line.startswith(f"Secret percmae-store: {found}  → kubectl -n percmae delete secret")
 
 
+def test_no_secret_is_wanted_where_a_role_gives_the_keys(
+    server: KubeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del server.objects[f"{NS}/secrets/percmae-store"]
+    assert doctor_cluster(overrides=["store_secret=null"]) is True
+    assert "service account percmae-train has to have a role" in capsys.readouterr().out
+
+
 def test_every_right_is_asked_for(server: KubeServer, capsys: pytest.CaptureFixture[str]) -> None:
     for group, resource, verbs in RIGHTS:
         if group == "trainer.kubeflow.org":

@@ -348,7 +348,7 @@ def test_an_image_that_is_not_pinned_is_warned_about(capsys: pytest.CaptureFixtu
         warn_unpinned(image)
         return capsys.readouterr().err
 
-    assert "warning: image percmae-train:1.0 is not pinned by digest:" in said("percmae-train:1.0")
+    assert "WARNING: image percmae-train:1.0 is not pinned by digest:" in said("percmae-train:1.0")
     for moving in ("a", "a:latest", "localhost:5000/a"):
         assert "latest" in said(moving)
     assert said("a:1@sha256:" + "0" * 64) == ""

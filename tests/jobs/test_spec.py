@@ -89,6 +89,15 @@ def test_the_stores_keys_are_references_and_nothing_secret_is_written_out(kind: 
     assert literal == {"HOME", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_role_gives_the_keys_where_no_secret_does(kind: str) -> None:
+    """Keys in the environment would go before the role's (percmae.storage.keys)."""
+    settings = job_settings([f"kind={kind}", "store_secret=null"])
+    made = job_object(pretraining(), settings)
+    names = {entry["name"] for entry in container(made)["env"]}
+    assert not names & {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+
+
 def test_the_stores_address_comes_with_every_kind() -> None:
     reference = {"configMapRef": {"name": "percmae-store"}}
     assert container(each("pytorchjob"))["envFrom"] == [reference]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import multiprocessing
 import os
 import pickle
+import stat
 import subprocess
 import sys
 import tarfile
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from percmae.errors import DataError, StoreAccessError, UserError
+from percmae.errors import DataError, StoreAccessError, StoreError, UserError
 from percmae.storage import Entry, StorePath, StoreSettings
 
 if TYPE_CHECKING:
@@ -275,6 +277,24 @@ def test_paths() -> None:
     assert StorePath(path) == path
 
 
+@pytest.mark.parametrize(
+    "uri", ["s3://bucket/a//c", "s3://bucket//a/c", "s3://bucket/./a/./c/.", "s3://bucket/a/c///"]
+)
+def test_uris_have_one_normal_form(uri: str) -> None:
+    assert StorePath(uri).uri == "s3://bucket/a/c"
+    assert StorePath(uri) == StorePath("s3://bucket/a/c") == StorePath("s3://bucket") / "a//./c/"
+    assert StorePath("s3://bucket//") == StorePath("s3://bucket/.") == StorePath("s3://bucket")
+
+
+def test_what_is_written_by_one_form_is_read_by_another(tmp_store: StorePath) -> None:
+    def path(below: str) -> StorePath:
+        return StorePath(f"{tmp_store.uri}{below}", tmp_store._settings)
+
+    path("//a//file").write_text("x")
+    assert path("/a/file/").read_text() == "x"
+    assert [entry.path.uri for entry in path("//./a/").iter()] == [f"{tmp_store}/a/file"]
+
+
 def test_local_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -284,12 +304,19 @@ def test_local_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = StorePath("y") / "z/w"
     assert (path.name, path.is_s3, path.parent.uri) == ("w", False, str(tmp_path / "y/z"))
     assert StorePath("/").parent.uri == "/"
+    assert StorePath("//a//x/.").uri == "/a/x"
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(UserError, match=r"'x': .*No such file"):
+        StorePath("x")
 
 
 @pytest.mark.parametrize(
     "uri",
     ["", "s3://", "s3:///key", "s3:/bucket/key", "s3://UPPER/key", "s3://b/x", "gs://bucket/key",
-     "http://host/key", "s3://bucket/a/../b", "s3://bucket/" + "k" * 1025, "nul\0", Path("s3://b/k")],
+     "http://host/key", "s3://bucket/a/../b", "s3://bucket/" + "k" * 1025, "nul\0",
+     "s3://bucket/\udcff", "s3://bucket/..", Path("s3://b/k")],
 )  # fmt: skip
 def test_bad_uris(uri: str | Path) -> None:
     with pytest.raises(UserError):
@@ -317,8 +344,6 @@ def test_local_failures_are_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_disk_full(tmp_path: Path) -> None:
-    from percmae.errors import StoreError
-
     with (
         pytest.raises(StoreError, match="No space left"),
         StorePath(tmp_path / "x").create(),
@@ -326,6 +351,43 @@ def test_disk_full(tmp_path: Path) -> None:
     ):
         full.write("line\n")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("known", ["no files", "no directories"])
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP])
+def test_a_file_system_that_knows_no_fsync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, known: str
+) -> None:
+    refused = fsync_fails(monkeypatch, code, of_directories=known == "no directories")
+    StorePath(tmp_path / "x").write_text("whole")
+    assert refused
+    assert (tmp_path / "x").read_text() == "whole"
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EROFS])
+def test_an_fsync_that_fails_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    (tmp_path / "x").write_text("old")
+    fsync_fails(monkeypatch, code, of_directories=False)
+    with pytest.raises(StoreError, match=f"cannot write .*/x: {os.strerror(code)}"):
+        StorePath(tmp_path / "x").write_text("new")
+    assert (tmp_path / "x").read_text() == "old"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def fsync_fails(monkeypatch: pytest.MonkeyPatch, code: int, of_directories: bool) -> list[int]:
+    """Have fsync fail, of directories or of files; the handles that it was refused for."""
+    real, refused = os.fsync, []
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode) is of_directories:
+            refused.append(handle)
+            raise OSError(code, os.strerror(code))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return refused
 
 
 def test_written_files_have_the_usual_mode(tmp_path: Path) -> None:

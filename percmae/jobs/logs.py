@@ -14,7 +14,7 @@ _LAST_SECONDS = 5.0
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+(Z|[+-][\d:]+)$")
 
 
-class Lines:
+class LogLines:
     """Drops what has been seen: the server resumes at a second, lines bear nanoseconds.
 
     Lines may share a time, so those seen at the last one are counted.
@@ -79,7 +79,7 @@ class Follower:
         self.uid = uid
         self._client, self._path, self._emit = client, _path(client, pod), emit
         self._query = {"container": container, "timestamps": "true", "follow": "true"}
-        self._lines = Lines()
+        self._lines = LogLines()
         self._done, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._thread.start()

@@ -51,7 +51,7 @@ class Named(Work):
 
 
 @dataclass(frozen=True)
-class Place:
+class Folder:
     """One folder of jobs: for which machines, on which data, by which recipe.
 
     settings: of every job; training: further ones of trainings; pretraining: and of those alone;
@@ -69,8 +69,8 @@ class Place:
 
 
 # Tags are the datasets' names, so that runs are called sample_mae and imagenet_mae.
-PLACES = (
-    Place(
+FOLDERS = (
+    Folder(
         folder="jobs",
         needs="a node with 2 CPU cores and 4 GiB to spare, no GPU; k8s/overlays/minimal",
         dataset="sample",
@@ -80,7 +80,7 @@ PLACES = (
         pretraining={},
         sample=True,
     ),
-    Place(
+    Folder(
         folder="overlays/gpu/jobs",
         needs="a node with one GPU; k8s/overlays/gpu",
         dataset="imagenet",
@@ -89,7 +89,7 @@ PLACES = (
         training={"cpu": "8", "memory": "48Gi", "shm": "8Gi"},
         pretraining={},
     ),
-    Place(
+    Folder(
         folder="overlays/multi-node/jobs",
         needs="four nodes with eight GPUs each, Kueue; k8s/overlays/multi-node",
         dataset="imagenet",
@@ -101,7 +101,7 @@ PLACES = (
 )
 
 
-def render(place: Place, overrides: list[str] | None = None) -> Iterator[tuple[str, str]]:
+def render(place: Folder, overrides: list[str] | None = None) -> Iterator[tuple[str, str]]:
     """``(file name, text)`` of each job of a place.
 
     overrides: job settings ``key=value``, stronger than the place's. Raises ConfigError for one
@@ -127,7 +127,7 @@ def write(root: Path, overrides: list[str] | None = None) -> list[Path]:
     """
     written = []
     try:
-        for place in PLACES:
+        for place in FOLDERS:
             folder = root / place.folder
             folder.mkdir(parents=True, exist_ok=True)
             for name, text in render(place, overrides):
@@ -155,7 +155,7 @@ def _runtime(overrides: list[str]) -> str:
     return header + _yaml(training_runtime(settings))
 
 
-def _works(place: Place) -> Iterator[Named]:
+def _works(place: Folder) -> Iterator[Named]:
     data = f"{BUCKET}/datasets/{place.dataset}/manifest.json"
     runs = f"{BUCKET}/runs"
     yield _ingest("ingest", f"{BUCKET}/archives", "imagenet")
@@ -203,7 +203,7 @@ def _with_archives(job: Object) -> Object:
 _MARK = "# Rendered by `make manifests`"
 
 
-def _text(place: Place, work: Work, job: Object) -> str:
+def _text(place: Folder, work: Work, job: Object) -> str:
     path = f"k8s/{place.folder}/{work.name}.yaml"
     header = f"{_MARK}; do not edit.\n# Needs {place.needs}.\n#\n#   kubectl apply -f {path}\n"
     return header + _yaml(job)

@@ -18,7 +18,7 @@ class Stat:
 
 
 @dataclass(frozen=True)
-class Place:
+class Target:
     """What messages say of an object, and of a request about it.
 
     store: the address, with the proxy on the way; who: whose request it is; keys, token: what its

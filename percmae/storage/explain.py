@@ -8,9 +8,9 @@ from xml.etree.ElementTree import ParseError
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 
 from percmae.errors import StoreAccessError, StoreError
-from percmae.storage.base import Place
+from percmae.storage.base import Target
 
-# Code → message. The fields of Place, {doing} and {detail} (the store's own words) are filled in.
+# Code → message. The fields of Target, {doing} and {detail} (the store's own words) are filled in.
 # These fail at once: no retry makes a wrong key right.
 _ACCESS = {
     "NoSuchKey": "{uri} does not exist in the store at {store}",
@@ -56,8 +56,8 @@ def is_absent(error: BaseException | None) -> bool:
     return isinstance(error, S3Error) and _code(error) == "NoSuchKey"
 
 
-def explain(error: Exception, doing: str, place: Place, ask: Callable[[], object]) -> StoreError:
-    """The error to raise for what minio raised while ``doing`` something at ``place``.
+def explain(error: Exception, doing: str, target: Target, ask: Callable[[], object]) -> StoreError:
+    """The error to raise for what minio raised while ``doing`` something at ``target``.
 
     ``ask`` sends a request about the same object whose answer has a body: it raises the reason
     where an answer to HEAD came without one.
@@ -65,37 +65,37 @@ def explain(error: Exception, doing: str, place: Place, ask: Callable[[], object
     if isinstance(error, S3Error) and _came_without_a_reason(error):
         error = _ask_why(ask, error) or error
     if isinstance(error, S3Error):
-        explained = _explain_code(error, doing, place)
+        explained = _explain_code(error, doing, target)
     elif isinstance(error, InvalidResponseError | ServerError):
         status = getattr(error, "_code", None) or getattr(error, "status_code", None)
-        explained = not_a_store(doing, place, f"HTTP {status}")
+        explained = not_a_store(doing, target, f"HTTP {status}")
     elif isinstance(error, ParseError) or "XML" in str(error):
-        explained = not_a_store(doing, place, "not the XML expected")
+        explained = not_a_store(doing, target, "not the XML expected")
     else:  # minio-py checks names before it sends anything
         # What http.client says of a header that cannot be sent is the header, signature and all.
         shown = "a header that cannot be sent" if "header value" in str(error) else error
-        explained = StoreAccessError(f"cannot {doing} {place.uri}: {shown}")
+        explained = StoreAccessError(f"cannot {doing} {target.uri}: {shown}")
     # What decides is the store's last word, which callers look up in __cause__.
     explained.__cause__ = error
     return explained
 
 
-def not_a_store(doing: str, place: Place, answer: str) -> StoreError:
+def not_a_store(doing: str, target: Target, answer: str) -> StoreError:
     """The error for an answer that no S3 store would give."""
     return StoreError(
-        f"cannot {doing} {place.uri}: the server at {place.store} does not answer"
+        f"cannot {doing} {target.uri}: the server at {target.store} does not answer"
         f" like an S3 store ({answer}); is the endpoint the store's API, not its web console?"
     )
 
 
-def _explain_code(error: S3Error, doing: str, place: Place) -> StoreError:
+def _explain_code(error: S3Error, doing: str, target: Target) -> StoreError:
     code = _code(error)
     kind = StoreAccessError if code in _ACCESS else StoreError
     text = (_ACCESS | _FAILURE).get(
         code, "cannot {doing} {uri}: the store at {store} answers {code}: {detail}"
     )
     detail = " ".join((error.message or code).split())
-    return kind(text.format(code=code, doing=doing, detail=detail, **vars(place)))
+    return kind(text.format(code=code, doing=doing, detail=detail, **vars(target)))
 
 
 def _code(error: S3Error) -> str:

@@ -23,7 +23,7 @@ from minio.error import MinioException, S3Error
 
 from percmae.errors import StoreAccessError, StoreError
 from percmae.storage import stream
-from percmae.storage.base import Place, Stat
+from percmae.storage.base import Stat, Target
 from percmae.storage.explain import explain, is_absent, not_a_store
 from percmae.storage.roles import Fetched
 from percmae.storage.transport import (
@@ -264,7 +264,7 @@ class S3Object:
     def _etag(self, etag: str | None, doing: str) -> str:
         """``etag``, which every S3 store sends and a web server taken for one rarely does."""
         if not etag:
-            raise not_a_store(doing, self._place, "no ETag")
+            raise not_a_store(doing, self._target, "no ETag")
         return etag
 
     def _must_exist(self) -> None:
@@ -280,16 +280,16 @@ class S3Object:
         try:
             yield
         except (MinioException, ValueError, ParseError) as error:
-            explained = explain(error, doing, self._place, self._ask)
+            explained = explain(error, doing, self._target, self._ask)
             raise explained from explained.__cause__
 
     def _ask(self) -> None:
         next(iter(self._client.list_objects(self.bucket, prefix=self.key)), None)
 
     @property
-    def _place(self) -> Place:
+    def _target(self) -> Target:
         of = self.settings
-        return Place(
+        return Target(
             self.uri,
             self.bucket,
             store=Server.store(of).address,

@@ -22,7 +22,7 @@ from percmae.data.archives import ARCHIVES
 from percmae.doctor import cluster
 from percmae.errors import ConfigError, UserError
 from percmae.jobs import manifests
-from percmae.jobs.manifests import PLACES, RUNTIME, Place, render, write
+from percmae.jobs.manifests import FOLDERS, RUNTIME, Folder, render, write
 from percmae.jobs.names import DIGEST_ANNOTATION, KFP_ACCOUNTS, LAUNCHER, Object
 from percmae.jobs.schema import JobSettings
 from percmae.jobs.spec import object_digest
@@ -32,7 +32,7 @@ OVERLAYS = ("base", "overlays/minimal", "overlays/gpu", "overlays/multi-node", "
 # Several, such as the oldest that we support and one of today: PERCMAE_KUBECTL=/path/one:/path/two
 GIVEN = os.environ.get("PERCMAE_KUBECTL", "").split(os.pathsep)
 KUBECTLS = [path for path in GIVEN if path] or [shutil.which("kubectl")]
-PLACE = {place.folder: place for place in PLACES}
+PLACE = {place.folder: place for place in FOLDERS}
 
 
 def build(overlay: str, kubectl: str | None) -> list[Object]:
@@ -50,7 +50,7 @@ def of_kind(objects: list[Object], kind: str) -> dict[str, Object]:
     return {each["metadata"]["name"]: each for each in objects if each["kind"] == kind}
 
 
-def committed(place: Place) -> dict[str, Object]:
+def committed(place: Folder) -> dict[str, Object]:
     return {path.stem: yaml.safe_load(path.read_text()) for path in (K8S / place.folder).iterdir()}
 
 
@@ -72,7 +72,7 @@ def containers(pod: Object) -> list[Object]:
 def test_committed_jobs_are_what_is_rendered(tmp_path: Path) -> None:
     """Otherwise: make manifests, in the same commit as its reason."""
     write(tmp_path)
-    for place in PLACES:
+    for place in FOLDERS:
         rendered = {path.name: path.read_text() for path in (tmp_path / place.folder).iterdir()}
         there = {path.name: path.read_text() for path in (K8S / place.folder).iterdir()}
         assert there.keys() == rendered.keys(), place.folder
@@ -123,7 +123,7 @@ def test_jobs_say_what_the_command_line_takes(folder: str) -> None:
 
 
 def test_later_jobs_read_what_earlier_ones_write() -> None:
-    for place in PLACES:
+    for place in FOLDERS:
         jobs = committed(place)
 
         def option(name: str, job: str, jobs: dict[str, Object] = jobs) -> str:
@@ -164,7 +164,7 @@ def test_own_settings_reach_every_job_and_need_a_folder_of_their_own(
     image = "registry.example.com/percmae-train@sha256:" + "0" * 64
     written = write(tmp_path, [f"image={image}", "kind=job", "nodes=1"])
     *jobs, runtime = written
-    assert len(jobs) == sum(len(list(render(place))) for place in PLACES)
+    assert len(jobs) == sum(len(list(render(place))) for place in FOLDERS)
     assert runtime == tmp_path / RUNTIME
     assert f"image: {image}\n" in runtime.read_text()
     for path in jobs:
@@ -240,7 +240,7 @@ def _name(value: Any) -> str:
 def test_everything_referred_to_is_there(overlay: str) -> None:
     objects = build(overlay, KUBECTLS[0])
     secret = "mlpipeline-minio-artifact" if overlay.endswith("kfp") else "percmae-store"
-    jobs = [job for place in PLACES if place.folder.startswith(overlay) for job in _jobs(place)]
+    jobs = [job for place in FOLDERS if place.folder.startswith(overlay) for job in _jobs(place)]
     assert list(pods(objects))
     for pod in pods([*objects, *jobs]):
         assert pod["serviceAccountName"] in of_kind(objects, "ServiceAccount")
@@ -259,7 +259,7 @@ def test_everything_referred_to_is_there(overlay: str) -> None:
         assert queue is None or queue in of_kind(objects, "LocalQueue")
 
 
-def _jobs(place: Place) -> list[Object]:
+def _jobs(place: Folder) -> list[Object]:
     return list(committed(place).values())
 
 
@@ -287,7 +287,10 @@ def test_the_oldest_kubernetes_is_stated() -> None:
 
 def test_images_are_this_version_or_pinned_by_digest() -> None:
     ours = {f"percmae-{name}:{__version__}" for name in ("train", "pipeline")}
-    objects = [*build("base", KUBECTLS[0]), *(job for place in PLACES for job in _jobs(place))]
+    objects = [
+        *build("base", KUBECTLS[0]),
+        *(job for place in FOLDERS for job in _jobs(place)),
+    ]
     images = {c["image"] for pod in pods(objects) for c in containers(pod)}
     assert images & ours
     for image in images - ours:
@@ -363,7 +366,7 @@ def test_the_largest_job_fits_into_the_quota(overlay: str) -> None:
 def test_policies_let_every_job_reach_the_store_and_each_other() -> None:
     objects = build("base", KUBECTLS[0])
     policies = of_kind(objects, "NetworkPolicy")
-    jobs = [job for place in PLACES for job in _jobs(place)]
+    jobs = [job for place in FOLDERS for job in _jobs(place)]
     labels = [job["metadata"]["labels"] for job in jobs]
     labels += [t["metadata"]["labels"] for t in _templates(objects) if "percmae" in str(t["spec"])]
     store = policies["store"]["spec"]["ingress"][0]["from"][0]["podSelector"]["matchLabels"]

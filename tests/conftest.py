@@ -21,12 +21,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 LONG_FILES = {
     *("cli/test_cli.py", "data/test_ingest.py", "data/test_loader.py"),
     *(f"engine/test_{name}.py" for name in ("features", "finetune", "formats", "knn", "pretrain")),
-    *(f"engine/test_{name}.py" for name in ("strategy", "variants", "waiting")),
+    *(f"engine/test_{name}.py" for name in ("strategy", "variants", "waiting", "whose_settings")),
     *("jobs/test_digest.py", "doctor/test_doctor_tries.py", "jobs/test_manifests.py"),
     *("jobs/test_schema.py", "jobs/test_work.py", "losses/test_objectives.py"),
     *("models/test_agreement.py", "models/test_features.py", "pipelines/test_compile.py"),
-    *("pipelines/test_forward.py", "pipelines/test_schedule.py", "pipelines/test_submit.py"),
-    *("pipelines/test_tasks.py", "report/test_report_compare.py", "report/test_report_figures.py"),
+    *("pipelines/server/test_forward.py", "pipelines/server/test_schedule.py"),
+    *("pipelines/server/test_submit.py", "pipelines/local/test_tasks.py"),
+    *("report/test_report_compare.py", "report/test_report_figures.py"),
     *("report/test_report_page.py", "stages/test_requests.py", "storage/test_storage_retry.py"),
     "storage/test_storage_s3.py",
 }

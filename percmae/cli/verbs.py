@@ -115,7 +115,8 @@ def _submit(args: argparse.Namespace) -> None:
     from percmae.cli.submit import work_of
     from percmae.jobs.settings import job_settings
 
-    work, settings = work_of(args.command), job_settings(args.job)
+    work = work_of(args.command)
+    settings = job_settings(args.job, work.stage)
     if args.print:
         import yaml
 
@@ -123,7 +124,7 @@ def _submit(args: argparse.Namespace) -> None:
 
         print(yaml.safe_dump(job_object(work, settings), sort_keys=False), end="")
         return
-    from percmae.jobs.launch import launch, submit
+    from percmae.jobs.launcher import launch, submit
 
     if args.detach:
         print(submit(work, settings))
@@ -154,11 +155,13 @@ def _config(args: argparse.Namespace) -> None:
 
 def _config_show(args: argparse.Namespace) -> None:
     from percmae.config import load
-    from percmae.jobs.settings import job_docs
+    from percmae.jobs.schema import job_docs
 
     if args.docs:
         for key, kind, text in load.docs():
-            print(f"{key}  ({kind})\n    {' '.join(text.split())}")
+            stages = load.stages_of(key)
+            whose = "" if stages == load.TRAININGS else f"; {', '.join(stages)}"
+            print(f"{key}  ({kind}{whose})\n    {' '.join(text.split())}")
         print("\nSettings of a job in a cluster (--job key=value):\n")
         for key, kind, text in job_docs():
             print(f"{key}  ({kind})\n    {' '.join(text.split())}")

@@ -17,17 +17,16 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from percmae.data.archives import ARCHIVES
 from percmae.data.shards import ClassInfo
 from percmae.errors import DataError
 from percmae.storage import StorePath
 
 # (name, size in bytes) of the published archives and their MD5.
 PUBLISHED_MD5 = {
-    ("ILSVRC2012_img_train.tar", 147_897_477_120): "1d675b47d978889d74fa0da5fadfb00e",
-    ("ILSVRC2012_img_val.tar", 6_744_924_160): "29b22e2961454d5413ddabcf34fc5622",
+    (ARCHIVES["train"], 147_897_477_120): "1d675b47d978889d74fa0da5fadfb00e",
+    (ARCHIVES["val"], 6_744_924_160): "29b22e2961454d5413ddabcf34fc5622",
 }
-TRAIN_NAME, VAL_NAME = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
-DEVKIT_NAME = "ILSVRC2012_devkit_t12.tar.gz"
 META, GROUND_TRUTH = "data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt"
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")

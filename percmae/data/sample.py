@@ -21,7 +21,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from percmae.data.imagenet import DEVKIT_NAME, GROUND_TRUTH, META, TRAIN_NAME, VAL_NAME
+from percmae.data.archives import ARCHIVES
+from percmae.data.imagenet import GROUND_TRUTH, META
 from percmae.data.sample_sources import SOURCES, Source, fingerprint, load_source
 from percmae.errors import DataError
 from percmae.progress import Progress
@@ -30,7 +31,7 @@ __all__ = ["SOURCES", "SampleArchives", "make_sample_archives"]
 
 _RECORD = "sample.json"
 _FORMAT = "percmae-sample/1"
-_DEVKIT = "ILSVRC2012_devkit_t12"
+_DEVKIT = ARCHIVES["devkit"].removesuffix(".tar.gz")
 _FIELDS = (
     "ILSVRC2012_ID",
     "WNID",
@@ -61,7 +62,7 @@ def make_sample_archives(out: str | Path, source: str = "mnist") -> SampleArchiv
     source, one that cannot be had here, or archives in ``out`` that were not made by this.
     """
     folder = Path(out).expanduser().resolve()
-    train, val, devkit = paths = (folder / TRAIN_NAME, folder / VAL_NAME, folder / DEVKIT_NAME)
+    train, val, devkit = paths = tuple(folder / name for name in ARCHIVES.values())
     record = {"format": _FORMAT, "source": source, "fingerprint": fingerprint(source)}
     if _is_made(folder / _RECORD, record, paths):
         return SampleArchives(train, val, devkit, reused=True)

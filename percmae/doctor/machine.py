@@ -1,4 +1,4 @@
-"""``percmae doctor``: what this machine has, and the command that mends what is amiss."""
+"""``percmae doctor``: what this machine has, and the command that puts right what is amiss."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def _extras() -> Iterator[Finding]:
             yield _package(name, f"pip install 'percmae[{extra}]'")
 
 
-def _package(name: str, mend: str) -> Finding:
+def _package(name: str, fix: str) -> Finding:
     try:
         return Finding(True, name, metadata.version(name))
     except metadata.PackageNotFoundError:
-        return Finding(False, name, "not installed", mend)
+        return Finding(False, name, "not installed", fix)
 
 
 def _torchvision() -> Iterator[Finding]:
@@ -93,8 +93,8 @@ def _store() -> Iterator[Finding]:
     from percmae.storage import StorePath, StoreSettings
 
     if not any(k in os.environ for k in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")):
-        mend = 'set AWS_ENDPOINT_URL and keys, or eval "$(percmae store up)"'
-        yield Finding(False, "S3 endpoint", "AWS_ENDPOINT_URL is not set", mend)
+        fix = 'set AWS_ENDPOINT_URL and keys, or eval "$(percmae store up)"'
+        yield Finding(False, "S3 endpoint", "AWS_ENDPOINT_URL is not set", fix)
         return
     try:
         endpoint = StoreSettings.load().endpoint

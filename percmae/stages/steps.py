@@ -23,9 +23,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol
 
 from percmae.command import exit_code
-from percmae.config import TRAININGS, Config, load_config
-from percmae.errors import ConfigError, UserError
-from percmae.stages.launch import LOCAL, Launch
+from percmae.config import Config, load_config
+from percmae.errors import UserError
+from percmae.stages import launch
+from percmae.stages.placement import LOCAL, Placement
+from percmae.stages.scope import overrides_for
 from percmae.storage import StorePath
 
 if TYPE_CHECKING:
@@ -36,8 +38,6 @@ P = ParamSpec("P")
 
 # More classes than this and a confusion matrix is no longer something to look at in a UI.
 MOST_CLASSES_SHOWN = 100
-# What tells runs of one pipeline apart: parameters of the pipeline, not settings of a stage.
-_PARAMETERS = ("seed", "tag", "name")
 
 
 class Artifact(Protocol):
@@ -72,35 +72,6 @@ def runs_folder(store: str, seed: int) -> str:
 def report_folder(store: str, name: str) -> str:
     """Where the report of the runs called ``name`` lies."""
     return (StorePath(store) / "reports" / name).uri
-
-
-def overrides_for(stage: str, overrides: Iterable[str]) -> list[str]:
-    """The ``key=value`` settings that apply to one training stage.
-
-    ``probe.optim.epochs=5`` is for the probe, ``all.data.workers=2`` for every stage; a key without
-    a stage in front is about the pretraining. Raises ConfigError for what is a parameter of the
-    whole pipeline.
-    """
-    chosen = []
-    for override in overrides:
-        scope, dot, rest = override.strip().partition(".")
-        if not (dot and scope in ("all", *TRAININGS)):
-            scope, rest = "pretrain", override.strip()
-        key = rest.partition("=")[0].strip()
-        if key in _PARAMETERS:
-            raise ConfigError(
-                f"override {override!r}: {_ADVICE[key]}, so that all stages of a seed agree"
-            )
-        if scope in ("all", stage):
-            chosen.append(rest)
-    return chosen
-
-
-_ADVICE = {
-    "seed": "give the seeds as the pipeline's own parameter (--seeds 0,1,2)",
-    "tag": "give the tag as the pipeline's own parameter (--tag)",
-    "name": "runs are named <tag>_<variant> in a pipeline; give a tag (--tag)",
-}
 
 
 def pretrain_config(
@@ -160,11 +131,11 @@ def pretrain(
     overrides: Sequence[str],
     model: Artifact,
     metrics: Metrics,
-    launch: Launch,
+    placement: Placement,
 ) -> None:
     """One seed's pretraining, in ``<store>/runs/seed-<seed>/<tag>_<variant>``."""
     config = pretrain_config(variant, recipe, size, tag, overrides, seed)
-    _train(config, dataset, runs_folder(store, seed), model, metrics, launch)
+    _train(config, dataset, runs_folder(store, seed), model, metrics, placement)
 
 
 @_step
@@ -174,11 +145,11 @@ def probe(
     overrides: Sequence[str],
     model: Artifact,
     metrics: Metrics,
-    launch: Launch,
+    placement: Placement,
     untrained: bool = False,
 ) -> None:
     """A linear probe beside the pretraining run it builds upon, or its untrained control."""
-    _downstream("probe", pretrained, dataset, overrides, model, metrics, launch, untrained)
+    _downstream("probe", pretrained, dataset, overrides, model, metrics, placement, untrained)
 
 
 @_step
@@ -188,10 +159,10 @@ def finetune(
     overrides: Sequence[str],
     model: Artifact,
     metrics: Metrics,
-    launch: Launch,
+    placement: Placement,
 ) -> None:
     """A fine-tuning beside the pretraining run it builds upon."""
-    _downstream("finetune", pretrained, dataset, overrides, model, metrics, launch, False)
+    _downstream("finetune", pretrained, dataset, overrides, model, metrics, placement, False)
 
 
 def _downstream(
@@ -201,7 +172,7 @@ def _downstream(
     overrides: Sequence[str],
     model: Artifact,
     metrics: Metrics,
-    launch: Launch,
+    placement: Placement,
     untrained: bool,
 ) -> None:
     from percmae.runs.downstream import downstream_config
@@ -209,7 +180,8 @@ def _downstream(
 
     parent = Run.open(pretrained.metadata["uri"])
     config = downstream_config(parent, stage, overrides=overrides_for(stage, overrides))
-    _train(config, dataset, parent.path.parent.uri, model, metrics, launch, parent, untrained)
+    to = parent.path.parent.uri
+    _train(config, dataset, to, model, metrics, placement, parent, untrained)
 
 
 def _train(
@@ -218,18 +190,16 @@ def _train(
     to: str,
     model: Artifact,
     metrics: Metrics,
-    launch: Launch,
+    placement: Placement,
     parent: Run | None = None,
     untrained: bool = False,
 ) -> None:
     """Train, here or by a job, then say in the artifacts what came out."""
     data = dataset.metadata["uri"]
-    if launch.launcher == LOCAL:
+    if placement.launcher == LOCAL:
         result = _train_here(config, data, to, parent, untrained)
     else:
-        from percmae.stages.launch import train
-
-        result = train(config, data, to, parent, untrained, launch)
+        result = launch.train(config, data, to, parent, untrained, placement)
     record = result.run.record
     facts = record.model_dump(mode="json", include=_RUN_FACTS, exclude_none=True)
     facts |= {"uri": result.uri, "data_digest": record.data.digest, "reused": result.reused}
@@ -279,19 +249,17 @@ def _check_torch() -> None:
 
 @_step
 def evaluate(
-    model: Artifact, dataset: Artifact, metrics: Metrics, confusion: Confusion, launch: Launch
+    model: Artifact, dataset: Artifact, metrics: Metrics, confusion: Confusion, placement: Placement
 ) -> None:
     """A run's figures on the test set, also as ``<run>/evaluation.json``."""
     run, data = model.metadata["uri"], dataset.metadata["uri"]
-    if launch.launcher == LOCAL:
+    if placement.launcher == LOCAL:
         _check_torch()
         from percmae.engine.evaluate import evaluate
 
         result = evaluate(run, data)
     else:
-        from percmae.stages import launch as launched
-
-        result = launched.evaluate(run, data, launch)
+        result = launch.evaluate(run, data, placement)
     confusion.metadata["reused"] = result.reused
     _log_evaluation(result.evaluation, metrics, confusion)
 
@@ -338,16 +306,15 @@ def report(
 
 
 @_step
-def clean(pipeline_run: str, launch: Launch) -> None:
+def clean(pipeline_run: str, placement: Placement) -> None:
     """Remove the jobs that a pipeline's run has left under way: they were cancelled, or lost."""
-    settings = launch.settings("pretrain")
-    if settings is None:
-        return
-    from percmae.jobs.cluster import Cluster
-    from percmae.jobs.launch import clean
+    from percmae.jobs.launcher import clean
     from percmae.progress import note
 
-    for name in clean(pipeline_run, Cluster(settings.namespace)):
+    settings = placement.settings("pretrain")
+    if settings is None:
+        return
+    for name in clean(pipeline_run, settings.namespace):
         note(f"{name} was still under way: removed")
 
 

@@ -18,14 +18,14 @@ from percmae import __version__
 from percmae.cli.parser import build_parser
 from percmae.command import parse
 from percmae.config.load import VARIANTS, load_config
-from percmae.data import imagenet
+from percmae.data.archives import ARCHIVES
 from percmae.doctor import cluster
 from percmae.errors import ConfigError, UserError
 from percmae.jobs import manifests
 from percmae.jobs.manifests import PLACES, RUNTIME, Place, render, write
-from percmae.jobs.names import Object
-from percmae.jobs.settings import JobSettings
-from percmae.jobs.spec import DIGEST, object_digest
+from percmae.jobs.names import DIGEST_ANNOTATION, KFP_ACCOUNTS, LAUNCHER, Object
+from percmae.jobs.schema import JobSettings
+from percmae.jobs.spec import object_digest
 
 K8S = Path(__file__).parents[2] / "k8s"
 OVERLAYS = ("base", "overlays/minimal", "overlays/gpu", "overlays/multi-node", "overlays/kfp")
@@ -84,9 +84,9 @@ def test_the_runtime_of_trainjobs_is_what_is_rendered(tmp_path: Path) -> None:
     write(tmp_path)
     text = (K8S / RUNTIME).read_text()
     assert text == (tmp_path / RUNTIME).read_text(), "out of date: make manifests"
-    made = yaml.safe_load(text)
-    validate(made)
-    assert made["metadata"]["name"] == "percmae"
+    job = yaml.safe_load(text)
+    validate(job)
+    assert job["metadata"]["name"] == "percmae"
 
 
 @pytest.mark.parametrize("folder", PLACE)
@@ -99,19 +99,19 @@ def test_there_is_a_job_for_every_stage_and_variant(folder: str) -> None:
 
 @pytest.mark.parametrize("folder", PLACE)
 def test_jobs_validate_strictly(folder: str) -> None:
-    for name, made in committed(PLACE[folder]).items():
-        validate(made)
-        validate(made, OLDEST)
-        assert made["metadata"]["name"] == name, "kubectl logs takes the file's name"
-        assert made["metadata"]["annotations"][DIGEST] == object_digest(made)
+    for name, job in committed(PLACE[folder]).items():
+        validate(job)
+        validate(job, OLDEST)
+        assert job["metadata"]["name"] == name, "kubectl logs takes the file's name"
+        assert job["metadata"]["annotations"][DIGEST_ANNOTATION] == object_digest(job)
 
 
 @pytest.mark.parametrize("folder", PLACE)
 def test_jobs_say_what_the_command_line_takes(folder: str) -> None:
-    for name, made in committed(PLACE[folder]).items():
-        for pod in pods([made]):
+    for name, job in committed(PLACE[folder]).items():
+        for pod in pods([job]):
             command = pod["containers"][0]["command"]
-            verb = made["metadata"]["labels"]["app.kubernetes.io/component"]
+            verb = job["metadata"]["labels"]["app.kubernetes.io/component"]
             args = parse(build_parser(), command[command.index(verb) :])
             assert args.verb == verb
             if name.startswith("pretrain-"):
@@ -145,21 +145,16 @@ def test_the_sample_is_made_before_it_is_read_and_without_keys() -> None:
     out = before["command"][before["command"].index("--out") + 1]
     reads = [part for part in pod["containers"][0]["command"] if part.startswith("/tmp")]
     assert {Path(part).parent for part in reads} == {Path(out)}
-    assert {Path(part).name for part in reads} == set(manifests.ARCHIVES.values())
+    assert {Path(part).name for part in reads} == set(ARCHIVES.values())
     assert "secretKeyRef" not in str(before)
     assert before["volumeMounts"] == pod["containers"][0]["volumeMounts"]
-
-
-def test_archives_have_the_names_that_ingest_knows() -> None:
-    names = [imagenet.TRAIN_NAME, imagenet.VAL_NAME, imagenet.DEVKIT_NAME]
-    assert list(manifests.ARCHIVES.values()) == names
 
 
 def test_only_gpu_overlays_ask_for_gpus() -> None:
     assert "nvidia.com/gpu" not in str(committed(PLACE["jobs"]))
     for folder in ("overlays/gpu/jobs", "overlays/multi-node/jobs"):
-        for name, made in committed(PLACE[folder]).items():
-            asked = "nvidia.com/gpu" in str(made)
+        for name, job in committed(PLACE[folder]).items():
+            asked = "nvidia.com/gpu" in str(job)
             assert asked == (name != "ingest"), f"{folder}/{name}"
 
 
@@ -173,9 +168,9 @@ def test_own_settings_reach_every_job_and_need_a_folder_of_their_own(
     assert runtime == tmp_path / RUNTIME
     assert f"image: {image}\n" in runtime.read_text()
     for path in jobs:
-        made = yaml.safe_load(path.read_text())
-        assert made["kind"] == "Job"
-        assert {c["image"] for pod in pods([made]) for c in containers(pod)} == {image}
+        job = yaml.safe_load(path.read_text())
+        assert job["kind"] == "Job"
+        assert {c["image"] for pod in pods([job]) for c in containers(pod)} == {image}
     monkeypatch.setattr("sys.argv", ["manifests", "kind=job"])
     monkeypatch.chdir(K8S.parent)
     with pytest.raises(SystemExit) as ended:
@@ -202,17 +197,17 @@ def test_files_no_longer_made_are_removed_and_yours_are_not(tmp_path: Path) -> N
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_overlays_build_and_validate(overlay: str, kubectl: str | None) -> None:
     objects = build(overlay, kubectl)
-    for made in objects:
-        if made["kind"] != "LocalQueue":  # Kueue's
-            validate(made)
-            validate(made, OLDEST)
+    for each in objects:
+        if each["kind"] != "LocalQueue":  # Kueue's
+            validate(each)
+            validate(each, OLDEST)
     names = [(o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"]) for o in objects]
     assert len(set(names)) == len(names)
     namespace = "kubeflow" if overlay.endswith("kfp") else "percmae"
-    for made in objects:
-        expected = None if made["kind"] == "Namespace" else namespace
-        assert made["metadata"].get("namespace") == expected
-        for subject in made.get("subjects", []):
+    for each in objects:
+        expected = None if each["kind"] == "Namespace" else namespace
+        assert each["metadata"].get("namespace") == expected
+        for subject in each.get("subjects", []):
             assert subject["namespace"] == namespace
 
 
@@ -303,19 +298,19 @@ def test_the_launcher_has_the_rights_that_doctor_asks_for_and_no_others() -> Non
     objects = build("base", KUBECTLS[0])
     granted = [
         (rule["apiGroups"], rule["resources"], tuple(rule["verbs"]))
-        for rule in of_kind(objects, "Role")[cluster.LAUNCHER]["rules"]
+        for rule in of_kind(objects, "Role")[LAUNCHER]["rules"]
     ]
     assert granted == [([group], [resource], verbs) for group, resource, verbs in cluster.RIGHTS]
     assert of_kind(objects, "ClusterRole") == of_kind(objects, "ClusterRoleBinding") == {}
     (binding,) = of_kind(objects, "RoleBinding").values()
-    assert [subject["name"] for subject in binding["subjects"]] == [cluster.LAUNCHER]
+    assert [subject["name"] for subject in binding["subjects"]] == [LAUNCHER]
 
 
 def test_kfp_steps_may_launch() -> None:
     objects = build("overlays/kfp", KUBECTLS[0])
     assert not {"Namespace", "StatefulSet", "ResourceQuota"} & {o["kind"] for o in objects}
     binding = of_kind(objects, "RoleBinding")["percmae-steps"]
-    assert [subject["name"] for subject in binding["subjects"]] == list(cluster.KFP_ACCOUNTS)
+    assert [subject["name"] for subject in binding["subjects"]] == list(KFP_ACCOUNTS)
 
 
 def test_the_example_of_the_secret_is_the_one_that_pods_read() -> None:

@@ -20,6 +20,7 @@ from PIL import Image
 
 from percmae.data.decode import decode
 from percmae.errors import DataError
+from percmae.storage import StorePath
 
 _FASHION = [
     "T-shirt, top",
@@ -267,7 +268,7 @@ def _picture(pixels: np.ndarray, label: int) -> Picture:
 
 def _file_as_jpeg(path: Path) -> bytes:
     """A JPEG file's own bytes; another format decoded and written as JPEG."""
-    data = path.read_bytes()
+    data = StorePath(path).read_bytes()
     if data.startswith(b"\xff\xd8"):
         return data
     return _to_jpeg(np.asarray(decode(data, name=str(path))))

@@ -20,7 +20,7 @@ from PIL import Image
 from scipy.io import loadmat
 
 from percmae.data import sample as sample_module
-from percmae.data.imagenet import read_devkit
+from percmae.data.devkit import read_devkit
 from percmae.data.ingest import ingest
 from percmae.data.sample import SampleArchives, make_sample_archives
 from percmae.data.shards import Dataset

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import ctypes
 import io
+import logging
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from typing import NamedTuple, get_args
 
 import numpy as np
@@ -107,6 +109,7 @@ def telling(tell: Callable[[ImageWarning], None]) -> Iterator[None]:
     all warnings of other code shown again.
     """
     _quieten_libtiff()
+    log, logger = _Log(tell), logging.getLogger("PIL")
     before = warnings.showwarning
 
     def show(
@@ -124,10 +127,26 @@ def telling(tell: Callable[[ImageWarning], None]) -> Iterator[None]:
             tell(ImageWarning(f"{filename}:{lineno}", _called(name), _one_line(message)))
 
     warnings.showwarning = show
+    logger.addHandler(log)
     try:
         yield
     finally:
+        logger.removeHandler(log)
         warnings.showwarning = before
+
+
+class _Log(logging.Handler):
+    """What Pillow writes to its log; without a handler, Python would print it."""
+
+    def __init__(self, tell: Callable[[ImageWarning], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        name: Name | None = getattr(_decoding, "name", None)
+        if name is not None:
+            text = _one_line(record.getMessage())
+            self._tell(ImageWarning(f"{record.pathname}:{record.lineno}", _called(name), text))
 
 
 class Once:
@@ -146,6 +165,7 @@ class Once:
             self._say(f"{warning.name}: {warning.text} (said once, of the first image only)")
 
 
+@cache
 def _quieten_libtiff() -> None:
     """libtiff writes to stderr by itself what Pillow then raises as well, without a name."""
     with suppress(AttributeError, OSError):  # a Pillow without it, or one that hides its functions

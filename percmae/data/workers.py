@@ -41,6 +41,7 @@ _CLOSED_ON_EXEC = socket.MSG_CMSG_CLOEXEC
 _ORPHAN_CHECK = 5.0  # seconds between two looks at whether the parent is still there
 _PATIENCE = 5.0  # seconds that a killed process is waited for
 _DUMP = signal.SIGUSR1  # has a worker write down where it is
+_OWN = "/percmae/"
 _FRAME = re.compile(r'  File "(.*)", line (\d+) in (.*)')
 
 
@@ -70,6 +71,7 @@ class Workers:
         self._timeout = timeout
         self._workers: list[_Worker] = []
         self._turn = 0
+        self._ended = False
         self._busy = threading.Lock()
         try:
             with told(f"starting {count} data workers"):
@@ -86,6 +88,8 @@ class Workers:
         nothing within the timeout.
         """
         with self._busy:
+            if self._ended:
+                return None
             worker = self._workers[self._turn]
             message, fds = self._receive(worker)
             kind, content = message[:1], message[1:]
@@ -97,7 +101,8 @@ class Workers:
                 self._turn = (self._turn + 1) % len(self._workers)
                 return item
             if kind == _END:
-                return None  # the items behind it would have been those of the others
+                self._ended = True  # what would come behind it is the others' not to make either
+                return None
             if kind == _ERROR:
                 raise pickle.loads(content)
             if kind == _FAULT:
@@ -321,12 +326,17 @@ def _read(words: int) -> str:
 
 
 def _places(dump: str) -> str:
-    """From faulthandler's stacks: where each thread is in this package, or else anywhere."""
-    stacks = [_FRAME.findall(stack) for stack in dump.split("(most recent call first)")[1:]]
-    own = [[frame for frame in stack if "/percmae/" in frame[0]] for stack in stacks]
-    innermost = [stack[0] for stack in own if stack] or [stack[0] for stack in stacks if stack]
-    places = [
-        f"{re.sub('.*/percmae/', 'percmae/', path)}:{line} in {function}"
-        for path, line, function in innermost
-    ]
+    """From faulthandler's stacks: where each thread is that came through this package."""
+    places = []
+    for stack in dump.split("(most recent call first)")[1:]:
+        frames = _FRAME.findall(stack)
+        own = [frame for frame in frames if _OWN in frame[0]]
+        if own:
+            called = "" if own[0] is frames[0] else f" called from {_place(*own[0])}"
+            places.append(f"{_place(*frames[0])}{called}")
     return ", ".join(dict.fromkeys(places))
+
+
+def _place(path: str, line: str, function: str) -> str:
+    short = path[path.rindex(_OWN) + 1 :] if _OWN in path else "/".join(path.split("/")[-2:])
+    return f"{short}:{line} ({function})"

@@ -268,6 +268,7 @@ for rank in (0, 1):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 3])
 def test_warnings_while_loading(tmp_path: Path, workers: int) -> None:
     files = {name: with_bad_exif(n) for n, name in enumerate(ab.val_files())}

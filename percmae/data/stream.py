@@ -25,7 +25,7 @@ from percmae.data.reader import grouped, read_ahead
 from percmae.data.seeding import private_randomness, seed_sample
 from percmae.data.shards import Split
 from percmae.data.shortage import told
-from percmae.data.workers import Workers
+from percmae.data.workers import Workers, require_descriptors
 from percmae.errors import DataError
 from percmae.progress import note
 
@@ -101,8 +101,8 @@ class Loader:
         in this one. pin_memory: only where there is a GPU. timeout: seconds that a batch is waited
         for, with workers. formats: of images that are opened.
 
-        Raises DataError if a whole epoch would be empty, UserError for a format that there is not,
-        ValueError for senseless numbers.
+        Raises DataError if a whole epoch would be empty, UserError for a format that there is not
+        and where fewer files may be open than the workers need, ValueError for senseless numbers.
         """
         if batch_size < 1 or not 0 <= rank < world or workers < 0:
             raise ValueError(f"batch_size={batch_size}, {rank=}, {world=}, {workers=}")
@@ -111,6 +111,7 @@ class Loader:
                 f"split {split.name} has {len(split):,} samples, fewer than one batch of "
                 f"{batch_size} on {world} process(es); lower data.batch_size"
             )
+        require_descriptors(workers)
         self.split = split
         self.transform = transform
         self.batch_size = batch_size

@@ -15,6 +15,7 @@ import mmap
 import os
 import pickle
 import re
+import resource
 import select
 import signal
 import socket
@@ -31,7 +32,7 @@ from typing import Any, NoReturn
 import torch
 
 from percmae.data.shortage import shortage, told
-from percmae.errors import PercmaeError, WorkerLost
+from percmae.errors import PercmaeError, UserError, WorkerLost
 
 # Items that each worker may have ready before they are asked for.
 _AHEAD = 2
@@ -39,6 +40,7 @@ _ITEM, _END, _ERROR, _FAULT = b"i", b".", b"e", b"!"
 _LONGEST_MESSAGE = 1 << 16
 _CLOSED_ON_EXEC = socket.MSG_CMSG_CLOEXEC
 _ORPHAN_CHECK = 5.0  # seconds between two looks at whether the parent is still there
+_SPARE = 16  # files that are open beside those of the workers: shards, figures, a checkpoint
 _PATIENCE = 5.0  # seconds that a killed process is waited for
 _DUMP = signal.SIGUSR1  # has a worker write down where it is
 _OWN = "/percmae/"
@@ -51,6 +53,17 @@ class _Worker:
     link: socket.socket
     words: int  # descriptor of what it writes when it crashes, or is asked where it is
     status: int | None = None  # as waitpid gives it, once it has ended
+
+
+def require_descriptors(count: int) -> None:
+    """Raise UserError where this process may not open as many files as ``count`` workers need."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    needed = len(os.listdir("/proc/self/fd")) + 2 * count + _SPARE
+    if count and limit != resource.RLIM_INFINITY and limit < needed:
+        raise UserError(
+            f"data.workers={count}: {needed} open files are needed, ulimit -n is {limit}; raise "
+            "it, or lower data.workers"
+        )
 
 
 class Workers:

@@ -41,13 +41,20 @@ def forever(worker: int, count: int) -> Iterator[Any]:
         yield np.zeros(1000)
 
 
+def exhaust(workers: Workers) -> list[Any]:
+    items = []
+    while (item := workers.take()) is not None:
+        items.append(item)
+    return items
+
+
 # Handing over -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 9])
 def test_items_come_in_turn_and_whole(count: int) -> None:
     with start(numbers, count) as workers:
-        items = list(iter(workers.take, None))
+        items = exhaust(workers)
         assert workers.take() is None
     assert [number for number, _ in items] == list(range(7))
     for number, array in items:
@@ -189,9 +196,8 @@ def test_a_worker_that_was_stopped() -> None:
         workers.take()
         for pid in forked():
             os.kill(pid, signal.SIGSTOP)
-        # What was ready before still comes.
         with pytest.raises(WorkerLost, match="stopped by a signal, and does not answer; 2 of 2"):
-            list(iter(workers.take, None))
+            exhaust(workers)
     assert not forked()
 
 
@@ -284,6 +290,19 @@ def test_too_few_descriptors_for_the_workers(more: int) -> None:
     assert str(caught.value).startswith("starting 8 data workers: too many open files (ulimit -n ")
     assert not forked()
     assert len(os.listdir("/proc/self/fd")) == opened
+
+
+def test_too_few_descriptors_show_before_anything_is_started(sample_dataset: Dataset) -> None:
+    split = sample_dataset.split("test")
+
+    def loader(workers: int) -> Loader:
+        options: dict[str, Any] = {"batch_size": 8, "seed": 0, "shuffle": True, "drop_last": True}
+        return Loader(split, lambda image: torch.zeros(3, 8, 8), workers=workers, **options)
+
+    with descriptors(20):
+        with pytest.raises(UserError, match=r"data\.workers=8: \d+ open files are needed, ulimit"):
+            loader(8)
+        assert len(list(loader(1).batches())) == 125
 
 
 def test_too_few_descriptors_for_a_batch() -> None:

@@ -181,8 +181,9 @@ class Workers:
     def _lost(self, worker: _Worker) -> WorkerLost:
         self._reap(worker)
         how = "unexpectedly"
-        if worker.status is not None and os.WIFSIGNALED(worker.status):
-            how = f"by signal {signal.Signals(os.WTERMSIG(worker.status)).name}"
+        if worker.status is not None:
+            code = os.waitstatus_to_exitcode(worker.status)
+            how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
         words = _places(_read(worker.words))
         return WorkerLost(
             f"a data worker ended {how}{f' at {words}' if words else ''}; if it was killed for "

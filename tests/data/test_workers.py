@@ -157,7 +157,7 @@ def leave(worker: int, count: int) -> Iterator[Any]:
     ("make", "how"),
     [
         (crash, r"by signal SIGSEGV at data/test_workers\.py:\d+ \(crash\) "),
-        (leave, "unexpectedly;"),
+        (leave, "with code 3;"),
     ],
 )
 def test_a_worker_that_ends(make: Any, how: str) -> None:

@@ -26,10 +26,11 @@ from percmae.config import FORMATS
 from percmae.config.schema import ImageFormat
 from percmae.errors import DataError, UserError
 
-# An image of more pixels than this has at least a byte of data for each thousand of them, unless it
-# is made to use up memory and time (a WebP of 800 bytes may take 25 seconds and 2.4 GB). A
-# progressive JPEG has about ten scans, and goes over all of its pixels in each.
-_PLAUSIBLE_PIXELS, _PIXELS_A_BYTE, _MOST_SCANS = 1 << 24, 1000, 500
+# What is beyond these is made to use up memory and time (a WebP of 800 bytes took 25 seconds and
+# 2.4 GB): many pixels have at least a byte of data for each thousand of them; a progressive JPEG
+# has about ten scans, and goes over all of its pixels in each; a strip one pixel high would become
+# gigantic when its shorter side is resized to what a network takes.
+_PLAUSIBLE_PIXELS, _PIXELS_A_BYTE, _MOST_SCANS, _LONGEST_STRIP = 1 << 24, 1000, 500, 200
 _SCAN = b"\xff\xda"
 
 Name = str | Callable[[], str]
@@ -192,7 +193,11 @@ def _check_effort(size: tuple[int, int], data: bytes) -> None:
     """Pillow itself refuses what has more than 2 · MAX_IMAGE_PIXELS (179 million)."""
     width, height = size
     pixels = width * height
-    if not pixels or pixels > max(_PLAUSIBLE_PIXELS, _PIXELS_A_BYTE * len(data)):
+    if (
+        not pixels
+        or pixels > max(_PLAUSIBLE_PIXELS, _PIXELS_A_BYTE * len(data))
+        or max(size) > _LONGEST_STRIP * min(size)
+    ):
         raise ValueError(f"{width} × {height} pixels in {len(data):,} bytes")
     if data.startswith(b"\xff\xd8") and (scans := data.count(_SCAN)) > _MOST_SCANS:
         raise ValueError(f"a JPEG of {scans:,} scans")

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from percmae.data.decode import decode
+from percmae.data.tars import is_side_file
 from percmae.errors import DataError
 from percmae.storage import StorePath
 
@@ -249,6 +250,7 @@ def _images(folder: Path) -> list[Path]:
         for path in folder.rglob("*")
         if path.suffix.lower() in _SUFFIXES
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and not is_side_file(str(path.relative_to(folder)))
         and path.is_file()
     )
 

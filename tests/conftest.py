@@ -23,6 +23,8 @@ LONG_FILES = {
     "cli/test_cli.py",
     "data/test_ingest.py",
     "data/test_loader.py",
+    "data/test_odd_archives.py",
+    "data/test_workers.py",
     "doctor/test_doctor_tries.py",
     "engine/test_features.py",
     "engine/test_finetune.py",

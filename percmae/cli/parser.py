@@ -74,6 +74,10 @@ def build_parser() -> argparse.ArgumentParser:
     ):
         sub.add_argument(f"--{name}", required=True, metavar="URI", help=text)
     sub.add_argument("--to", required=True, metavar="URI", help="folder of the dataset")
+    text = "image formats that are opened (default: as setting data.formats); others are left out"
+    sub.add_argument("--formats", nargs="+", metavar="NAME", help=text)
+    text = "classes of the real ILSVRC may lack images: the train archive is a part of it"
+    sub.add_argument("--subset", action="store_true", help=text)
 
     sub = verb("pretrain", "pretrain a masked autoencoder")
     _config_options(sub)

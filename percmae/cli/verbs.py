@@ -30,10 +30,13 @@ def _sample_data(args: argparse.Namespace) -> None:
 
 
 def _ingest(args: argparse.Namespace) -> None:
+    from percmae.config import FORMATS
     from percmae.data.ingest import ingest
     from percmae.progress import note
 
-    result = ingest(args.train, args.val, args.devkit, args.to)
+    archives = (args.train, args.val, args.devkit)
+    formats = args.formats or FORMATS
+    result = ingest(*archives, args.to, formats=formats, subset=args.subset)
     if result.reused:
         note(f"{result.manifest_uri}: unchanged, reused")
     print(result.manifest_uri)

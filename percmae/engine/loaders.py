@@ -13,6 +13,7 @@ from percmae.engine.distributed import World
 
 def train_loader(config: Config, dataset: Dataset, world: World) -> Loader:
     """Batches of the training split in the order of (seed, epoch)."""
+    dataset.require_formats(config.data.formats)
     return Loader(
         dataset.split("train"),
         build_transform(config.data.augment, config.data.image_size, True, config.stage),
@@ -24,11 +25,14 @@ def train_loader(config: Config, dataset: Dataset, world: World) -> Loader:
         world=world.size,
         workers=config.data.workers,
         pin_memory=config.data.pin_memory and world.device.type == "cuda",
+        timeout=config.data.timeout,
+        formats=config.data.formats,
     )
 
 
 def eval_loader(config: Config, dataset: Dataset, split: str, world: World) -> Loader:
     """Batches of a whole split in its own order, shared over the processes."""
+    dataset.require_formats(config.data.formats)
     chosen = dataset.split(split)
     limit = config.trainer.val_samples
     if split == "val" and limit is not None and limit < len(chosen):
@@ -43,4 +47,5 @@ def eval_loader(config: Config, dataset: Dataset, split: str, world: World) -> L
         rank=world.rank,
         world=world.size,
         workers=0,
+        formats=config.data.formats,
     )

@@ -20,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 # Files that take long as a whole, though few of their tests do: slow, like the tests marked so.
 LONG_FILES = {
     *("cli/test_cli.py", "data/test_ingest.py", "data/test_loader.py"),
-    *("data/test_odd_archives.py", "data/test_workers.py"),
+    *("data/test_ingest_state.py", "data/test_odd_archives.py", "data/test_workers.py"),
     *(f"engine/test_{name}.py" for name in ("features", "finetune", "formats", "knn", "pretrain")),
     *(f"engine/test_{name}.py" for name in ("strategy", "variants", "waiting")),
     *("jobs/test_digest.py", "doctor/test_doctor_tries.py", "jobs/test_manifests.py"),

@@ -21,7 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 LONG_FILES = {
     *("cli/test_cli.py", "data/test_ingest.py", "data/test_loader.py"),
     *(f"engine/test_{name}.py" for name in ("features", "finetune", "formats", "knn", "pretrain")),
-    *(f"engine/test_{name}.py" for name in ("strategy", "variants", "waiting")),
+    *(f"engine/test_{name}.py" for name in ("random_settings", "strategy", "variants", "waiting")),
     *("jobs/test_digest.py", "doctor/test_doctor_tries.py", "jobs/test_manifests.py"),
     *("jobs/test_schema.py", "jobs/test_work.py", "losses/test_objectives.py"),
     *("models/test_agreement.py", "models/test_features.py", "pipelines/test_compile.py"),

@@ -50,7 +50,7 @@ class Augment:
     """timm's RandAugment policy (fine-tuning), e.g. rand-m9-mstd0.5-inc1; null for none."""
     erasing: Fraction = 0.0
     """Probability of random erasing (fine-tuning)."""
-    eval_crop: Annotated[float, Field(gt=0.0, le=1.0)] = 0.875
+    eval_crop: Annotated[float, Field(ge=0.1, le=1.0)] = 0.875
     """Evaluation: resize the shorter side to image_size / eval_crop, then crop the centre."""
     mean: list[float] = Field(
         default_factory=lambda: [0.485, 0.456, 0.406], min_length=3, max_length=3
@@ -301,7 +301,7 @@ class Config:
         json_schema_extra=OPERATIONAL,
     )
     """Experiment name; null derives it from tag and variant."""
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the weights, the order of the data, its augmentation and the masks."""
     data: Data = Field(default_factory=Data)
     """Images and how they are read."""

@@ -336,9 +336,10 @@ class Loop:
             speed = f"{values['images_per_second']:.0f} img/s"
             bar.update(1, loss=f"{values.get('loss', math.nan):.4f}", speed=speed)
 
-    def _validate(self, tracker: Tracker | None) -> float:
+    def _validate(self, tracker: Tracker | None) -> float | None:
+        """The loss on the validation slice; None where it is not finite."""
         self.learner.train(False)
-        values = self.learner.validate()
+        values = self._finite(self.learner.validate())
         self.metrics.update({f"val/{k}": v for k, v in values.items()})
         if tracker is not None:
             tracker.log(self.step, self.step / self.plan.epoch, "val", values)
@@ -346,7 +347,22 @@ class Loop:
                 for name, picture in self.learner.pictures().items():
                     tracker.image(self.step, name, picture)
         self.learner.train(True)
-        return values["loss"]
+        return values.get("loss")
+
+    def _finite(self, values: dict[str, float]) -> dict[str, float]:
+        """The validation's figures that are finite. Raises PercmaeError where that is asked for.
+
+        A step's loss and gradients can be finite and what they make of the weights not.
+        """
+        lost = [name for name, value in values.items() if not math.isfinite(value)]
+        if lost and self.config.trainer.exit_on_nan_losses:
+            raise PercmaeError(
+                f"run {self.run_folder.uri}: not finite in the validation after step {self.step}: "
+                f"{_listed(lost)}; lower optim.lr or optim.weight_decay, or set optim.clip_grad"
+            )
+        if lost:
+            note(f"validation after step {self.step}: not finite: {_listed(lost)}; not recorded")
+        return {name: value for name, value in values.items() if name not in lost}
 
     def _progress(self) -> dict[str, Any]:
         return {

@@ -18,6 +18,7 @@ from percmae.data.stream import Loader
 from percmae.engine.distributed import World
 from percmae.engine.loop import Learner, Loop
 from percmae.engine.plan import Plan
+from percmae.errors import DataError
 from percmae.losses.objective import Objective
 from percmae.progress import note
 from percmae.runs.record import Identity, Run, RunResult, existing_run
@@ -34,7 +35,9 @@ def carry_out(
     """Train the run that ``identity`` describes below ``to``, or return the finished one.
 
     learner: builds what is trained; told whether the run is a new one. Everything that may be
-    refused comes before the run's folder is made. Raises what the loop and the learner raise.
+    refused comes before the run's folder is made; a new run that fails all the same before it has
+    a checkpoint leaves no folder, so that its name is free. Raises what the loop and the learner
+    raise.
     """
     run = here.first(lambda: existing_run(to, identity, resume))
     if run is not None and run.complete:
@@ -45,9 +48,14 @@ def carry_out(
     loader = train_loader(config, dataset, here)
     plan = Plan.make(config, len(loader.split), here.size)
     _warn_of_schedule(config)
-    if run is None:
-        run = here.first(lambda: Run.create(to, identity, _versions()))
-    Loop(trained, config, run, loader, here, plan).run()
+    fresh = run is None
+    run = run or here.first(lambda: Run.create(to, identity, _versions()))
+    try:
+        Loop(trained, config, run, loader, here, plan).run()
+    except Exception:
+        if fresh and here.main:
+            run.forget()
+        raise
     return run.result()
 
 
@@ -66,8 +74,13 @@ def autocast(config: Config, device: torch.device) -> AbstractContextManager[Any
 
 
 def eval_loader(config: Config, dataset: Dataset, split: str, world: World) -> Loader:
-    """Batches of a whole split in its own order, shared over the processes."""
+    """Batches of a whole split in its own order, shared over the processes.
+
+    Raises DataError for a split without an image.
+    """
     chosen = dataset.split(split)
+    if not len(chosen):
+        raise DataError(f"dataset {dataset.uri}: no image for split {split}; ingest more images")
     limit = config.trainer.val_samples
     if split == "val" and limit is not None and limit < len(chosen):
         chosen = chosen.subset("val", np.arange(limit))

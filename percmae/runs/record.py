@@ -12,6 +12,7 @@ import hashlib
 import json
 import platform
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from percmae import __version__
 from percmae.config import Config, config_from_dict, digest, to_dict, to_yaml
 from percmae.config.load import leaves
 from percmae.data.shards import Dataset
-from percmae.errors import ConfigError, DataError, UserError
+from percmae.errors import ConfigError, DataError, PercmaeError, UserError
 from percmae.storage import StorePath
 
 FORMAT = "percmae-run/1"
@@ -89,8 +90,7 @@ class Run:
     def create(cls, to: str, identity: Identity, versions: dict[str, str]) -> Run:
         """Write a new run's config and record; what an earlier run of the name left is removed."""
         path = StorePath(to) / identity.name
-        for entry in list(path.iter()):
-            entry.path.delete()
+        _empty(path)
         config = identity.config
         record = {
             "format": FORMAT,
@@ -118,6 +118,13 @@ class Run:
         (path / "config.yaml").write_text(to_yaml(config))
         run.save()
         return run
+
+    def forget(self) -> None:
+        """Remove a run that failed, unless there is a checkpoint to go on from or a diagnostic."""
+        # The failure that led here is what is to be told, not a store that is away by now.
+        with suppress(PercmaeError, OSError):
+            if not list((self.path / "checkpoints").iter()):
+                _empty(self.path)
 
     @property
     def uri(self) -> str:
@@ -173,11 +180,16 @@ def identity_of(
     """What a training is about, before it begins.
 
     parent: the run that a probe or fine-tuning builds upon; the number of classes is then filled
-    in. Raises ConfigError when another one is configured.
+    in. Raises ConfigError when another one is configured, DataError for a single class.
     """
     if parent is None:
         return Identity(config.run_name, config, dataset.uri, dataset.digest)
     found = len(dataset.classes)
+    if found < 2:
+        raise DataError(
+            f"dataset {dataset.uri} has {found} class: nothing to tell apart; a probe or "
+            "fine-tuning needs 2 or more"
+        )
     if config.classifier.classes not in (None, found):
         raise ConfigError(
             f"classifier.classes={config.classifier.classes}, but dataset {dataset.uri} has "
@@ -212,6 +224,11 @@ def stored_evaluation(run: str, data: str) -> dict[str, Any] | None:
 
 
 EVALUATION = "evaluation.json"
+
+
+def _empty(folder: StorePath) -> None:
+    for entry in list(folder.iter()):
+        entry.path.delete()
 
 
 def _difference(run: Run, identity: Identity) -> str:

@@ -68,7 +68,14 @@ def test_the_papers_figures() -> None:
         ("optim.total_batch=100", ["optim.total_batch=100", "data.batch_size"]),
         ("optim.accumulate=2", ["optim.accumulate", "optim.total_batch"]),
         ("optim.betas=[0.9, 1.5]", ["optim.betas"]),
+        ("optim.betas=[0.9, 1.0]", ["optim.betas", "below 1"]),
         ("data.augment.std=[0.2, 0.0, 0.2]", ["data.augment.std"]),
+        ("data.augment.mean=[0.2, .nan, 0.2]", ["data.augment.mean", "finite"]),
+        ("data.augment.crop_aspect=[2, 1]", ["data.augment.crop_aspect", "low to high"]),
+        ("data.augment.rand_augment=randy", ["data.augment.rand_augment='randy'", "rand-m9"]),
+        ("model.encoder.mlp_ratio=0.001", ["model.encoder.mlp_ratio=0.001", "no unit"]),
+        ("optim.lr=.inf", ["optim.lr", "finite"]),
+        ("seed=18446744073709551616", ["seed", "less than"]),
     ],
 )
 def test_a_bad_setting_is_one_line_that_names_it(override: str, words: list[str]) -> None:
@@ -83,6 +90,25 @@ def test_a_bad_setting_is_one_line_that_names_it(override: str, words: list[str]
 def test_impossible_combination_of_variant_and_target() -> None:
     with pytest.raises(ConfigError, match="norm_pix_loss=true cannot be used with variant ssim"):
         load_config("ssim", overrides=["model.norm_pix_loss=true"])
+
+
+@pytest.mark.parametrize(
+    ("stage", "overrides", "words"),
+    [
+        ("finetune", ["data.batch_size=7", "optim.total_batch=null"], "data.batch_size=7 is odd"),
+        ("finetune", ["data.batch_size=1", "classifier.batch_norm=true"], "is odd"),
+        ("probe", ["data.batch_size=1"], "data.batch_size=1 leaves classifier.batch_norm nothing"),
+        ("probe", ["classifier.mixup=0.8"], "a probe takes neither"),
+        (
+            "probe",
+            ["optim.name=sgd", "optim.nesterov=true", "optim.momentum=0"],
+            "optim.nesterov=true needs a momentum",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_together(stage: str, overrides: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_config("mae", "mae", stage, overrides=overrides)
 
 
 def test_unknown_presets_name_the_nearest() -> None:

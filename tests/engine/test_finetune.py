@@ -14,11 +14,12 @@ from percmae.config import Config
 from percmae.data.augment import build_transform
 from percmae.data.shards import Dataset
 from percmae.data.stream import Loader
+from percmae.engine import loop
 from percmae.engine.evaluate import evaluate, reconstruct
 from percmae.engine.finetune import finetune, probe, trained_classifier
 from percmae.engine.pretrain import pretrain
 from percmae.engine.weights import network_weights
-from percmae.errors import CheckpointError, ConfigError, DataError, UserError
+from percmae.errors import CheckpointError, ConfigError, DataError, PercmaeError, UserError
 from percmae.models import build_model
 from percmae.runs.downstream import downstream_config
 from percmae.runs.record import Run, RunResult
@@ -181,18 +182,52 @@ def test_reconstruction_figures_and_pictures(
             reconstruct(parent.uri, [str(tmp_path / name)], str(to))
 
 
-def test_a_run_that_is_not_finished_is_not_evaluated(
-    parent: RunResult, tiny_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("saved", [0, 3])
+def test_a_run_that_fails(
+    parent: RunResult,
+    tiny_dataset: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    saved: int,
 ) -> None:
-    from percmae.engine import loop
+    """It is not evaluated; without a checkpoint to go on from it leaves its name free."""
+    optimise = loop.Loop._optimise
 
-    def fail(*args: Any) -> None:
-        raise OSError("power cut")
+    def fail(self: loop.Loop, *args: Any) -> bool:
+        if self.step == saved:
+            raise OSError("power cut")
+        return optimise(self, *args)
 
-    config = downstream_config(parent.uri, "probe", overrides=SHORT)
+    config = downstream_config(
+        parent.uri, "probe", overrides=[*SHORT, "checkpoint.every_steps=3", "optim.max_steps=4"]
+    )
     with monkeypatch.context() as patch:
         patch.setattr(loop.Loop, "_optimise", fail)
         with pytest.raises(OSError, match="power cut"):
             probe(config, parent.uri, tiny_dataset.uri, str(tmp_path))
-    with pytest.raises(UserError, match="stopped at step 0"):
-        evaluate(str(tmp_path / "p_mae_probe"), tiny_dataset.uri)
+    run = str(tmp_path / "p_mae_probe")
+    if saved:
+        with pytest.raises(UserError, match="stopped at step 3"):
+            evaluate(run, tiny_dataset.uri)
+        return
+    with pytest.raises(DataError, match=r"no readable run\.json"):
+        evaluate(run, tiny_dataset.uri)
+    other = downstream_config(parent.uri, "probe", overrides=[*SHORT, "optim.max_steps=1"])
+    assert probe(other, parent.uri, tiny_dataset.uri, str(tmp_path), "never").uri == run
+
+
+def test_validation_that_is_not_finite(
+    parent: RunResult, tiny_dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The step's own figures are finite, and what it makes of the weights is not."""
+    far = [*SHORT, "optim.lr=1e30", "optim.weight_decay=1e30", "optim.max_steps=1"]
+    config = downstream_config(parent.uri, "probe", overrides=far)
+    with pytest.raises(PercmaeError, match=r"not finite in the validation after step 1: loss"):
+        probe(config, parent.uri, tiny_dataset.uri, str(tmp_path))
+    on = downstream_config(
+        parent.uri, "probe", overrides=[*far, "trainer.exit_on_nan_losses=false"], tag="on"
+    )
+    figures = probe(on, parent.uri, tiny_dataset.uri, str(tmp_path)).metrics
+    assert "val/loss" not in figures
+    assert "val/top1" in figures
+    assert "validation after step 1: not finite: loss; not recorded" in capsys.readouterr().err

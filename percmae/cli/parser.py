@@ -131,7 +131,9 @@ def build_parser() -> argparse.ArgumentParser:
     actions = sub.add_subparsers(dest="action", required=True, metavar="show|diff")
     show = actions.add_parser("show", help="the effective configuration")
     _presets(show)
-    show.add_argument("--stage", default="pretrain", choices=["pretrain", "finetune", "probe"])
+    show.add_argument(
+        "--stage", default="pretrain", metavar="S", help="pretrain (default), finetune or probe"
+    )
     show.add_argument("--origin", action="store_true", help="where each value came from")
     show.add_argument("--docs", action="store_true", help="what each setting means")
     _overrides(show)

@@ -49,10 +49,12 @@ def _pretraining(args: argparse.Namespace) -> Work:
 
 def _downstream(args: argparse.Namespace) -> Work:
     from percmae.runs.downstream import downstream_config
+    from percmae.runs.record import Run
 
+    parent = Run.open(args.run)
     config = downstream_config(
-        args.run, args.verb, args.recipe, args.config, args.overrides, args.tag
+        parent, args.verb, args.recipe, args.config, args.overrides, args.tag
     )
-    base = downstream_config(args.run, args.verb, config.recipe)
+    base = downstream_config(parent, args.verb, config.recipe)
     untrained = getattr(args, "untrained", False)
     return training(config, args.data, args.to, args.run, untrained, base)

@@ -53,14 +53,16 @@ def _pretrain(args: argparse.Namespace) -> None:
 
 def _downstream(args: argparse.Namespace) -> None:
     from percmae.runs.downstream import downstream_config
+    from percmae.runs.record import Run
 
+    parent = Run.open(args.run)
     config = downstream_config(
-        args.run, args.verb, args.recipe, args.config, args.overrides, args.tag
+        parent, args.verb, args.recipe, args.config, args.overrides, args.tag
     )
     _spread_over_gpus(config)
     from percmae.engine import finetune
 
-    common = (config, args.run, args.data, args.to, args.resume)
+    common = (config, parent, args.data, args.to, args.resume)
     if args.verb == "probe":
         _result(finetune.probe(*common, untrained=args.untrained).uri)
     else:
@@ -70,7 +72,7 @@ def _downstream(args: argparse.Namespace) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     from percmae.engine.evaluate import evaluate
 
-    document = evaluate(args.run, args.data)
+    document = evaluate(args.run, args.data).evaluation.model_dump(mode="json")
     if args.json:
         _result(json.dumps(document))
         return
@@ -188,10 +190,11 @@ def _stored_config(uri: str) -> Config:
     import yaml
 
     from percmae.config.load import config_from_dict
+    from percmae.runs.record import CONFIG
     from percmae.storage import StorePath
 
     path = StorePath(uri)
-    file = path if path.name.endswith((".yaml", ".yml")) else path / "config.yaml"
+    file = path if path.name.endswith((".yaml", ".yml")) else path / CONFIG
     if not file.exists():
         raise UserError(f"{file}: there is no such file; give a run or a saved config.yaml")
     try:

@@ -26,7 +26,8 @@ from percmae.config.schema import Config, Stage, Variant
 from percmae.errors import ConfigError
 
 VARIANTS: tuple[str, ...] = get_args(Variant)
-STAGES: tuple[str, ...] = get_args(Stage)
+TRAININGS: tuple[str, ...] = get_args(Stage)
+"""The stages that are a training, and have a configuration."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -88,7 +89,7 @@ def load_layers(
     """Like :func:`load_config`, with the origin of each value."""
     _known("variant", variant, VARIANTS)
     _known("recipe", recipe, preset_names("recipes"))
-    _known("stage", stage, STAGES)
+    _known("stage", stage, TRAININGS)
     merged: dict[str, Any] = {"stage": stage, "variant": variant, "recipe": recipe}
     origin = dict.fromkeys(merged, "command line")
     sections = _read_preset("recipes", recipe)

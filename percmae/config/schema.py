@@ -26,6 +26,8 @@ OPERATIONAL: JsonDict = {"digest": False}
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Variant = Literal["mae", "ssim", "perceptual", "ls_gan", "msg_gan", "stylegan2_ada"]
 Stage = Literal["pretrain", "finetune", "probe"]
+UNTRAINED = "_untrained"
+"""What the name of a control ends with: of the probe on an untrained encoder."""
 
 
 @dataclass(config=SETTINGS)

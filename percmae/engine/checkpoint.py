@@ -23,6 +23,7 @@ from percmae.errors import CheckpointError, UnsafeFileError, UserError
 from percmae.storage import StorePath
 
 State = dict[str, Any]
+LATEST = "latest.json"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Checkpoints:
         (self.folder / name).write_bytes(data)
         everything = [s for s in self.kept if s.step != step] + [saved]
         self.kept = self._choose(everything)
-        (self.folder / "latest.json").write_json(
+        (self.folder / LATEST).write_json(
             {**asdict(saved), "checkpoint": name, "kept": [asdict(s) for s in self.kept]}
         )
         for old in everything:
@@ -73,7 +74,7 @@ class Checkpoints:
 
     def load_latest(self) -> State | None:
         """The state the pointer names, or None when nothing was saved yet."""
-        pointer = self.folder / "latest.json"
+        pointer = self.folder / LATEST
         if not pointer.exists():
             return None
         record = pointer.read_json()

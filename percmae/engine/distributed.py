@@ -124,7 +124,7 @@ def _device(config: Config, local_rank: int) -> torch.device:
 
 
 @contextmanager
-def world(config: Config) -> Iterator[World]:
+def distributed(config: Config) -> Iterator[World]:
     """Join the job that torchrun's environment describes; a single process without one.
 
     Leaves the process group at the end. Raises ConfigError when the number of machines is not

@@ -11,11 +11,14 @@ from torch import Tensor, nn
 from percmae.config import Config
 from percmae.data.shards import Dataset
 from percmae.data.stream import Batch, Loader
-from percmae.engine.distributed import World, world
+from percmae.engine.calls import training_call
+from percmae.engine.carry_out import carry_out
+from percmae.engine.distributed import World, distributed
+from percmae.engine.loaders import eval_loader
 from percmae.engine.loop import Learner, Terms
 from percmae.engine.metrics import ClassifierScores
 from percmae.engine.optim import build_optimizer, parameter_groups
-from percmae.engine.training import autocast, carry_out, eval_loader, training_call
+from percmae.engine.precision import autocast
 from percmae.engine.weights import network_weights
 from percmae.losses.objective import Micro
 from percmae.models.classifier import Classifier
@@ -73,17 +76,17 @@ class ClassifyLearner(Learner):
 
 
 @torch.no_grad()
-def score(model: Classifier, config: Config, loader: Loader, here: World) -> ClassifierScores:
+def score(model: Classifier, config: Config, loader: Loader, world: World) -> ClassifierScores:
     """Predictions of a model in evaluation mode over a loader, gathered over the processes."""
-    scores = ClassifierScores(model.head.linear.out_features, here.device)
+    scores = ClassifierScores(model.head.linear.out_features, world.device)
     for _, _, batch in loader.batches():
-        with autocast(config, here.device):
-            logits = model(batch.images.to(here.device))
-        scores.add(logits.float(), batch.labels.to(here.device))
-    return scores.gathered(here)
+        with autocast(config, world.device):
+            logits = model(batch.images.to(world.device))
+        scores.add(logits.float(), batch.labels.to(world.device))
+    return scores.gathered(world)
 
 
-def finetune(config: Config, run: str, data: str, to: str, resume: str = "auto") -> RunResult:
+def finetune(config: Config, run: Run, data: str, to: str, resume: str = "auto") -> RunResult:
     """Fine-tune the whole network from ``run``'s encoder on the dataset whose manifest is ``data``.
 
     Writes ``<to>/<name>_finetune/``. Raises UserError for bad input (a run without a checkpoint, a
@@ -93,7 +96,7 @@ def finetune(config: Config, run: str, data: str, to: str, resume: str = "auto")
 
 
 def probe(
-    config: Config, run: str, data: str, to: str, resume: str = "auto", untrained: bool = False
+    config: Config, run: Run, data: str, to: str, resume: str = "auto", untrained: bool = False
 ) -> RunResult:
     """Train a linear head on ``run``'s frozen encoder; see :func:`finetune`.
 
@@ -103,19 +106,20 @@ def probe(
     return _train(config, run, data, to, resume, untrained)
 
 
-def _train(config: Config, run: str, data: str, to: str, resume: str, untrained: bool) -> RunResult:
-    with world(config) as here:
-        parent = here.first(lambda: Run.open(run))
-        dataset = here.first(lambda: Dataset.open(data))
+def _train(
+    config: Config, parent: Run, data: str, to: str, resume: str, untrained: bool
+) -> RunResult:
+    with distributed(config) as world:
+        dataset = world.first(lambda: Dataset.open(data))
         identity = identity_of(config, dataset, parent, untrained)
         config = identity.config
 
         def learner(fresh: bool) -> ClassifyLearner:
             model = _model(config, parent, dataset, untrained)
-            val = eval_loader(config, dataset, "val", here)
-            return ClassifyLearner(config, model, here, val)
+            val = eval_loader(config, dataset, "val", world)
+            return ClassifyLearner(config, model, world, val)
 
-        return carry_out(identity, dataset, to, resume, here, learner)
+        return carry_out(identity, dataset, to, resume, world, learner)
 
 
 def _model(config: Config, parent: Run, dataset: Dataset, untrained: bool) -> Classifier:

@@ -54,7 +54,7 @@ def export_weights(run: str, to: str, format: str, force: bool = False) -> Writt
         raise UserError(f"run {run} is a {config.stage} run; give the pretraining run")
     tensors = network_weights(source.uri, "generator")
     if not source.complete:
-        note(f"run {run} is not complete; exporting its checkpoint of step {source.record['step']}")
+        note(f"run {run} is not complete; exporting its checkpoint of step {source.record.step}")
     if format == "mae":
         return _write(target, archive({"model": _official(config, tensors, f"run {run}")}))
     if format == "timm":

@@ -31,7 +31,7 @@ from percmae.engine.tracking import Tracker
 from percmae.errors import PercmaeError
 from percmae.losses.objective import Micro, Terms
 from percmae.progress import Progress, note
-from percmae.runs.record import Run
+from percmae.runs.record import CHECKPOINTS, Run
 
 
 class Learner(ABC):
@@ -114,7 +114,7 @@ class Loop:
         self.loader, self.world, self.plan = loader, world, plan
         peak = effective_lr(config.optim, plan.batch)
         self.schedule = Schedule(config.optim, peak, plan.epoch, plan.total)
-        self.checkpoints = Checkpoints(run.path / "checkpoints", config.checkpoint)
+        self.checkpoints = Checkpoints(run.path / CHECKPOINTS, config.checkpoint)
         self.watch = Watch(world, stop=config.trainer.exit_on_nan_losses)
         self.step = 0
         self.seconds = 0.0
@@ -132,7 +132,7 @@ class Loop:
             tracker = None
             if self.world.main:
                 tracker = stack.enter_context(Tracker(self.run_folder.path, self.step))
-                name, total = self.run_folder.record["name"], self.plan.total
+                name, total = self.run_folder.record.name, self.plan.total
                 # The rate is that of this process's own steps.
                 bar = stack.enter_context(Progress(name, total, "step", initial=self.step))
             else:
@@ -339,7 +339,8 @@ class Loop:
     def _validate(self, tracker: Tracker | None) -> float | None:
         """The loss on the validation slice; None where it is not finite."""
         self.learner.train(False)
-        values = self._finite(self.learner.validate())
+        values = self.learner.validate()
+        self._look_at(values)
         self.metrics.update({f"val/{k}": v for k, v in values.items()})
         if tracker is not None:
             tracker.log(self.step, self.step / self.plan.epoch, "val", values)
@@ -347,22 +348,23 @@ class Loop:
                 for name, picture in self.learner.pictures().items():
                     tracker.image(self.step, name, picture)
         self.learner.train(True)
-        return values.get("loss")
+        return values["loss"] if math.isfinite(values["loss"]) else None
 
-    def _finite(self, values: dict[str, float]) -> dict[str, float]:
-        """The validation's figures that are finite. Raises PercmaeError where that is asked for.
+    def _look_at(self, values: dict[str, float]) -> None:
+        """Say which figures of a validation are not finite, or raise PercmaeError.
 
         A step's loss and gradients can be finite and what they make of the weights not.
         """
         lost = [name for name, value in values.items() if not math.isfinite(value)]
-        if lost and self.config.trainer.exit_on_nan_losses:
+        if not lost:
+            return
+        what = f"not finite in the validation after step {self.step}: {_listed(lost)}"
+        if self.config.trainer.exit_on_nan_losses:
             raise PercmaeError(
-                f"run {self.run_folder.uri}: not finite in the validation after step {self.step}: "
-                f"{_listed(lost)}; lower optim.lr or optim.weight_decay, or set optim.clip_grad"
+                f"run {self.run_folder.uri}: {what}; lower optim.lr or optim.weight_decay, or set "
+                "optim.clip_grad"
             )
-        if lost:
-            note(f"validation after step {self.step}: not finite: {_listed(lost)}; not recorded")
-        return {name: value for name, value in values.items() if name not in lost}
+        note(what)
 
     def _progress(self) -> dict[str, Any]:
         return {

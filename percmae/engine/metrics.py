@@ -43,10 +43,10 @@ class ClassifierScores:
         for row, values in enumerate((torch.ones_like(right), confidence.double(), right)):
             self._bins[row].index_add_(0, bins, values)
 
-    def gathered(self, here: World) -> ClassifierScores:
+    def gathered(self, world: World) -> ClassifierScores:
         """These counts summed over all processes."""
         for tensor in (self.confusion, self._top5, self._loss, self._bins):
-            here.sum(tensor)
+            world.sum(tensor)
         return self
 
     @property

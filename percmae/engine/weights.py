@@ -5,8 +5,9 @@ from __future__ import annotations
 import safetensors.torch
 from torch import Tensor
 
-from percmae.engine.checkpoint import checked_bytes, first_line, read_state, torch_dict
+from percmae.engine.checkpoint import LATEST, checked_bytes, first_line, read_state, torch_dict
 from percmae.errors import CheckpointError
+from percmae.runs.record import CHECKPOINTS, RECORD
 from percmae.storage import StorePath
 
 
@@ -15,8 +16,8 @@ def run_state(run: str) -> dict[str, object]:
 
     Raises CheckpointError when the run has none.
     """
-    folder = StorePath(run) / "checkpoints"
-    pointer = folder / "latest.json"
+    folder = StorePath(run) / CHECKPOINTS
+    pointer = folder / LATEST
     if not pointer.exists():
         raise CheckpointError(f"run {run} has no checkpoint yet; train it first")
     record = pointer.read_json()
@@ -34,7 +35,7 @@ def network_weights(run: str, network: str) -> dict[str, Tensor]:
 def initial_weights(uri: str) -> dict[str, Tensor]:
     """A generator's tensors from a run, or from a file as :func:`file_tensors` reads it."""
     path = StorePath(uri)
-    if (path / "run.json").exists():
+    if (path / RECORD).exists():
         return network_weights(uri, "generator")
     return file_tensors(path, uri)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from percmae.config import Config, digest, load_config
 from percmae.config.load import leaves
+from percmae.config.schema import UNTRAINED
 from percmae.jobs.names import LONGEST_JOB_NAME
 
 _MARK = 8
@@ -70,7 +71,7 @@ def training(
     arguments = [config.stage, *given, "--data", data, "--to", to, "--resume", "auto"]
     arguments += differences(config, base)
     identity = [digest(config), config.run_name, data, to, run, untrained]
-    name = f"{config.run_name}_untrained" if untrained else config.run_name
+    name = config.run_name + (UNTRAINED if untrained else "")
     short = _short(name, config.stage)
     return Work(config.stage, tuple(arguments), short, _hash(identity), True, config)
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
-from typing import Any
 
 import yaml
 
 from percmae.errors import ConfigError
-from percmae.report.read import Run
+from percmae.report.read import ReportedRun
 
 
-def rerun_commands(runs: list[Run]) -> list[dict[str, str]]:
+def rerun_commands(runs: list[ReportedRun]) -> list[dict[str, str]]:
     """``{"what", "command", "note"}`` for each kind of run, after its first seed.
 
     The command sets every value that differs from the recipe's. A config that this percmae cannot
@@ -32,7 +31,7 @@ def rerun_commands(runs: list[Run]) -> list[dict[str, str]]:
     return steps
 
 
-def _command(run: Run) -> str:
+def _command(run: ReportedRun) -> str:
     from percmae.config.load import config_from_dict, leaves, load_config
 
     if run.config is None:
@@ -42,21 +41,17 @@ def _command(run: Run) -> str:
         raise ConfigError("its config.yaml is not a mapping, so its command is not known")
     config = config_from_dict(values)
     preset = leaves(load_config(config.variant, config.recipe, config.stage, tag=config.tag))
-    options = ["--data", _address(run.info.get("data")), "--to", run.uri.rpartition("/")[0]]
+    options = ["--data", run.record.data.uri, "--to", run.uri.rpartition("/")[0]]
     if run.stage == "pretrain":
         options += ["--variant", config.variant]
-    elif run.info.get("parent"):
-        options = ["--run", str(run.info["parent"]), *options]
+    elif run.record.parent is not None:
+        options = ["--run", run.record.parent, *options]
     options += ["--recipe", config.recipe]
     if config.tag:
         options += ["--tag", config.tag]
-    if run.info.get("baseline"):
+    if run.record.baseline:
         options.append("--untrained")
     given = [f"{k}={json.dumps(v)}" for k, v in leaves(config).items() if v != preset[k]]
     if f"seed={config.seed}" not in given:
         given.append(f"seed={config.seed}")
     return " ".join(shlex.quote(word) for word in ["percmae", run.stage, *options, *given])
-
-
-def _address(data: Any) -> str:
-    return str((data or {}).get("uri") or "MANIFEST")

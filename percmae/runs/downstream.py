@@ -8,7 +8,7 @@ from percmae.runs.record import Run
 
 
 def downstream_config(
-    run: str,
+    run: Run,
     stage: str,
     recipe: str | None = None,
     file: str | None = None,
@@ -18,11 +18,12 @@ def downstream_config(
     """The configuration of a probe or fine-tuning of ``run``.
 
     Network sizes, image size and normalisation are those of the run; the recipe, tag and seed too
-    where none is given.
+    where none is given. Raises UserError when it is no pretraining run, ConfigError as
+    :func:`percmae.config.load_config` does.
     """
-    parent = Run.open(run).config
+    parent = run.config
     if parent.stage != "pretrain":
-        raise UserError(f"run {run} is a {parent.stage} run; give a pretraining run")
+        raise UserError(f"run {run.uri} is a {parent.stage} run; give a pretraining run")
     values = to_dict(parent)
     augment = values["data"]["augment"]
     model = {k: v for k, v in values["model"].items() if k not in ("init_from", "norm_pix_loss")}

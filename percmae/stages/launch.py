@@ -9,16 +9,19 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from percmae.config import TRAININGS, Config
+from percmae.config.load import nearest
 from percmae.errors import ConfigError, PercmaeError
 from percmae.progress import note
 
 if TYPE_CHECKING:
-    from percmae.config import Config
     from percmae.jobs.settings import JobSettings
-    from percmae.runs.record import RunResult
+    from percmae.runs.evaluation import EvaluationResult
+    from percmae.runs.record import Run, RunResult
 
 LOCAL = "local"
-STAGES = ("pretrain", "probe", "finetune", "evaluate")
+JOB_STAGES = (*TRAININGS, "evaluate")
+"""The steps of a pipeline whose work a job can do."""
 
 
 class TaskConfig(Protocol):
@@ -53,7 +56,6 @@ class Launch:
 
     def settings(self, stage: str) -> JobSettings | None:
         """Of a stage's job; None where the step does the work itself. Raises ConfigError."""
-        from percmae.config.load import nearest
         from percmae.jobs.settings import KINDS, job_settings
 
         if self.launcher == LOCAL:
@@ -77,7 +79,7 @@ def _for_stage(stage: str, settings: Iterable[str]) -> list[str]:
     chosen = []
     for setting in settings:
         scope, dot, rest = setting.strip().partition(".")
-        if not (dot and scope in STAGES):
+        if not (dot and scope in JOB_STAGES):
             chosen.append(setting.strip())
         elif scope == stage:
             chosen.append(rest)
@@ -129,7 +131,7 @@ _STORE_TOO = ("AWS_REGION",)  # from the same ConfigMap
 
 
 def train(
-    config: Config, data: str, to: str, run: str | None, untrained: bool, launch: Launch
+    config: Config, data: str, to: str, parent: Run | None, untrained: bool, launch: Launch
 ) -> RunResult:
     """One training by a job; a finished run of the same config, data and parent is reused.
 
@@ -140,44 +142,54 @@ def train(
     from percmae.jobs.launch import launch as start
     from percmae.jobs.work import training
     from percmae.runs.downstream import downstream_config
-    from percmae.runs.record import Run, existing_run, identity_of
+    from percmae.runs.record import Run, RunResult, existing_run, identity_of
 
     settings = launch.settings(config.stage)
     assert settings is not None, "only called for a launcher"
-    dataset, parent = Dataset.open(data), Run.open(run) if run is not None else None
-    identity = identity_of(config, dataset, parent, untrained)
+    identity = identity_of(config, Dataset.open(data), parent, untrained)
     found = existing_run(to, identity, "auto")
     if found is not None and found.complete:
         note(f"{found.uri}: unchanged, reused")
-        return found.result(reused=True)
-    base = downstream_config(run, config.stage, config.recipe) if run is not None else None
-    start(training(config, data, to, run, untrained, base), settings, launch.pipeline_run)
+        return RunResult(found, reused=True)
+    if parent is None:
+        work = training(config, data, to)
+    else:
+        base = downstream_config(parent, config.stage, config.recipe)
+        work = training(config, data, to, parent.uri, untrained, base)
+    start(work, settings, launch.pipeline_run)
     made = Run.find(to, identity)
     if made is None or not made.complete:
         raise PercmaeError(
             f"the job ended well, but there is no finished run {identity.name} below {to}: do the "
             "job and this step use the same store?"
         )
-    return made.result()
+    return RunResult(made, reused=False)
 
 
-def evaluate(run: str, data: str, launch: Launch) -> tuple[dict[str, Any], bool]:
-    """A run's figures on the test set by a job, and whether earlier ones were reused."""
+def evaluate(run: str, data: str, launch: Launch) -> EvaluationResult:
+    """A run's figures on the test set by a job; those of the same weights and data are reused.
+
+    Raises what :func:`percmae.jobs.launch.launch` raises, and UserError for a run that is not
+    complete.
+    """
+    from percmae.data.shards import Dataset
     from percmae.jobs.launch import launch as start
     from percmae.jobs.work import command
-    from percmae.runs.record import stored_evaluation
+    from percmae.runs.evaluation import EvaluationResult, stored_evaluation
+    from percmae.runs.record import Run
 
     settings = launch.settings("evaluate")
     assert settings is not None, "only called for a launcher"
-    found = stored_evaluation(run, data)
+    opened, dataset = Run.open(run), Dataset.open(data)
+    found = stored_evaluation(opened, dataset)
     if found is not None:
-        return found, True
+        return EvaluationResult(found, reused=True)
     name = run.rstrip("/").rpartition("/")[2]
     start(command("evaluate", name, "--run", run, "--data", data), settings, launch.pipeline_run)
-    made = stored_evaluation(run, data)
+    made = stored_evaluation(opened, dataset)
     if made is None:
         raise PercmaeError(
             f"the job ended well, but run {run} has no evaluation: do the job and this step use "
             "the same store?"
         )
-    return made, False
+    return EvaluationResult(made, reused=False)

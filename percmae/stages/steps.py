@@ -23,17 +23,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol
 
 from percmae.command import exit_code
+from percmae.config import TRAININGS, Config, load_config
 from percmae.errors import ConfigError, UserError
 from percmae.stages.launch import LOCAL, Launch
 from percmae.storage import StorePath
 
 if TYPE_CHECKING:
-    from percmae.config import Config
-    from percmae.runs.record import RunResult
+    from percmae.runs.evaluation import Evaluation
+    from percmae.runs.record import Run, RunResult
 
 P = ParamSpec("P")
 
-TRAININGS = ("pretrain", "probe", "finetune")
 # More classes than this and a confusion matrix is no longer something to look at in a UI.
 MOST_CLASSES_SHOWN = 100
 # What tells runs of one pipeline apart: parameters of the pipeline, not settings of a stage.
@@ -107,8 +107,6 @@ def pretrain_config(
     variant: str, recipe: str, size: str, tag: str, overrides: Iterable[str], seed: int
 ) -> Config:
     """The configuration of one seed's pretraining; empty strings stand for what is not given."""
-    from percmae.config import load_config
-
     chosen = [*overrides_for("pretrain", overrides), f"seed={seed}"]
     return load_config(
         variant, recipe, "pretrain", overrides=chosen, tag=tag or None, size=size or None
@@ -207,10 +205,11 @@ def _downstream(
     untrained: bool,
 ) -> None:
     from percmae.runs.downstream import downstream_config
+    from percmae.runs.record import Run
 
-    run = pretrained.metadata["uri"]
-    config = downstream_config(run, stage, overrides=overrides_for(stage, overrides))
-    _train(config, dataset, StorePath(run).parent.uri, model, metrics, launch, run, untrained)
+    parent = Run.open(pretrained.metadata["uri"])
+    config = downstream_config(parent, stage, overrides=overrides_for(stage, overrides))
+    _train(config, dataset, parent.path.parent.uri, model, metrics, launch, parent, untrained)
 
 
 def _train(
@@ -220,28 +219,26 @@ def _train(
     model: Artifact,
     metrics: Metrics,
     launch: Launch,
-    run: str | None = None,
+    parent: Run | None = None,
     untrained: bool = False,
 ) -> None:
     """Train, here or by a job, then say in the artifacts what came out."""
-    from percmae.runs.record import Run
-
     data = dataset.metadata["uri"]
     if launch.launcher == LOCAL:
-        result = _train_here(config, data, to, run, untrained)
+        result = _train_here(config, data, to, parent, untrained)
     else:
         from percmae.stages.launch import train
 
-        result = train(config, data, to, run, untrained, launch)
-    record = Run.open(result.uri).record
-    facts = {key: record[key] for key in _RUN_FACTS if record[key] is not None}
-    facts |= {"uri": result.uri, "data_digest": record["data"]["digest"], "reused": result.reused}
+        result = train(config, data, to, parent, untrained, launch)
+    record = result.run.record
+    facts = record.model_dump(mode="json", include=_RUN_FACTS, exclude_none=True)
+    facts |= {"uri": result.uri, "data_digest": record.data.digest, "reused": result.reused}
     Path(model.path).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     model.metadata.update(facts)
     _log(metrics, result.metrics)
 
 
-_RUN_FACTS = (
+_RUN_FACTS = {
     "name",
     "stage",
     "variant",
@@ -252,21 +249,23 @@ _RUN_FACTS = (
     "parent",
     "step",
     "seconds",
-)
+}
 
 
-def _train_here(config: Config, data: str, to: str, run: str | None, untrained: bool) -> RunResult:
+def _train_here(
+    config: Config, data: str, to: str, parent: Run | None, untrained: bool
+) -> RunResult:
     """Carry out one training in this process; ``percmae.stages.launch.train`` has a job do it."""
     _check_torch()
-    if run is None:
+    if parent is None:
         from percmae.engine.pretrain import pretrain
 
         return pretrain(config, data, to, "auto")
     from percmae.engine.finetune import finetune, probe
 
     if config.stage == "probe":
-        return probe(config, run, data, to, "auto", untrained=untrained)
-    return finetune(config, run, data, to, "auto")
+        return probe(config, parent, data, to, "auto", untrained=untrained)
+    return finetune(config, parent, data, to, "auto")
 
 
 def _check_torch() -> None:
@@ -287,22 +286,28 @@ def evaluate(
     if launch.launcher == LOCAL:
         _check_torch()
         from percmae.engine.evaluate import evaluate
-        from percmae.runs.record import stored_evaluation
 
-        confusion.metadata["reused"] = stored_evaluation(run, data) is not None
-        found = evaluate(run, data)
+        result = evaluate(run, data)
     else:
         from percmae.stages import launch as launched
 
-        found, confusion.metadata["reused"] = launched.evaluate(run, data, launch)
-    if "reconstruction" in found:
-        _log(metrics, {key: found["reconstruction"][key] for key in ("psnr", "ssim")})
-        return
-    _log(metrics, {key: found[key] for key in ("top1", "top5", "ece", "loss")})
-    _log(metrics, {f"random_guess_{key}": value for key, value in found["random_guess"].items()})
-    if len(found["classes"]) <= MOST_CLASSES_SHOWN:
-        names = [item["name"] for item in found["classes"]]
-        confusion.log_confusion_matrix(names, found["confusion"])
+        result = launched.evaluate(run, data, launch)
+    confusion.metadata["reused"] = result.reused
+    _log_evaluation(result.evaluation, metrics, confusion)
+
+
+def _log_evaluation(evaluation: Evaluation, metrics: Metrics, confusion: Confusion) -> None:
+    from percmae.runs.evaluation import ClassifierEvaluation, ReconstructionEvaluation
+
+    if isinstance(evaluation, ReconstructionEvaluation):
+        _log(metrics, evaluation.reconstruction.model_dump(include={"psnr", "ssim"}))
+    if isinstance(evaluation, ClassifierEvaluation):
+        _log(metrics, evaluation.model_dump(include={"top1", "top5", "ece", "loss"}))
+        guess = evaluation.random_guess
+        _log(metrics, {"random_guess_top1": guess.top1, "random_guess_top5": guess.top5})
+        if len(evaluation.classes) <= MOST_CLASSES_SHOWN:
+            names = [item.name for item in evaluation.classes]
+            confusion.log_confusion_matrix(names, evaluation.confusion)
 
 
 @_step

@@ -15,7 +15,7 @@ from percmae.data.sample import SOURCES, SampleArchives, make_sample_archives
 from percmae.data.sample_sources import fingerprint
 from percmae.errors import UserError
 from percmae.stages import steps as stages
-from percmae.stages.launch import LOCAL, STAGES
+from percmae.stages.launch import JOB_STAGES, LOCAL
 from percmae.storage import StorePath
 from pipelines.local.console import Console
 
@@ -134,7 +134,7 @@ def check(
 
 def check_launch(launch: stages.Launch, store: str | None) -> None:
     """Raises UserError for a launcher that could not work, before anything starts."""
-    for stage in STAGES:
+    for stage in JOB_STAGES:
         launch.settings(stage)
     if launch.launcher != LOCAL and store is None:
         raise UserError(

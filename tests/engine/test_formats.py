@@ -306,7 +306,7 @@ def test_absent_files_and_folders(tmp_path: Path) -> None:
     for uri in (tmp_path / "absent.pth", tmp_path):
         with pytest.raises(CheckpointError, match="cannot be read"):
             import_weights(str(uri), str(tmp_path / "out"))
-    with pytest.raises(PercmaeError, match=r"no readable run\.json"):
+    with pytest.raises(PercmaeError, match=r"it has no run\.json"):
         export_weights(str(tmp_path / "absent"), str(tmp_path / "out"), "mae")
 
 

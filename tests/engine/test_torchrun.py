@@ -152,8 +152,8 @@ def test_a_pod_told_to_stop_saves_and_the_job_goes_on_from_there(
     assert codes[1 - stopped] == PEER_LOST, said
     assert all("percmae: stopped: stopped at step" in text for text in said)
     record = Run.open(str(tmp_path / "mae")).record
-    assert record["status"] == "running"
-    assert 20 <= record["step"] < 156
+    assert record.status == "running"
+    assert 20 <= record.step < 156
     codes, said = ended(start(arguments))
     assert codes == [0, 0], said
     assert f"going on from step {record['step']} of" in said[0]
@@ -172,7 +172,7 @@ def test_an_elastic_job_goes_on_with_the_pods_that_are_left(
     assert said[0].count("percmae: stopped: stopped at step") == 1
     assert said[0].count("going on from step") == 1
     record = Run.open(str(tmp_path / "mae")).record
-    assert (record["status"], record["step"]) == ("complete", 156)
+    assert (record.status, record.step) == ("complete", 156)
 
 
 @pytest.mark.parametrize("lost", ["a worker", "a pod", "the first pod"])

@@ -30,7 +30,7 @@ from percmae.bench.contenders import Step, build, training_objective
 from percmae.bench.flops import counted_flops, mae_flops, timed
 from percmae.config import Config
 from percmae.engine.optim import build_optimizer, parameter_groups
-from percmae.engine.training import autocast
+from percmae.engine.precision import autocast
 from percmae.vision import load_timm
 
 COUNTED = 2  # images of the step whose operations are counted

@@ -5,7 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-# make run VARIANT=ssim TAG=try1 ARGS="optim.epochs=3"
+# make run VARIANT=ssim TAG=try1 ARGS="pretrain.optim.epochs=3"
 VARIANT ?= mae
 TAG ?=
 SOURCE ?= mnist

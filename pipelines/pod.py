@@ -10,7 +10,7 @@ from typing import Any
 
 from percmae.errors import ConfigError
 
-_POLICIES = ("Always", "IfNotPresent", "Never")
+POLICIES = ("Always", "IfNotPresent", "Never")
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ def pod_settings(
     Raises ConfigError for one that is not of this form.
     """
     policy = values.get("image_pull_policy")
-    if policy is not None and policy not in _POLICIES:
-        raise ConfigError(f"image pull policy {policy!r}: one of {', '.join(_POLICIES)}")
+    if policy is not None and policy not in POLICIES:
+        raise ConfigError(f"image pull policy {policy!r}: one of {', '.join(POLICIES)}")
     return PodSettings(
         node_selector=tuple(_label(text) for text in node_selector or ()),
         tolerations=tuple(_toleration(text) for text in tolerations or ()),

@@ -18,9 +18,8 @@ from components.ingest.component import ingest
 from components.pretrain.component import pretrain
 from components.probe.component import probe
 from components.report.component import report
+from pipelines import NAME
 from pipelines.pod import PodSettings, configure
-
-NAME = "percmae-train"
 
 
 def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
@@ -73,15 +72,15 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
             size: Training: encoder; tiny, small, base, large or huge. Empty keeps the recipe's.
             tag: Training: name of the experiment; runs are <tag>_<variant>.
             seeds: Training: whole numbers; all is repeated for each, such as [0, 1, 2].
-            overrides: Training: settings such as "optim.epochs=3" or "probe.optim.epochs=5".
+            overrides: Training: settings; "optim.lr=1e-3" in all stages, "probe.optim.lr=1" in one.
             fine_tune: Training: whether to fine-tune the whole encoder as well as to probe it.
             launcher: Jobs: what trains; pytorchjob, trainjob, job, or local for the step itself.
             train_image: Jobs: their image, best pinned by digest. Empty for percmae's own.
             nodes: Jobs: pods that train together, one a machine.
             gpus: Jobs: GPUs of each pod; 0 trains on the CPU.
-            job: Jobs: further settings such as "memory=64Gi" or, for one stage, "probe.nodes=1".
+            job: Jobs: further settings; "memory=64Gi" in all stages, "probe.memory=8Gi" in one.
         """
-        where = {
+        launch = {
             "launcher": launcher,
             "train_image": train_image,
             "nodes": nodes,
@@ -92,22 +91,22 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
         last = clean(pipeline_run=dsl.PIPELINE_JOB_ID_PLACEHOLDER, launcher=launcher, job=job)
         in_image(last, "Clean up")
         with dsl.ExitHandler(last, name="Whatever happens"):
-            data = ingest(
+            ingested = ingest(
                 archive_train=archive_train,
                 archive_val=archive_val,
                 archive_devkit=archive_devkit,
                 store=store,
                 name=dataset,
             )
-            in_image(data, "Ingest")
-            dataset_made = data.outputs["dataset"]
+            in_image(ingested, "Ingest")
+            shards = ingested.outputs["dataset"]
 
             def evaluated(model: Any, title: str) -> None:
-                in_image(evaluate(model=model, dataset=dataset_made, **where), f"Evaluate {title}")
+                in_image(evaluate(model=model, dataset=shards, **launch), f"Evaluate {title}")
 
             with dsl.ParallelFor(seeds, name="For each seed") as seed:
                 pretrained = pretrain(
-                    dataset=dataset_made,
+                    dataset=shards,
                     store=store,
                     seed=seed,
                     variant=variant,
@@ -115,15 +114,15 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
                     size=size,
                     tag=tag,
                     overrides=overrides,
-                    **where,
+                    **launch,
                 )
                 in_image(pretrained, "Pretrain")
                 encoder = pretrained.outputs["model"]
                 common = {
                     "pretrained": encoder,
-                    "dataset": dataset_made,
+                    "dataset": shards,
                     "overrides": overrides,
-                    **where,
+                    **launch,
                 }
                 probed = in_image(probe(**common), "Probe")
                 control = in_image(probe(**common, untrained=True), "Probe, untrained encoder")

@@ -3,11 +3,10 @@
 from kfp import dsl
 from kfp.dsl import ClassificationMetrics, Dataset, Input, Metrics, Model, Output
 
-from components import IMAGE
-from components.passed_on import PASSED_ON
+from components.launching import launching
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False, task_config_passthroughs=PASSED_ON)
+@launching
 def evaluate(
     model: Input[Model],
     dataset: Input[Dataset],
@@ -26,13 +25,6 @@ def evaluate(
     Args:
         model: Any finished run.
         dataset: The dataset whose test set is used.
-        launcher: Where to train: local (in this step), pytorchjob, trainjob or job.
-        train_image: Image of the job; empty for percmae's own.
-        nodes: Pods that train together.
-        gpus: GPUs a pod.
-        job: Further settings of the job as key=value.
-        pipeline_run: Id of the pipeline's run.
-        task_config: What is set on the task (resources, tolerations, env …) goes to the job.
         metrics: Top-1, top-5, calibration error and random guess; or PSNR (dB) and SSIM.
         confusion: Confusion matrix of a classifier of up to 100 classes, otherwise empty.
     """

@@ -74,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--to", required=True, metavar="URI", help="folder of the dataset")
 
     sub = verb("pretrain", "pretrain a masked autoencoder")
-    _presets(sub)
+    _config_options(sub)
     _training(sub, "never")
 
     for name, text in (
@@ -130,7 +130,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub = verb("config", "show or compare configurations")
     actions = sub.add_subparsers(dest="action", required=True, metavar="show|diff")
     show = actions.add_parser("show", help="the effective configuration")
-    _presets(show)
+    _config_options(show)
     show.add_argument(
         "--stage", default="pretrain", metavar="S", help="pretrain (default), finetune or probe"
     )
@@ -206,17 +206,27 @@ def _submit(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("command", nargs=argparse.REMAINDER, metavar="VERB …", help="what to do")
 
 
-def _presets(sub: argparse.ArgumentParser) -> None:
+def add_variant(sub: argparse.ArgumentParser) -> None:
+    """The option for one variant."""
     sub.add_argument("--variant", default="mae", metavar="V", help="objective (default: mae)")
+
+
+def add_presets(sub: argparse.ArgumentParser, recipe: str = "mae") -> None:
+    """The options for what a variant is trained with; ``recipe`` is the default."""
     sub.add_argument(
         "--recipe",
-        default="mae",
+        default=recipe,
         metavar="R",
-        help="optimiser and schedule: mae (the MAE paper's, default), reference (the Perceptual "
-        "MAE authors'), demo (small and quick)",
+        help="optimiser and schedule: mae (the MAE paper's), reference (the Perceptual MAE "
+        "authors'), demo (small and quick); default: %(default)s",
     )
     sub.add_argument("--size", metavar="S", help="encoder: tiny, small, base, large or huge")
     sub.add_argument("--tag", help="experiment tag; the run is named <tag>_<variant>")
+
+
+def _config_options(sub: argparse.ArgumentParser) -> None:
+    add_variant(sub)
+    add_presets(sub)
     sub.add_argument("--config", metavar="FILE", help="YAML with further settings")
 
 

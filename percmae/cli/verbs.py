@@ -158,7 +158,9 @@ def _config_show(args: argparse.Namespace) -> None:
 
     if args.docs:
         for key, kind, text in load.docs():
-            print(f"{key}  ({kind})\n    {' '.join(text.split())}")
+            stages = load.stages_of(key)
+            whose = "" if stages == load.TRAININGS else f"; {', '.join(stages)}"
+            print(f"{key}  ({kind}{whose})\n    {' '.join(text.split())}")
         print("\nSettings of a job in a cluster (--job key=value):\n")
         for key, kind, text in job_docs():
             print(f"{key}  ({kind})\n    {' '.join(text.split())}")

@@ -19,6 +19,7 @@ from typing import Any, get_args
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
 from percmae.config.check import check
@@ -163,6 +164,25 @@ def docs() -> Iterator[tuple[str, str, str]]:
         yield key, kind or str(annotation).replace("typing.", ""), field.description or ""
 
 
+def stages_of(key: str) -> tuple[str, ...]:
+    """The stages whose setting a dotted key is.
+
+    Elsewhere it has no effect, or the run that is built upon decides. Raises ConfigError for an
+    unknown key, with the nearest one, and for a section.
+    """
+    fields, stages = _sections(Config), TRAININGS
+    for part in key.split("."):
+        field = fields.get(part)
+        if field is None:
+            raise ConfigError(f"unknown config key {key!r}{_nearest_key(key)}")
+        marked = _marks(field).get("stages")
+        stages = tuple(map(str, marked)) if isinstance(marked, list) else stages
+        fields = _sections(field.annotation) if _is_section(field) else {}
+    if fields:
+        raise ConfigError(_section_message(key, fields))
+    return stages
+
+
 def leaves(config: Config) -> dict[str, Any]:
     """Dotted key to value, in the schema's order; lists are values."""
     return dict(_leaves(to_dict(config)))
@@ -175,30 +195,34 @@ def _adapter() -> TypeAdapter[Config]:
 
 @cache
 def _operational() -> frozenset[str]:
-    return frozenset(
-        key
-        for key, field in _fields(Config)
-        if isinstance(field.json_schema_extra, dict)
-        and field.json_schema_extra.get("digest") is False
-    )
+    return frozenset(key for key, field in _fields(Config) if _marks(field).get("digest") is False)
 
 
-def _sections(cls: type) -> dict[str, FieldInfo]:
-    return cls.__pydantic_fields__  # type: ignore[attr-defined]
+def _marks(field: FieldInfo) -> JsonDict:
+    """What the schema marks a field with, such as ``OPERATIONAL``."""
+    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
 
 
-def _fields(cls: type, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+def _sections(cls: Any) -> dict[str, FieldInfo]:
+    found: dict[str, FieldInfo] = cls.__pydantic_fields__
+    return found
+
+
+def _is_section(field: FieldInfo) -> bool:
+    return isinstance(field.annotation, type) and dataclasses.is_dataclass(field.annotation)
+
+
+def _fields(cls: Any, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     for name, field in _sections(cls).items():
-        kind = field.annotation
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            yield from _fields(kind, f"{prefix}{name}.")
+        if _is_section(field):
+            yield from _fields(field.annotation, f"{prefix}{name}.")
         else:
             yield prefix + name, field
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
@@ -247,6 +271,17 @@ def parse_override(override: str) -> dict[str, Any]:
     return dict(nested)
 
 
+def override_leaves(override: str) -> list[tuple[str, str]]:
+    """The dotted key, and ``key=value``, of each setting in an override: several in ``a={b: 1}``.
+
+    Raises ConfigError.
+    """
+    return [
+        (key, f"{key}={json.dumps(value, default=str, ensure_ascii=False)}")
+        for key, value in _leaves(parse_override(override))
+    ]
+
+
 def _merge(
     into: dict[str, Any],
     origin: dict[str, str],
@@ -276,21 +311,25 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _check_keys(values: Mapping[str, Any], cls: type, prefix: str) -> None:
+def _check_keys(values: Mapping[str, Any], cls: Any, prefix: str) -> None:
     """Unknown keys first, over the whole tree: with a name to offer, unlike pydantic's message."""
     fields = _sections(cls)
     for key, value in values.items():
         dotted = f"{prefix}{key}"
         if key not in fields:
             raise ConfigError(f"unknown config key {dotted!r}{_nearest_key(dotted)}")
-        kind = fields[key].annotation
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        if _is_section(fields[key]):
+            inner = fields[key].annotation
             if not isinstance(value, Mapping):
-                raise ConfigError(
-                    f"config key {dotted!r} is a section; set one of its keys, such as "
-                    f"{dotted}.{next(iter(_sections(kind)))}"
-                )
-            _check_keys(value, kind, f"{dotted}.")
+                raise ConfigError(_section_message(dotted, _sections(inner)))
+            _check_keys(value, inner, f"{dotted}.")
+
+
+def _section_message(dotted: str, fields: Mapping[str, FieldInfo]) -> str:
+    return (
+        f"config key {dotted!r} is a section; set one of its keys, such as "
+        f"{dotted}.{next(iter(fields))}"
+    )
 
 
 def _nearest_key(dotted: str) -> str:

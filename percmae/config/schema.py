@@ -3,6 +3,11 @@
 The docstrings are the documentation: ``percmae config show --docs`` prints them. Fields marked
 ``OPERATIONAL`` change how a run is carried out but not what it computes; they stay out of the
 config's digest, so changing one does not make a finished run stale.
+
+Fields marked ``PRETRAIN``, ``FINETUNE`` or ``DOWNSTREAM`` are settings of those stages alone: in
+another they have no effect, or it takes them over from the run it builds upon (its network's
+sizes). A marked section marks its fields; all others are settings of every stage.
+``percmae.config.load.stages_of`` reads this.
 """
 
 from __future__ import annotations
@@ -22,6 +27,9 @@ from percmae.config.variants import (
 )
 
 OPERATIONAL: JsonDict = {"digest": False}
+PRETRAIN: JsonDict = {"stages": ["pretrain"]}
+FINETUNE: JsonDict = {"stages": ["finetune"]}
+DOWNSTREAM: JsonDict = {"stages": ["finetune", "probe"]}
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Variant = Literal["mae", "ssim", "perceptual", "ls_gan", "msg_gan", "stylegan2_ada"]
@@ -45,12 +53,12 @@ class Augment:
     """Filter used whenever an image is resized."""
     flip: Fraction = 0.5
     """Probability of a horizontal flip."""
-    color_jitter: NonNegativeFloat = 0.0
+    color_jitter: Annotated[NonNegativeFloat, Field(json_schema_extra=FINETUNE)] = 0.0
     """Strength of brightness, contrast and saturation jitter (fine-tuning; unused with
     rand_augment, as in timm)."""
-    rand_augment: str | None = None
+    rand_augment: str | None = Field(default=None, json_schema_extra=FINETUNE)
     """timm's RandAugment policy (fine-tuning), e.g. rand-m9-mstd0.5-inc1; null for none."""
-    erasing: Fraction = 0.0
+    erasing: Annotated[Fraction, Field(json_schema_extra=FINETUNE)] = 0.0
     """Probability of random erasing (fine-tuning)."""
     eval_crop: Annotated[float, Field(ge=0.1, le=1.0)] = 0.875
     """Evaluation: resize the shorter side to image_size / eval_crop, then crop the centre."""
@@ -68,7 +76,7 @@ class Augment:
 class Data:
     """Images and how they are read."""
 
-    image_size: Annotated[int, Field(ge=8)] = 224
+    image_size: Annotated[int, Field(ge=8, json_schema_extra=PRETRAIN)] = 224
     """Side of the square network input in pixels."""
     batch_size: PositiveInt = 64
     """Images a process (a GPU) takes in one forward pass."""
@@ -173,7 +181,7 @@ class Optim:
     """Nesterov momentum (sgd)."""
     weight_decay: NonNegativeFloat = 0.05
     """Decoupled weight decay (coupled for adam, sgd and lars); not on biases, norms, tokens."""
-    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0, json_schema_extra=FINETUNE)] = 1.0
     """Learning-rate factor from each encoder layer to the one below (fine-tuning)."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     """Course of the rate after warm-up."""
@@ -201,15 +209,15 @@ class ClassifierSettings:
     """Number of classes; null takes the dataset's. A number that differs from it is an error."""
     pool: Literal["avg", "token"] = "token"
     """Features the head sees: the mean of the patch tokens, or the class token."""
-    drop_path: Fraction = 0.0
+    drop_path: Annotated[Fraction, Field(json_schema_extra=FINETUNE)] = 0.0
     """Stochastic depth, linearly increasing to this rate in the last block."""
     dropout: Fraction = 0.0
     """Dropout before the head."""
     label_smoothing: Fraction = 0.0
     """Label smoothing."""
-    mixup: NonNegativeFloat = 0.0
+    mixup: Annotated[NonNegativeFloat, Field(json_schema_extra=FINETUNE)] = 0.0
     """Mixup alpha; 0 for none."""
-    cutmix: NonNegativeFloat = 0.0
+    cutmix: Annotated[NonNegativeFloat, Field(json_schema_extra=FINETUNE)] = 0.0
     """CutMix alpha; 0 for none."""
     batch_norm: bool = False
     """Affine-free BatchNorm in front of the head (the MAE paper's linear probe)."""
@@ -307,27 +315,37 @@ class Config:
     """Seed of the weights, the order of the data, its augmentation and the masks."""
     data: Data = Field(default_factory=Data)
     """Images and how they are read."""
-    model: Model = Field(default_factory=Model)
+    model: Model = Field(default_factory=Model, json_schema_extra=PRETRAIN)
     """Network sizes."""
-    loss: Loss = Field(default_factory=Loss)
+    loss: Loss = Field(default_factory=Loss, json_schema_extra=PRETRAIN)
     """Weights of the loss terms."""
-    perceptual: PerceptualSettings = Field(default_factory=PerceptualSettings)
+    perceptual: PerceptualSettings = Field(
+        default_factory=PerceptualSettings, json_schema_extra=PRETRAIN
+    )
     """Feature network of the perceptual and style terms."""
-    adversarial: AdversarialSettings = Field(default_factory=AdversarialSettings)
+    adversarial: AdversarialSettings = Field(
+        default_factory=AdversarialSettings, json_schema_extra=PRETRAIN
+    )
     """Adversarial loss."""
-    discriminator: DiscriminatorSettings = Field(default_factory=DiscriminatorSettings)
+    discriminator: DiscriminatorSettings = Field(
+        default_factory=DiscriminatorSettings, json_schema_extra=PRETRAIN
+    )
     """Discriminator sizes."""
-    stylegan: StyleGAN2ADASettings = Field(default_factory=StyleGAN2ADASettings)
+    stylegan: StyleGAN2ADASettings = Field(
+        default_factory=StyleGAN2ADASettings, json_schema_extra=PRETRAIN
+    )
     """StyleGAN2-ADA's regularisers and augmentation."""
     optim: Optim = Field(default_factory=Optim)
     """Optimiser and schedule."""
-    classifier: ClassifierSettings = Field(default_factory=ClassifierSettings)
+    classifier: ClassifierSettings = Field(
+        default_factory=ClassifierSettings, json_schema_extra=DOWNSTREAM
+    )
     """Fine-tuning and linear probing."""
     trainer: Trainer = Field(default_factory=Trainer)
     """How the run is carried out."""
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     """Checkpoints in the store."""
-    tracking: Tracking = Field(default_factory=Tracking)
+    tracking: Tracking = Field(default_factory=Tracking, json_schema_extra=PRETRAIN)
     """Reconstructions and their rhythm."""
 
     @property

@@ -10,16 +10,12 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from percmae import __version__
 from percmae.errors import ConfigError
 from percmae.jobs.crontab import Cron
-from percmae.jobs.names import LAUNCHER, LONGEST_CRONJOB_NAME, Object
+from percmae.jobs.names import LAUNCHER, LONGEST_CRONJOB_NAME, PIPELINE_IMAGE, Object
 from percmae.jobs.settings import JobSettings, job_settings
 from percmae.jobs.spec import job_object
 from percmae.jobs.work import command
-
-PIPELINE_IMAGE = f"percmae-pipeline:{__version__}"
-"""Image of the pod that runs the DAG (``docker/``): no torch in it."""
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 

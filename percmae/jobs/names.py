@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from percmae import __version__
+
 Object = dict[str, Any]
 """A Kubernetes object, or a part of one, as its API has it."""
+
+PIPELINE_IMAGE = f"percmae-pipeline:{__version__}"
+"""Image that runs the pipeline's steps, or all of its DAG (``docker/``): no torch in it."""
 
 LAUNCHER = "percmae-launcher"
 """Service account that may create and follow jobs."""

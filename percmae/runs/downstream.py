@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from percmae.config import Config, load_config, to_dict
 from percmae.errors import UserError
 from percmae.runs.record import Run
@@ -24,10 +26,18 @@ def downstream_config(
     parent = run.config
     if parent.stage != "pretrain":
         raise UserError(f"run {run.uri} is a {parent.stage} run; give a pretraining run")
+    base = inherited(parent)
+    return load_config(
+        parent.variant, recipe or parent.recipe, stage, file, overrides, tag, base=base
+    )
+
+
+def inherited(parent: Config) -> dict[str, Any]:
+    """What stages that build upon a pretraining of this config take from it."""
     values = to_dict(parent)
     augment = values["data"]["augment"]
     model = {k: v for k, v in values["model"].items() if k not in ("init_from", "norm_pix_loss")}
-    base = {
+    return {
         "seed": parent.seed,
         "tag": parent.tag,
         "name": parent.name,
@@ -37,6 +47,3 @@ def downstream_config(
         },
         "model": model,
     }
-    return load_config(
-        parent.variant, recipe or parent.recipe, stage, file, overrides, tag, base=base
-    )

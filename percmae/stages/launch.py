@@ -6,13 +6,14 @@ The other side of what ``percmae.stages.steps`` does in its own process; needs n
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from percmae.config import TRAININGS, Config
+from percmae.config import Config
 from percmae.config.load import nearest
 from percmae.errors import ConfigError, PercmaeError
 from percmae.progress import note
+from percmae.stages.scope import job_settings_for
 
 if TYPE_CHECKING:
     from percmae.jobs.settings import JobSettings
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from percmae.runs.record import Run, RunResult
 
 LOCAL = "local"
-JOB_STAGES = (*TRAININGS, "evaluate")
-"""The steps of a pipeline whose work a job can do."""
 
 
 class TaskConfig(Protocol):
@@ -42,8 +41,8 @@ class Launch:
 
     launcher: ``local`` (in the step itself), ``pytorchjob``, ``trainjob`` or ``job``; image: of the
     jobs, empty for percmae's own; nodes, gpus: pods of a training, and GPUs of each; job: further
-    job settings as ``key=value``, with a stage in front for that stage alone; task: what was set on
-    the task, passed on to the job; pipeline_run: id of the run, to clean up after it.
+    job settings as :mod:`percmae.stages.scope` reads them; task: what was set on the task, passed
+    on to the job; pipeline_run: id of the run, to clean up after it.
     """
 
     launcher: str = LOCAL
@@ -71,19 +70,7 @@ class Launch:
             values |= {"kind": "job", "nodes": 1, "gpus": min(1, self.gpus)}
         if self.image:
             values["image"] = self.image
-        return job_settings(_for_stage(stage, self.job), **(values | _of_task(self.task)))
-
-
-def _for_stage(stage: str, settings: Iterable[str]) -> list[str]:
-    """The job settings that apply to one stage, without the stage's name."""
-    chosen = []
-    for setting in settings:
-        scope, dot, rest = setting.strip().partition(".")
-        if not (dot and scope in JOB_STAGES):
-            chosen.append(setting.strip())
-        elif scope == stage:
-            chosen.append(rest)
-    return chosen
+        return job_settings(job_settings_for(stage, self.job), **(values | _of_task(self.task)))
 
 
 def _of_task(task: TaskConfig | None) -> dict[str, Any]:

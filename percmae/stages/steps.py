@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol
 
 from percmae.command import exit_code
-from percmae.config import TRAININGS, Config, load_config
-from percmae.errors import ConfigError, UserError
+from percmae.config import Config, load_config
+from percmae.errors import UserError
 from percmae.stages.launch import LOCAL, Launch
+from percmae.stages.scope import overrides_for
 from percmae.storage import StorePath
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ P = ParamSpec("P")
 
 # More classes than this and a confusion matrix is no longer something to look at in a UI.
 MOST_CLASSES_SHOWN = 100
-# What tells runs of one pipeline apart: parameters of the pipeline, not settings of a stage.
-_PARAMETERS = ("seed", "tag", "name")
 
 
 class Artifact(Protocol):
@@ -72,35 +71,6 @@ def runs_folder(store: str, seed: int) -> str:
 def report_folder(store: str, name: str) -> str:
     """Where the report of the runs called ``name`` lies."""
     return (StorePath(store) / "reports" / name).uri
-
-
-def overrides_for(stage: str, overrides: Iterable[str]) -> list[str]:
-    """The ``key=value`` settings that apply to one training stage.
-
-    ``probe.optim.epochs=5`` is for the probe, ``all.data.workers=2`` for every stage; a key without
-    a stage in front is about the pretraining. Raises ConfigError for what is a parameter of the
-    whole pipeline.
-    """
-    chosen = []
-    for override in overrides:
-        scope, dot, rest = override.strip().partition(".")
-        if not (dot and scope in ("all", *TRAININGS)):
-            scope, rest = "pretrain", override.strip()
-        key = rest.partition("=")[0].strip()
-        if key in _PARAMETERS:
-            raise ConfigError(
-                f"override {override!r}: {_ADVICE[key]}, so that all stages of a seed agree"
-            )
-        if scope in ("all", stage):
-            chosen.append(rest)
-    return chosen
-
-
-_ADVICE = {
-    "seed": "give the seeds as the pipeline's own parameter (--seeds 0,1,2)",
-    "tag": "give the tag as the pipeline's own parameter (--tag)",
-    "name": "runs are named <tag>_<variant> in a pipeline; give a tag (--tag)",
-}
 
 
 def pretrain_config(

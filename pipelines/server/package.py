@@ -7,13 +7,14 @@ or written out, so two are the same when they parse to the same protobuf message
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -21,10 +22,17 @@ from percmae import __version__
 from percmae.config.load import nearest
 from percmae.errors import ConfigError
 from percmae.progress import note
+from percmae.stages.launch import Launch
+from pipelines.check import check_launch, check_training
 from pipelines.pod import PodSettings
 
-Change = tuple[str, str, str]
-"""Something that differs: what, as it is there, as it is wanted."""
+
+class Change(NamedTuple):
+    """A field that differs: as it is deployed, as it is wanted."""
+
+    field: str
+    deployed: str
+    wanted: str
 
 
 @dataclass(frozen=True)
@@ -77,8 +85,7 @@ class Package:
     @property
     def inputs(self) -> dict[str, dict[str, Any]]:
         """The pipeline's parameters: name to type, default and description as in the spec."""
-        found = self.pipeline["root"].get("inputDefinitions", {}).get("parameters", {})
-        return dict(found)
+        return dict(self.pipeline["root"].get("inputDefinitions", {}).get("parameters", {}))
 
     @property
     def steps(self) -> set[str]:
@@ -107,7 +114,7 @@ class Package:
 @lru_cache(maxsize=4)
 def compiled(image: str, pod: PodSettings) -> tuple[str, Package]:
     """The pipeline's YAML, and what is in it."""
-    from pipelines.train import compile_pipeline
+    from pipelines.train import compile_pipeline  # imports kfp: not for --help
 
     with tempfile.TemporaryDirectory(prefix="percmae-") as folder:
         file = Path(folder) / "pipeline.yaml"
@@ -138,7 +145,7 @@ def version_name() -> str:
             check=True,
             capture_output=True,
         )
-        found = subprocess.run(
+        described = subprocess.run(
             [*git, "describe", "--always", "--dirty", "--exclude=*"],
             check=True,
             capture_output=True,
@@ -146,7 +153,7 @@ def version_name() -> str:
         )
     except (OSError, subprocess.CalledProcessError):
         return __version__
-    return found.stdout.strip()
+    return described.stdout.strip()
 
 
 def parameters(package: Package, given: Iterable[str]) -> dict[str, Any]:
@@ -206,9 +213,6 @@ def _value(name: str, text: str, kind: str) -> Any:
 
 def _check_training(package: Package, values: dict[str, Any]) -> None:
     """Refuse now what the first training would refuse hours later."""
-    from percmae.stages.launch import Launch
-    from pipelines.local.run import check, check_launch
-
     whole: dict[str, Any] = {
         name: values.get(name, given.get("defaultValue")) for name, given in package.inputs.items()
     }
@@ -224,18 +228,18 @@ def _check_training(package: Package, values: dict[str, Any]) -> None:
     nodes, gpus = int(whole["nodes"]), int(whole["gpus"])
     launch = Launch(whole["launcher"], whole["train_image"], nodes, gpus, whole["job"])
     check_launch(launch, whole["store"])
-    check(whole["variant"], whole["tag"], whole["recipe"], whole["size"], seeds, overrides)
+    check_training(whole["variant"], whole["tag"], whole["recipe"], whole["size"], seeds, overrides)
 
 
-def changes(there: Package, wanted: Package) -> list[Change]:
+def changes(deployed: Package, wanted: Package) -> list[Change]:
     """What differs between two packages, field by field; nothing when they mean the same."""
-    old, new = dict(_leaves(there.content)), dict(_leaves(wanted.content))
-    found = [
-        (path, _shown(old.get(path)), _shown(new.get(path)))
+    old, new = dict(_leaves(deployed.content)), dict(_leaves(wanted.content))
+    each = [
+        Change(path, _shown(old.get(path)), _shown(new.get(path)))
         for path in sorted({*old, *new})
         if old.get(path) != new.get(path)
     ]
-    return _together(found, there, wanted)
+    return _together(each, deployed, wanted)
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -246,21 +250,21 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def _together(found: list[Change], there: Package, wanted: Package) -> list[Change]:
+def _together(each: list[Change], deployed: Package, wanted: Package) -> list[Change]:
     """One line for an image that all steps share, and short names for the steps' code."""
-    made: list[Change] = []
-    one_image = len(there.images) == len(wanted.images) == 1
-    if one_image and there.images != wanted.images:
-        made.append(("image", there.images[0], wanted.images[0]))
-    for path, old, new in found:
+    told: list[Change] = []
+    one_image = len(deployed.images) == len(wanted.images) == 1
+    if one_image and deployed.images != wanted.images:
+        told.append(Change("image", deployed.images[0], wanted.images[0]))
+    for path, old, new in each:
         step = path.removeprefix("deploymentSpec.executors.exec-").partition(".container.")
         if not step[1]:
-            made.append((path, old, new))
+            told.append(Change(path, old, new))
         elif step[2] == "command":
-            made.append((f"code of {step[0]}", old, new))
+            told.append(Change(f"code of {step[0]}", old, new))
         elif step[2] != "image" or not one_image:
-            made.append((f"{step[2]} of {step[0]}", old, new))
-    return made
+            told.append(Change(f"{step[2]} of {step[0]}", old, new))
+    return told
 
 
 def _shown(value: Any) -> str:
@@ -276,6 +280,4 @@ def _shown(value: Any) -> str:
     )
     if len(text) <= 60 and "\n" not in text:
         return text
-    import hashlib
-
     return f"({len(text)} characters, {hashlib.sha256(text.encode()).hexdigest()[:8]})"

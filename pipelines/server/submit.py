@@ -10,11 +10,11 @@ from typing import Any
 
 from percmae.errors import Interrupted, PercmaeError
 from percmae.progress import note
+from pipelines import EXPERIMENT
 from pipelines.pod import PodSettings
 from pipelines.server.api import Connection, Kfp, KfpError, KfpRefused, connect
 from pipelines.server.package import Package, compiled, parameters, version_name, warn_unpinned
 
-EXPERIMENT = "percmae"
 _POLL = 10.0
 _SILENCE = 600.0
 """Seconds without an answer after which waiting is given up."""
@@ -78,11 +78,11 @@ def submit(
             parameters=values,
             service_account=service_account,
         )
-        made = Submitted(str(run.run_id), kfp.run_link(run.run_id), version)
-        note(f"run {title} started: {made.link}")
+        submitted = Submitted(str(run.run_id), kfp.run_link(run.run_id), version)
+        note(f"run {title} started: {submitted.link}")
         if wait:
-            _follow(kfp, made, package)
-    return made
+            _follow(kfp, submitted, package)
+    return submitted
 
 
 def upload(kfp: Kfp, text: str, package: Package, newest: bool = False) -> Uploaded:
@@ -98,14 +98,14 @@ def upload(kfp: Kfp, text: str, package: Package, newest: bool = False) -> Uploa
     # The oldest of several, so that a schedule pinned to it stays where it is.
     for version in versions[:1] if newest else reversed(versions):
         if Package.from_api(version.pipeline_spec).content == package.content:
-            title = label(version)
+            title = version_title(version)
             note(f"version {title} of {package.name} has this content already")
             return Uploaded(pipeline_id, str(version.pipeline_version_id), title, new=False)
     taken = {version.name for version in versions} | {v.display_name for v in versions}
     return _new_version(kfp, pipeline_id, text, package, taken)
 
 
-def label(version: Any) -> str:
+def version_title(version: Any) -> str:
     """What a version is called in the UI."""
     return str(version.display_name or version.name)
 
@@ -114,10 +114,10 @@ def _created(kfp: Kfp, name: str, info: dict[str, Any]) -> str:
     try:
         return kfp.create_pipeline(name, info.get("displayName", name), info.get("description", ""))
     except KfpRefused as error:
-        found = kfp.pipeline(name) if error.status == 409 else None
-        if found is None:
+        pipeline_id = kfp.pipeline(name) if error.status == 409 else None
+        if pipeline_id is None:
             raise
-        return found  # someone else was quicker
+        return pipeline_id  # someone else was quicker
 
 
 def _new_version(
@@ -130,29 +130,29 @@ def _new_version(
         if name not in taken:
             try:
                 images = ", ".join(package.images)
-                made = kfp.upload_version(pipeline_id, name, text, f"image {images}")
+                version = kfp.upload_version(pipeline_id, name, text, f"image {images}")
             except KfpRefused as error:
                 if error.status != 409:
                     raise
             else:
                 note(f"version {name} of {package.name} uploaded")
-                return Uploaded(pipeline_id, str(made.pipeline_version_id), name, new=True)
+                return Uploaded(pipeline_id, str(version.pipeline_version_id), name, new=True)
         number += 1
 
 
-def _follow(kfp: Kfp, made: Submitted, package: Package) -> None:
+def _follow(kfp: Kfp, submitted: Submitted, package: Package) -> None:
     """Wait for the end of a run; raises RunFailed unless it ended well."""
     state, heard = "", time.monotonic()
     try:
         while True:
             try:
-                run = kfp.run(made.run_id)
+                run = kfp.get_run(submitted.run_id)
             except KfpError as error:
                 if isinstance(error, KfpRefused) and error.status not in (401, 408, 429):
                     raise
                 # A restart of the server, a token that is being renewed.
                 if time.monotonic() - heard > _SILENCE:
-                    message = f"{error}; the run may go on: {made.link}"
+                    message = f"{error}; the run may go on: {submitted.link}"
                     raise KfpError(message, error.status) from None
             else:
                 heard = time.monotonic()
@@ -163,9 +163,9 @@ def _follow(kfp: Kfp, made: Submitted, package: Package) -> None:
                     break
             time.sleep(_POLL)
     except KeyboardInterrupt:
-        raise Interrupted(signal.SIGINT, f"the run goes on: {made.link}") from None
+        raise Interrupted(signal.SIGINT, f"the run goes on: {submitted.link}") from None
     if state != "SUCCEEDED":
-        raise RunFailed(f"run {state.lower()}: {_why(run, package)}; {made.link}")
+        raise RunFailed(f"run {state.lower()}: {_why(run, package)}; {submitted.link}")
 
 
 def _why(run: Any, package: Package) -> str:
@@ -179,15 +179,15 @@ def _why(run: Any, package: Package) -> str:
     steps = [task for task in failed if task.display_name in known] or [
         task for task in failed if task.display_name not in ("root", package.name)
     ]
-    found = []
+    reasons = []
     for task in steps:
         title = titles.get(task.display_name, task.display_name)
         reason = _error(task)
-        found.append(f"{title} ({reason})" if reason else str(title))
+        reasons.append(f"{title} ({reason})" if reason else str(title))
     reason = _error(run)
-    if not found:
+    if not reasons:
         return reason or "KFP names no failed step"
-    return "; ".join(dict.fromkeys(found)) + (f"; {reason}" if reason else "")
+    return "; ".join(dict.fromkeys(reasons)) + (f"; {reason}" if reason else "")
 
 
 def _error(thing: Any) -> str:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kube import ROOT, wait
+from kube import wait
+from small_pipeline import TINY, write_images
 from trainings import PIPELINE, SCHEDULE, SMALL, TRAIN, Laptop, jobs, printed
 
 from percmae.data.sample import make_sample_archives
 from percmae.storage import StorePath
 from pipelines.local.run import ARCHIVES
-
-sys.path.insert(0, str(ROOT / "tests" / "pipelines"))
-from small import TINY, write_images
 
 pytestmark = pytest.mark.slow
 

@@ -20,9 +20,11 @@ from components.clean.component import clean
 from components.evaluate.component import evaluate
 from components.finetune.component import finetune
 from components.ingest.component import ingest
+from components.launching import TEXTS
 from components.pretrain.component import pretrain
 from components.probe.component import probe
 from components.report.component import report
+from percmae.stages.scope import STAGES
 from pipelines.__main__ import main
 from pipelines.train import train_pipeline
 
@@ -245,6 +247,21 @@ def test_parameters_explain_themselves(spec: dict[str, Any]) -> None:
     assert types["seeds"] == types["overrides"] == "LIST"
     assert types["fine_tune"] == "BOOLEAN"
     assert types["variant"] == "STRING"
+
+
+def test_components_that_launch_a_job_take_the_same_parameters(spec: dict[str, Any]) -> None:
+    """Each spells them out, because KFP runs its source alone; what they mean stands once."""
+    common = set(TEXTS) - {"pretrained", "overrides"}
+    taken = []
+    for stage in STAGES:
+        parameters = inspect.signature(COMPONENTS[stage].python_func).parameters
+        taken.append([(n, p.annotation) for n, p in parameters.items() if n in common])
+        inputs = spec["components"][f"comp-{stage}"]["inputDefinitions"]
+        described = inputs["parameters"] | inputs["artifacts"]
+        assert described["job"]["description"] == TEXTS["job"]
+        assert all(entry.get("description") for entry in described.values()), stage
+    assert {name for name, _ in taken[0]} == common
+    assert all(other == taken[0] for other in taken[1:])
 
 
 @pytest.mark.parametrize("name", COMPONENTS)

@@ -43,7 +43,7 @@ def test_a_setting_may_be_for_one_stage() -> None:
 
 
 def test_evaluating_takes_one_pod() -> None:
-    found = settings("evaluate", nodes=4, gpus=8)
+    found = settings("evaluate", nodes=4, gpus=8, job=["min_nodes=2", "volcano_queue=q"])
     assert (found.kind, found.nodes, found.gpus) == ("job", 1, 1)
     assert settings("evaluate", gpus=0).gpus == 0
 

@@ -7,35 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from percmae.errors import ConfigError, DataError, Interrupted, StoreError
+from percmae.errors import DataError, Interrupted, StoreError
 from percmae.stages import steps
-
-MIXED = [
-    "optim.epochs=3",
-    "pretrain.optim.lr=1e-3",
-    "probe.optim.epochs=5",
-    "finetune.classifier.mixup=0.8",
-    "all.data.workers=2",
-    " model.encoder.depth = 2",
-]
-
-
-def test_overrides_go_to_their_stage() -> None:
-    assert steps.overrides_for("pretrain", MIXED) == [
-        "optim.epochs=3",
-        "optim.lr=1e-3",
-        "data.workers=2",
-        "model.encoder.depth = 2",
-    ]
-    assert steps.overrides_for("probe", MIXED) == ["optim.epochs=5", "data.workers=2"]
-    assert steps.overrides_for("finetune", MIXED) == ["classifier.mixup=0.8", "data.workers=2"]
-
-
-@pytest.mark.parametrize("override", ["seed=1", "tag=x", "name = x", "probe.tag=x", "all.seed=2"])
-def test_parameters_of_the_pipeline_are_no_overrides(override: str) -> None:
-    for stage in steps.TRAININGS:
-        with pytest.raises(ConfigError, match="agree"):
-            steps.overrides_for(stage, [override])
 
 
 def test_one_seed_one_folder() -> None:

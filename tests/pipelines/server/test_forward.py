@@ -109,7 +109,7 @@ def test_waiting_goes_on_when_kubectl_has_died(
     )
     monkeypatch.setattr("pipelines.server.submit._POLL", 0.2)
     pids = []
-    looked = Kfp.run
+    looked = Kfp.get_run
 
     def run(self: Kfp, run_id: str) -> object:
         pids.append((tmp_path / "pid").read_text())
@@ -117,7 +117,7 @@ def test_waiting_goes_on_when_kubectl_has_died(
             os.kill(int(pids[-1]), signal.SIGKILL)
         return looked(self, run_id)
 
-    monkeypatch.setattr(Kfp, "run", run)
+    monkeypatch.setattr(Kfp, "get_run", run)
     kfp.script = [{"state": "RUNNING"}, {"state": "RUNNING"}, {"state": "SUCCEEDED"}]
     assert main(["submit", "--image", IMAGE, "--port-forward", "--wait"]) == 0
     assert len(set(pids)) == 2

@@ -11,7 +11,7 @@ from kfp.dsl import Artifact, Dataset, Input, Model, Output
 
 from percmae.errors import PercmaeError
 from pipelines.local.console import Console
-from pipelines.local.tasks import Step, run_pipeline, step_server
+from pipelines.local.tasks import FinishedStep, fork_server, run_pipeline
 
 
 @dsl.component(base_image="toy", install_kfp_package=False)
@@ -91,11 +91,11 @@ def toy(folder: str, mode: str = "", seeds: list[int] = [0, 1, 2]):  # noqa: B00
 
 def run(
     folder: str, mode: str = "", seeds: tuple[int, ...] = (0, 1, 2)
-) -> tuple[list[Step], str, str]:
+) -> tuple[list[FinishedStep], str, str]:
     """(steps, what was shown, what was logged)."""
     screen, log = io.StringIO(), io.StringIO()
     arguments = {"folder": folder, "mode": mode, "seeds": list(seeds)}
-    with step_server() as server:
+    with fork_server() as server:
         steps = run_pipeline(toy, arguments, Console(screen), log, server)
     return steps, screen.getvalue(), log.getvalue()
 
@@ -103,7 +103,7 @@ def run(
 if __name__ == "__main__":
     try:
         arguments = {"folder": sys.argv[1], "mode": "wait"}
-        with open(f"{sys.argv[1]}/log", "w") as log, step_server() as server:
+        with open(f"{sys.argv[1]}/log", "w") as log, fork_server() as server:
             run_pipeline(toy, arguments, Console(), log, server)
     except PercmaeError as error:
         print(f"percmae: stopped: {error}", file=sys.stderr)

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from jobs.validation import OLDEST, Invalid, validate
 from kfp_rules import robfig
 
+from jobs.validation import OLDEST, Invalid, validate
 from percmae.errors import ConfigError
 from percmae.jobs.cron import cron_job, launcher_settings
 from percmae.jobs.crontab import from_kfp, parse_cron

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -11,21 +12,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from small import TINY, write_images
+from small_pipeline import TINY, write_images
 
 from percmae.errors import ConfigError, UserError
+from percmae.stages.launch import Launch
 from percmae.storage import StorePath
-from pipelines.local.run import HERE, Outcome, run, server_for, steps_table
-from pipelines.local.tasks import Step, StepError
-from pipelines.local.warm import Server
+from pipelines.local.options import RunOptions
+from pipelines.local.run import PipelineOutcome, fork_server_for, run, steps_table
+from pipelines.local.tasks import FinishedStep, StepError
+from pipelines.local.warm import ForkServer
 
 if TYPE_CHECKING:
     from s3_server import S3
 
 
 @pytest.fixture(scope="module")
-def forks() -> Iterator[Server]:
-    with server_for(HERE) as server:
+def forks() -> Iterator[ForkServer]:
+    with fork_server_for(Launch()) as server:
         yield server
 
 
@@ -34,23 +37,23 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp("images"), "dark", "grey", "light")
 
 
-def artifacts(outcome: Outcome, name: str, seed: int | None = None) -> dict[str, dict[str, Any]]:
+def artifacts(
+    outcome: PipelineOutcome, name: str, seed: int | None = None
+) -> dict[str, dict[str, Any]]:
     return next(s.artifacts for s in outcome.steps if (s.name, s.seed) == (name, seed))
 
 
 @pytest.mark.slow
 def test_the_whole_pipeline_twice(
-    images: Path, s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forks: Server
+    images: Path, s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forks: ForkServer
 ) -> None:
     monkeypatch.setenv("PERCMAE_HOME", str(tmp_path / "home"))
     store = s3.uri("pipeline")
 
-    def once(seeds: tuple[int, ...], *more: str) -> Outcome:
+    def once(seeds: tuple[int, ...], *more: str) -> PipelineOutcome:
         to, overrides = tmp_path / "runs", [*TINY, *more]
-        return run(
-            tag="t", source=str(images), seeds=seeds, overrides=overrides, to=to, store=store,
-            server=forks,
-        )  # fmt: skip
+        options = RunOptions("t", source=str(images), seeds=seeds, overrides=overrides, to=to)
+        return run("mae", dataclasses.replace(options, store=store), forks)
 
     outcome = once((3, 5))
 
@@ -89,7 +92,7 @@ def test_the_whole_pipeline_twice(
         once((5,), "optim.epochs=2")
 
 
-def check_runs(outcome: Outcome, store: str, seed: int, dataset: dict[str, Any]) -> None:
+def check_runs(outcome: PipelineOutcome, store: str, seed: int, dataset: dict[str, Any]) -> None:
     names = {
         "pretrain": "t_mae",
         "probe": "t_mae_probe",
@@ -159,16 +162,16 @@ def test_bad_input_is_refused_before_anything_starts(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PERCMAE_HOME", raising=False)
     with pytest.raises(UserError, match=message):
-        run(**arguments)
+        run(arguments.pop("variant", "mae"), RunOptions(**arguments))
     assert not list(tmp_path.iterdir())
 
 
 def test_steps_table() -> None:
     reused = {"model": {"reused": True}}
     steps = [
-        Step("ingest", None, 3.2, {"dataset": {"reused": False}}),
-        Step("pretrain", 1, 60.4, {}),
-        Step("pretrain", 0, 4.9, reused),
+        FinishedStep("ingest", None, 3.2, {"dataset": {"reused": False}}),
+        FinishedStep("pretrain", 1, 60.4, {}),
+        FinishedStep("pretrain", 0, 4.9, reused),
     ]
     assert steps_table(steps).splitlines() == [
         "Seconds       seed 0      seed 1",
@@ -180,4 +183,4 @@ def test_steps_table() -> None:
 
 def test_config_errors_are_of_their_kind() -> None:
     with pytest.raises(ConfigError):
-        run(recipe="dmeo")
+        run("mae", RunOptions(recipe="dmeo"))

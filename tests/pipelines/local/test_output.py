@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from pipelines.local.console import Console, Lines
-from pipelines.local.output import Errors, pump
+from pipelines.local.output import StepErrors, pump
 
 
 def fed(*pieces: str) -> tuple[list[str], str]:
@@ -45,7 +45,7 @@ def test_a_long_lived_bar_is_not_kept() -> None:
 
 
 def shown(text: str, code: int = 1) -> tuple[list[str], str]:
-    errors = Errors()
+    errors = StepErrors()
     lines = [line for line in text.splitlines() if line and not errors.takes(line)]
     return lines, errors.summary(code)
 
@@ -93,7 +93,7 @@ def test_pump_shows_and_logs() -> None:
     ours, theirs = os.pipe()
     os.write(theirs, "grün\npercmae: error: wrong\nrest".encode())
     os.close(theirs)
-    screen, log, errors = io.StringIO(), io.StringIO(), Errors()
+    screen, log, errors = io.StringIO(), io.StringIO(), StepErrors()
     pump(ours, "seed 1 probe", Console(screen), log, errors)
     assert screen.getvalue().splitlines() == [
         f"{'seed 1 probe':24} | grün",

@@ -8,16 +8,16 @@ import numpy as np
 from PIL import Image
 
 TINY = [
-    "all.data.workers=0",
-    "all.data.batch_size=16",
-    "all.optim.epochs=1",
-    "all.optim.warmup_epochs=0",
-    "pretrain.model.encoder.depth=1",
-    "pretrain.model.encoder.width=24",
-    "pretrain.model.encoder.heads=2",
-    "pretrain.model.decoder.depth=1",
-    "pretrain.model.decoder.width=24",
-    "pretrain.model.decoder.heads=2",
+    "data.workers=0",
+    "data.batch_size=16",
+    "optim.epochs=1",
+    "optim.warmup_epochs=0",
+    "model.encoder.depth=1",
+    "model.encoder.width=24",
+    "model.encoder.heads=2",
+    "model.decoder.depth=1",
+    "model.decoder.width=24",
+    "model.decoder.heads=2",
 ]
 
 

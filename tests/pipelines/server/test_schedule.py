@@ -10,7 +10,6 @@ import yaml
 from kfp_server import Server
 
 from pipelines.__main__ import main
-from pipelines.server import schedule
 
 IMAGE = "registry.example/percmae-pipeline@sha256:" + "1" * 64
 OTHER = "registry.example/percmae-pipeline@sha256:" + "2" * 64
@@ -371,9 +370,3 @@ def test_a_cronjob_for_clusters_without_kfp(capsys: pytest.CaptureFixture[str]) 
     assert container["command"][3:] == run.replace("'", "").split()
     assert container["image"] == IMAGE
     assert container["resources"]["limits"] == {"memory": "2Gi"}
-
-
-def test_the_names_agree() -> None:
-    from pipelines.train import NAME
-
-    assert schedule.NAME == NAME

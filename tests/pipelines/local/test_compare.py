@@ -7,16 +7,18 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from small import TINY, write_images
+from small_pipeline import TINY, write_images
 
 from percmae.errors import Interrupted, PercmaeError, UserError
 from percmae.storage import StorePath
 from pipelines.local import compare as module
 from pipelines.local.compare import compare, failures
+from pipelines.local.options import RunOptions
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +32,8 @@ def test_two_variants_then_one_of_them_fails(
 ) -> None:
     monkeypatch.setenv("PERCMAE_HOME", str(tmp_path / "home"))
     store, to = tmp_path / "store", tmp_path / "runs"
-    document = compare(
-        ["ssim", "mae"], "t", source=str(images), seeds=[4], overrides=TINY, to=to,
-        fine_tune=False, store=str(store),
-    )  # fmt: skip
+    options = RunOptions("t", source=str(images), seeds=[4], overrides=TINY, to=to, fine_tune=False)
+    document = compare(["ssim", "mae"], replace(options, store=str(store)))
     assert [row["variant"] for row in document["rows"]] == ["ssim", "mae"]
     failures(document)  # there are none
     for row in document["rows"]:
@@ -87,13 +87,14 @@ def test_a_signal_ends_all_of_it(
     monkeypatch.setenv("PERCMAE_HOME", str(tmp_path / "home"))
     begun = []
 
-    def stopped(variant: str, *args: Any, **options: Any) -> None:
+    def stopped(variant: str, *rest: Any) -> None:
         begun.append(variant)
         raise Interrupted(signal.SIGINT, "stopped")
 
     monkeypatch.setattr(module, "run", stopped)
+    options = RunOptions(source=str(images), to=tmp_path / "to", store=str(tmp_path / "s"))
     with pytest.raises(Interrupted):
-        compare(["mae", "ssim"], source=str(images), to=tmp_path / "to", store=str(tmp_path / "s"))
+        compare(["mae", "ssim"], options)
     assert begun == ["mae"]
     assert not (tmp_path / "to").exists()
 
@@ -116,7 +117,7 @@ def test_bad_input_is_refused_before_anything_starts(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PERCMAE_HOME", raising=False)
     with pytest.raises(UserError, match=message):
-        compare(**{"variants": ["mae", "ssim"], **arguments})
+        compare(arguments.pop("variants", ["mae", "ssim"]), RunOptions(**arguments))
     assert not list(tmp_path.iterdir())
 
 

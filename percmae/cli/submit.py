@@ -48,10 +48,10 @@ def _pretraining(args: argparse.Namespace) -> Work:
 
 
 def _downstream(args: argparse.Namespace) -> Work:
+    from percmae.cli.parent import parent_of
     from percmae.runs.downstream import downstream_config
-    from percmae.runs.record import Run
 
-    parent = Run.open(args.run)
+    parent = parent_of(args.run)
     config = downstream_config(
         parent, args.verb, args.recipe, args.config, args.overrides, args.tag
     )

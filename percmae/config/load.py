@@ -183,6 +183,13 @@ def stages_of(key: str) -> tuple[str, ...]:
     return stages
 
 
+@cache
+def heads_of_width(width: int) -> int | None:
+    """Attention heads of the size preset whose encoder has this width; None where there is none."""
+    encoders = (_read_preset("sizes", name)["model"]["encoder"] for name in preset_names("sizes"))
+    return {encoder["width"]: encoder["heads"] for encoder in encoders}.get(width)
+
+
 def leaves(config: Config) -> dict[str, Any]:
     """Dotted key to value, in the schema's order; lists are values."""
     return dict(_leaves(to_dict(config)))

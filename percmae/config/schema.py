@@ -76,8 +76,9 @@ class Augment:
 class Data:
     """Images and how they are read."""
 
-    image_size: Annotated[int, Field(ge=8, json_schema_extra=PRETRAIN)] = 224
-    """Side of the square network input in pixels."""
+    image_size: Annotated[int, Field(ge=8)] = 224
+    """Side of the square network input in pixels; for another than that of pretraining, a probe or
+    fine-tuning interpolates the position embeddings."""
     batch_size: PositiveInt = 64
     """Images a process (a GPU) takes in one forward pass."""
     workers: Annotated[NonNegativeInt, Field(json_schema_extra=OPERATIONAL)] = 8

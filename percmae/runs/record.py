@@ -24,6 +24,7 @@ from percmae.config.load import leaves
 from percmae.config.schema import UNTRAINED, Stage, Variant
 from percmae.errors import ConfigError, DataError, PercmaeError, StoreAccessError, UserError
 from percmae.runs.files import DatasetIdentity, Figure, Part, parse
+from percmae.runs.parent import Parent
 from percmae.storage import StorePath
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ class RunRecord(Part):
 
     baseline: whether it is a control; started, finished: seconds since 1970; seconds: time spent
     training, pauses left out; metrics: last figures, named ``<split>/<name>``; epochs:
-    passes over the training images up to ``step``, there from the first checkpoint on.
+    passes over the training images up to ``step``, there from the first checkpoint on; parent: the
+    run or file of weights it builds upon, parent_key: that run's key or the file's SHA-256.
     """
 
     model_config = ConfigDict(frozen=False, validate_assignment=True)
@@ -56,6 +58,7 @@ class RunRecord(Part):
     config_digest: str
     data: DatasetIdentity
     parent: str | None
+    parent_key: str | None = Field(default=None, exclude_if=lambda key: key is None)
     status: Literal["running", "complete"] = "running"
     step: int = 0
     total_steps: int | None = None
@@ -87,7 +90,7 @@ def read_record(folder: StorePath) -> RunRecord:
 class Identity(NamedTuple):
     """What a run is about; everything that its result depends on.
 
-    name: folder name; data and data_digest: the dataset; parent and parent_key: the run it builds
+    name: folder name; data and data_digest: the dataset; parent and parent_key: what it builds
     upon; baseline: the control that trains on an untrained encoder.
     """
 
@@ -154,6 +157,7 @@ class Run:
             config_digest=digest(config),
             data=DatasetIdentity(uri=identity.data, digest=identity.data_digest),
             parent=identity.parent,
+            parent_key=identity.parent_key,
             started=time.time(),
             versions={"percmae": __version__, "python": platform.python_version(), **versions},
             config=to_dict(config),
@@ -233,12 +237,12 @@ def existing_run(to: str, identity: Identity, resume: str) -> Run | None:
 
 
 def identity_of(
-    config: Config, dataset: Dataset, parent: Run | None = None, untrained: bool = False
+    config: Config, dataset: Dataset, parent: Parent | None = None, untrained: bool = False
 ) -> Identity:
     """What a training is about, before it begins.
 
-    parent: the run that a probe or fine-tuning builds upon; the number of classes is then filled
-    in. Raises ConfigError when another one is configured, DataError for a single class.
+    parent: what a probe or fine-tuning builds upon; the number of classes is then filled in. Raises
+    ConfigError when another one is configured, DataError for a single class.
     """
     if parent is None:
         return Identity(config.run_name, config, dataset.uri, dataset.digest)

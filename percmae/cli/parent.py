@@ -13,8 +13,11 @@ from percmae.storage import StorePath
 def parent_of(uri: str) -> Parent:
     """Raises DataError where there is neither, CheckpointError for a file of something else."""
     path = StorePath(uri)
-    if (path / RECORD).exists():
+    try:
         return Run.open(uri)
+    except DataError:
+        if (path / RECORD).exists():
+            raise
     if not path.exists():
         raise DataError(
             f"--run {uri}: there is neither a run (a folder with {RECORD}) nor a file of weights; "

@@ -100,18 +100,20 @@ def _ranges(config: Config) -> None:
 
 def _augmentation(config: Config) -> None:
     policy = config.data.augment.rand_augment
-    if policy is not None and not _RAND_AUGMENT.fullmatch(policy):
+    if policy is not None and not _POLICY.fullmatch(policy):
         raise ConfigError(
-            f"data.augment.rand_augment={policy!r} is no RandAugment policy of timm's; write rand "
-            "and what differs from its defaults, as in rand-m9-n2-mstd0.5-inc1 (strength, "
-            "operations an image up to 10, spread of the strength, stronger with it), or null"
+            f"data.augment.rand_augment={policy!r} is no policy of timm's; write rand and what "
+            "differs from its defaults, as in rand-m9-n2-mstd0.5-inc1 (strength, operations an "
+            "image up to 10, spread of the strength, stronger with it), or null"
         )
 
 
-# In timm's order of description; more operations than that are not drawn without replacement.
-_RAND_AUGMENT = re.compile(
-    r"rand(-m\d{1,3}|-n(\d|10)|-p(0?\.\d+|[01])|-mstd\d{1,3}(\.\d+)?|-mmax\d{1,3}|-inc[01]"
-    r"|-t(weights|3aw|3a))*"
+_SPREAD = r"mstd\d{1,3}(\.\d+)?"
+# RandAugment, AutoAugment, AugMix. Weighted operations are drawn without replacement: 10 at most.
+_POLICY = re.compile(
+    rf"rand(-(m\d{{1,3}}|n(\d|10)|p(0?\.\d+|[01])|{_SPREAD}|mmax\d{{1,3}}|inc[01]|t(weights|3aw?)))*"
+    rf"|(originalr?|v0r?|3a)(-{_SPREAD})?"
+    rf"|augmix(-(m\d{{1,2}}|w[1-9]|d\d|b[01]|{_SPREAD}))*"
 )
 
 

@@ -57,7 +57,8 @@ class Augment:
     """Strength of brightness, contrast and saturation jitter (fine-tuning; unused with
     rand_augment, as in timm)."""
     rand_augment: str | None = Field(default=None, json_schema_extra=FINETUNE)
-    """timm's RandAugment policy (fine-tuning), e.g. rand-m9-mstd0.5-inc1; null for none."""
+    """timm's RandAugment policy (fine-tuning), e.g. rand-m9-mstd0.5-inc1, or one of its others;
+    null for none."""
     erasing: Annotated[Fraction, Field(json_schema_extra=FINETUNE)] = 0.0
     """Probability of random erasing (fine-tuning)."""
     eval_crop: Annotated[float, Field(ge=0.1, le=1.0)] = 0.875

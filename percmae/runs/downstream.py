@@ -31,8 +31,11 @@ def downstream_config(
     if isinstance(parent, WeightsFile):
         # A name is stronger than a tag; the file's stands only where there is no tag.
         base = {**parent.base, **({"name": None} if tag is not None else {})}
+    recipe = recipe or config.recipe
+    # No tensor tells the heads.
+    own = ["model.encoder.heads"] if isinstance(parent, WeightsFile) else []
     layers = load_layers(
-        config.variant, recipe or config.recipe, stage, file, overrides, tag, base=base
+        config.variant, recipe, stage, file, overrides, tag, base=base, open_keys=own
     )
     told = "heads" in base["model"]["encoder"]
     if not told and layers.origin["model.encoder.heads"] not in ("command line", str(file)):
@@ -42,6 +45,16 @@ def downstream_config(
             "as model.encoder.heads=…"
         )
     return layers.config
+
+
+def without_own_settings(parent: Parent, stage: str, recipe: str) -> Config:
+    """What :func:`downstream_config` gives where no setting is given.
+
+    For heads that nothing tells there is one for each dimension, which nobody would ask for.
+    """
+    heads = f"model.encoder.heads={parent.config.model.encoder.width}"
+    asked = isinstance(parent, WeightsFile) and "heads" not in parent.base["model"]["encoder"]
+    return downstream_config(parent, stage, recipe, overrides=[heads] if asked else [])
 
 
 def inherited(parent: Config) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from percmae.config.load import leaves
 from percmae.config.schema import UNTRAINED, Stage, Variant
 from percmae.errors import ConfigError, DataError, PercmaeError, StoreAccessError, UserError
 from percmae.runs.files import DatasetIdentity, Figure, Part, parse
-from percmae.runs.parent import Parent
+from percmae.runs.parent import Parent, WeightsFile
 from percmae.storage import StorePath
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ class RunRecord(Part):
     baseline: whether it is a control; started, finished: seconds since 1970; seconds: time spent
     training, pauses left out; metrics: last figures, named ``<split>/<name>``; epochs:
     passes over the training images up to ``step``, there from the first checkpoint on; parent: the
-    run or file of weights it builds upon, parent_key: that run's key or the file's SHA-256.
+    run or file of weights it builds upon; parent_sha256: of that file, in hex; of a run it is not
+    there.
     """
 
     model_config = ConfigDict(frozen=False, validate_assignment=True)
@@ -58,7 +59,7 @@ class RunRecord(Part):
     config_digest: str
     data: DatasetIdentity
     parent: str | None
-    parent_key: str | None = Field(default=None, exclude_if=lambda key: key is None)
+    parent_sha256: str | None = Field(default=None, exclude_if=lambda digest: digest is None)
     status: Literal["running", "complete"] = "running"
     step: int = 0
     total_steps: int | None = None
@@ -91,7 +92,8 @@ class Identity(NamedTuple):
     """What a run is about; everything that its result depends on.
 
     name: folder name; data and data_digest: the dataset; parent and parent_key: what it builds
-    upon; baseline: the control that trains on an untrained encoder.
+    upon; parent_sha256: of that, where it is a file of weights; baseline: the control that trains on
+    an untrained encoder.
     """
 
     name: str
@@ -101,6 +103,7 @@ class Identity(NamedTuple):
     parent: str | None = None
     parent_key: str | None = None
     baseline: bool = False
+    parent_sha256: str | None = None
 
     @property
     def key(self) -> str:
@@ -157,7 +160,7 @@ class Run:
             config_digest=digest(config),
             data=DatasetIdentity(uri=identity.data, digest=identity.data_digest),
             parent=identity.parent,
-            parent_key=identity.parent_key,
+            parent_sha256=identity.parent_sha256,
             started=time.time(),
             versions={"percmae": __version__, "python": platform.python_version(), **versions},
             config=to_dict(config),
@@ -259,7 +262,8 @@ def identity_of(
         )
     config = replace(config, classifier=replace(config.classifier, classes=classes))
     name = config.run_name + (UNTRAINED if untrained else "")
-    return Identity(name, config, dataset.uri, dataset.digest, parent.uri, parent.key, untrained)
+    about = (name, config, dataset.uri, dataset.digest, parent.uri, parent.key, untrained)
+    return Identity(*about, parent.sha256 if isinstance(parent, WeightsFile) else None)
 
 
 def _empty(folder: StorePath) -> None:

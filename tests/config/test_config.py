@@ -72,7 +72,6 @@ def test_the_papers_figures() -> None:
         ("data.augment.std=[0.2, 0.0, 0.2]", ["data.augment.std"]),
         ("data.augment.mean=[0.2, .nan, 0.2]", ["data.augment.mean", "finite"]),
         ("data.augment.crop_aspect=[2, 1]", ["data.augment.crop_aspect", "low to high"]),
-        ("data.augment.rand_augment=randy", ["data.augment.rand_augment='randy'", "rand-m9"]),
         ("model.encoder.mlp_ratio=0.001", ["model.encoder.mlp_ratio=0.001", "no unit"]),
         ("optim.lr=.inf", ["optim.lr", "finite"]),
         ("seed=18446744073709551616", ["seed", "less than"]),
@@ -98,7 +97,7 @@ def test_impossible_combination_of_variant_and_target() -> None:
         ("finetune", ["data.batch_size=7", "optim.total_batch=null"], "data.batch_size=7 is odd"),
         ("finetune", ["data.batch_size=1", "classifier.batch_norm=true"], "is odd"),
         ("probe", ["data.batch_size=1"], "data.batch_size=1 leaves classifier.batch_norm nothing"),
-        ("probe", ["classifier.mixup=0.8"], "a probe takes neither"),
+        ("finetune", ["data.augment.rand_augment=randy"], "rand_augment='randy' is no policy"),
         (
             "probe",
             ["optim.name=sgd", "optim.nesterov=true", "optim.momentum=0"],

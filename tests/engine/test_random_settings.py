@@ -48,6 +48,7 @@ VALUES: dict[str, list[Any]] = {
     "data.augment.color_jitter": [0, 0.4, 1, 1e6],
     "data.augment.rand_augment": [
         *(None, "rand", "rand-m9-mstd0.5-inc1", "rand-m30-n5-mstd101-mmax30-inc1"),
+        *("original-mstd0.5", "3a", "augmix-m5-w4-d2"),
         *("rand-n10-tweights", "rand-n20-tweights", "rand-m-1", "rand-x3", "randy", "foo", ""),
     ],
     "data.augment.erasing": [0, 0.25, 1],

@@ -105,7 +105,7 @@ def test_a_probe_of_each_form(
     assert (run.config.model.patch_size, data.image_size) == (8, 32)
     assert holds(encoder_of(run.uri), weights)
     assert run.record.parent == str(file)
-    assert run.record.parent_key == f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
+    assert run.record.parent_sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
     assert evaluate(run.uri, tiny_dataset.uri).evaluation.name == run.record.name
 
 

@@ -41,7 +41,7 @@ PASSED_ON = [
 
 
 def launching(function: Callable[..., None]) -> Any:
-    """The KFP component of a function that takes ``percmae.stages.launch.Launch``'s parameters.
+    """The KFP component of a function with the parameters of ``percmae.stages.placement``.
 
     Its docstring ends with the section ``Args``, which is completed from ``TEXTS``.
     """

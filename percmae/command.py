@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 
 from percmae.errors import Interrupted, PeerLost, PercmaeError
+from percmae.progress import log_to_stderr
 
 
 def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
@@ -30,10 +31,12 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Nam
 def exit_code(work: Callable[[], object]) -> int:
     """Do the work; 0, or after one line on stderr the code that percmae.errors documents.
 
-    Ends the process itself where it must not be taken apart (:class:`PeerLost`).
+    Notes and progress go to stderr meanwhile. Ends the process itself where it must not be taken
+    apart (:class:`PeerLost`).
     """
     try:
-        work()
+        with log_to_stderr():
+            work()
     except PercmaeError as error:
         kind = "stopped" if isinstance(error, Interrupted | PeerLost) else "error"
         print(f"percmae: {kind}: {error}", file=sys.stderr, flush=True)

@@ -11,7 +11,7 @@ from typing import Any
 from percmae.cli.parser import add_presets, add_variant
 from percmae.command import exit_code, parse
 from percmae.errors import UserError
-from percmae.stages.launch import Launch
+from percmae.stages.placement import Placement
 from pipelines.actions import add_actions
 from pipelines.local.options import RunOptions
 
@@ -76,14 +76,14 @@ def _compare(args: argparse.Namespace) -> None:
 
 
 def _options(args: argparse.Namespace) -> RunOptions:
-    launch = Launch(args.launcher, args.train_image, args.nodes, args.gpus, args.job)
-    return RunOptions(launch=launch, **{name: getattr(args, name) for name in _DEFAULTS})
+    placement = Placement(args.launcher, args.train_image, args.nodes, args.gpus, args.job)
+    return RunOptions(placement=placement, **{name: getattr(args, name) for name in _DEFAULTS})
 
 
 _DEFAULTS = {
     field.name: getattr(RunOptions(), field.name)
     for field in dataclasses.fields(RunOptions)
-    if field.name != "launch"
+    if field.name != "placement"
 }
 
 
@@ -169,10 +169,10 @@ def _add_options(sub: argparse.ArgumentParser) -> None:
         help="folder or s3:// prefix of the ILSVRC archives, instead of sample images",
     )
     sub.add_argument("--dataset", metavar="NAME", help="name the dataset is kept under")
-    _add_launch(sub.add_argument_group("where the training is done"), Launch())
+    _add_placement(sub.add_argument_group("where the training is done"), Placement())
 
 
-def _add_launch(group: Any, default: Launch) -> None:
+def _add_placement(group: Any, default: Placement) -> None:
     group.add_argument(
         "--launcher",
         default=default.launcher,

@@ -58,7 +58,7 @@ _CRONJOB_ARGUMENTS = (
 
 
 def _compile(args: argparse.Namespace) -> None:
-    from pipelines.server.package import warn_unpinned
+    from percmae.jobs.check import warn_unpinned
     from pipelines.train import compile_pipeline
 
     compile_pipeline(args.output, args.image, _pod(args))
@@ -129,9 +129,9 @@ def _print_changes(changes: list[Change]) -> None:
 def _cronjob(args: argparse.Namespace) -> str:
     import yaml
 
+    from percmae.jobs.check import warn_unpinned
     from percmae.jobs.cron import cron_job, launcher_settings
     from percmae.jobs.crontab import parse_cron
-    from pipelines.server.package import warn_unpinned
 
     if args.param:
         raise UserError("--cronjob takes --run, the words of `percmae run`, and no --param")

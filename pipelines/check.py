@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from percmae.config import TRAININGS
 from percmae.errors import UserError
-from percmae.stages.launch import LOCAL, Launch
+from percmae.stages.placement import LOCAL, Placement
 from percmae.stages.scope import STAGES, overrides_for
 from percmae.stages.steps import pretrain_config
 
@@ -35,13 +35,13 @@ def check_training(
     return config.run_name
 
 
-def check_launch(launch: Launch, store: str | None) -> None:
+def check_placement(placement: Placement, store: str | None) -> None:
     """Raises ConfigError for a launcher or job settings that could not work, UserError for a store
     (None: the embedded one) that jobs could not reach."""
     for stage in STAGES:
-        launch.settings(stage)
-    if launch.launcher != LOCAL and store is None:
+        placement.settings(stage)
+    if placement.launcher != LOCAL and store is None:
         raise UserError(
-            f"--launcher {launch.launcher} needs --store: pods cannot reach the embedded store of "
-            "this machine; give an s3:// prefix, with AWS_ENDPOINT_URL and keys for it here"
+            f"--launcher {placement.launcher} needs --store: pods cannot reach the embedded store "
+            "of this machine; give an s3:// prefix, with AWS_ENDPOINT_URL and keys for it here"
         )

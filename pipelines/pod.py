@@ -6,11 +6,14 @@ KFP keeps this apart from the pipeline itself, in a second YAML document (the pl
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from percmae.errors import ConfigError
+from percmae.jobs.names import ACCESS_KEY, SECRET_KEY, STORE
+from percmae.jobs.parts import EFFECTS
+from percmae.jobs.schema import PullPolicy
 
-POLICIES = ("Always", "IfNotPresent", "Never")
+POLICIES = get_args(PullPolicy)
 
 
 @dataclass(frozen=True)
@@ -23,10 +26,10 @@ class PodSettings:
     memory-backed /dev/shm. tolerations: (key, value or "" for any, effect or "" for any).
     """
 
-    store_secret: str = "percmae-store"
-    store_access_key: str = "accesskey"
-    store_secret_key: str = "secretkey"
-    store_config: str = "percmae-store"
+    store_secret: str = STORE
+    store_access_key: str = ACCESS_KEY
+    store_secret_key: str = SECRET_KEY
+    store_config: str = STORE
     shm: str = "2Gi"
     image_pull_policy: str | None = None
     image_pull_secrets: tuple[str, ...] = ()
@@ -97,15 +100,12 @@ def _label(text: str) -> tuple[str, str]:
     return key, value
 
 
-_EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
-
-
 def _toleration(text: str) -> tuple[str, str, str]:
     taint, _, effect = text.partition(":")
     key, _, value = taint.partition("=")
-    if not key or (effect and effect not in _EFFECTS):
+    if not key or (effect and effect not in EFFECTS):
         raise ConfigError(
             f"toleration {text!r}: give key, key=value or key=value:EFFECT with an effect of "
-            f"{', '.join(_EFFECTS)}"
+            f"{', '.join(EFFECTS)}"
         )
     return key, value, effect

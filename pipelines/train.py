@@ -18,6 +18,8 @@ from components.ingest.component import ingest
 from components.pretrain.component import pretrain
 from components.probe.component import probe
 from components.report.component import report
+from percmae.data.archives import ARCHIVES
+from percmae.jobs.names import BUCKET
 from pipelines import NAME
 from pipelines.pod import PodSettings, configure
 
@@ -41,11 +43,11 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
         description="Pretrain, probe, fine-tune and evaluate on ImageNet archives, over seeds.",
     )
     def train(
-        archive_train: str = "s3://percmae/archives/ILSVRC2012_img_train.tar",
-        archive_val: str = "s3://percmae/archives/ILSVRC2012_img_val.tar",
-        archive_devkit: str = "s3://percmae/archives/ILSVRC2012_devkit_t12.tar.gz",
+        archive_train: str = f"{BUCKET}/archives/{ARCHIVES['train']}",
+        archive_val: str = f"{BUCKET}/archives/{ARCHIVES['val']}",
+        archive_devkit: str = f"{BUCKET}/archives/{ARCHIVES['devkit']}",
         dataset: str = "imagenet",
-        store: str = "s3://percmae",
+        store: str = BUCKET,
         variant: str = "mae",
         recipe: str = "mae",
         size: str = "",

@@ -16,4 +16,4 @@ def clean(pipeline_run: str, launcher: str, job: list[str]) -> None:
     """
     from percmae.stages import steps
 
-    steps.clean(pipeline_run, steps.Launch(launcher, job=job))
+    steps.clean(pipeline_run, steps.Placement(launcher, job=job))

@@ -35,5 +35,5 @@ def evaluate(
         dataset,
         metrics,
         confusion,
-        steps.Launch(launcher, train_image, nodes, gpus, job, task_config, pipeline_run),
+        steps.Placement(launcher, train_image, nodes, gpus, job, task_config, pipeline_run),
     )

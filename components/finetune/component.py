@@ -36,5 +36,5 @@ def finetune(
         overrides,
         model,
         metrics,
-        steps.Launch(launcher, train_image, nodes, gpus, job, task_config, pipeline_run),
+        steps.Placement(launcher, train_image, nodes, gpus, job, task_config, pipeline_run),
     )

@@ -43,5 +43,5 @@ def pretrain(
 
     steps.pretrain(
         dataset, store, seed, variant, recipe, size, tag, overrides, model, metrics,
-        steps.Launch(launcher, train_image, nodes, gpus, job, task_config, pipeline_run),
+        steps.Placement(launcher, train_image, nodes, gpus, job, task_config, pipeline_run),
     )  # fmt: skip

@@ -38,6 +38,6 @@ def probe(
         overrides,
         model,
         metrics,
-        steps.Launch(launcher, train_image, nodes, gpus, job, task_config, pipeline_run),
+        steps.Placement(launcher, train_image, nodes, gpus, job, task_config, pipeline_run),
         untrained,
     )

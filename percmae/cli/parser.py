@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 
 from percmae import __version__
+from percmae.jobs.names import BUCKET
 
 _ABOUT = """\
 Perceptual MAE: self-supervised vision pretraining as a pipeline.
 
 A URI is s3://bucket/key or a path, everywhere. The store's address and keys come from
-AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or a file, see `percmae doctor`)."""
+AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or as AWS tools find them (profiles,
+roles); `percmae doctor` says which keys are used."""
 
 _EXAMPLES = """\
 a first run, no cluster and no data needed:
@@ -72,6 +74,10 @@ def build_parser() -> argparse.ArgumentParser:
     ):
         sub.add_argument(f"--{name}", required=True, metavar="URI", help=text)
     sub.add_argument("--to", required=True, metavar="URI", help="folder of the dataset")
+    text = "image formats that are opened (default: as setting data.formats); others are left out"
+    sub.add_argument("--formats", nargs="+", metavar="NAME", help=text)
+    text = "classes of the real ILSVRC may lack images: the train archive is a part of it"
+    sub.add_argument("--subset", action="store_true", help=text)
 
     sub = verb("pretrain", "pretrain a masked autoencoder")
     _config_options(sub)
@@ -155,8 +161,8 @@ def _doctor(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--namespace", metavar="NS", help=text)
     text = "beside Kubeflow Pipelines: with its store, secret and accounts"
     sub.add_argument("--kfp", action="store_true", help=text)
-    text = "the bucket a pod must reach (default: s3://percmae)"
-    sub.add_argument("--store", metavar="URI", default="s3://percmae", help=text)
+    text = "the bucket a pod must reach (default: %(default)s)"
+    sub.add_argument("--store", metavar="URI", default=BUCKET, help=text)
     text = "for each thing that is tried in the cluster (default: 180)"
     sub.add_argument("--timeout", metavar="SECONDS", type=float, default=180.0, help=text)
     _overrides(sub)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 from percmae.cli.parser import build_parser
 from percmae.command import parse
 from percmae.errors import UserError
 from percmae.jobs.work import Work, command, training
+from percmae.storage import StorePath
+
+_URI = re.compile(r"(--[a-z-]+=|)(s3://.+)")
 
 VERBS = ("ingest", "pretrain", "probe", "finetune", "evaluate", "report", "export")
 
@@ -23,6 +27,8 @@ def work_of(arguments: list[str]) -> Work:
             f"submit {' '.join(arguments[:1]) or '(nothing)'}: give one of {', '.join(VERBS)} and "
             "its options, behind submit's own"
         )
+    # In their normal form, so that the same work has the same name.
+    arguments = [_normal(argument) for argument in arguments]
     args = parse(build_parser(), arguments)
     for name in ("data", "to", "run"):
         value = getattr(args, name, None)
@@ -35,7 +41,12 @@ def work_of(arguments: list[str]) -> Work:
     if args.verb in ("probe", "finetune"):
         return _downstream(args)
     named = getattr(args, "run", None) or getattr(args, "to", None) or args.verb
-    return command(args.verb, named.rstrip("/").rpartition("/")[2], *arguments[1:])
+    return command(args.verb, StorePath(named).name, *arguments[1:])
+
+
+def _normal(argument: str) -> str:
+    found = _URI.fullmatch(argument)
+    return f"{found[1]}{StorePath(found[2]).uri}" if found else argument
 
 
 def _pretraining(args: argparse.Namespace) -> Work:

@@ -30,10 +30,13 @@ def _sample_data(args: argparse.Namespace) -> None:
 
 
 def _ingest(args: argparse.Namespace) -> None:
+    from percmae.config import FORMATS
     from percmae.data.ingest import ingest
     from percmae.progress import note
 
-    result = ingest(args.train, args.val, args.devkit, args.to)
+    archives = (args.train, args.val, args.devkit)
+    formats = args.formats or FORMATS
+    result = ingest(*archives, args.to, formats=formats, subset=args.subset)
     if result.reused:
         note(f"{result.manifest_uri}: unchanged, reused")
     print(result.manifest_uri)
@@ -115,7 +118,8 @@ def _submit(args: argparse.Namespace) -> None:
     from percmae.cli.submit import work_of
     from percmae.jobs.settings import job_settings
 
-    work, settings = work_of(args.command), job_settings(args.job)
+    work = work_of(args.command)
+    settings = job_settings(args.job, work.stage)
     if args.print:
         import yaml
 
@@ -123,7 +127,7 @@ def _submit(args: argparse.Namespace) -> None:
 
         print(yaml.safe_dump(job_object(work, settings), sort_keys=False), end="")
         return
-    from percmae.jobs.launch import launch, submit
+    from percmae.jobs.launcher import launch, submit
 
     if args.detach:
         print(submit(work, settings))
@@ -154,7 +158,7 @@ def _config(args: argparse.Namespace) -> None:
 
 def _config_show(args: argparse.Namespace) -> None:
     from percmae.config import load
-    from percmae.jobs.settings import job_docs
+    from percmae.jobs.schema import job_docs
 
     if args.docs:
         for key, kind, text in load.docs():

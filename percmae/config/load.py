@@ -155,7 +155,7 @@ def _refuse_foreign(
         else:
             advice = f"give it to `percmae {stages[0]}`"
         raise ConfigError(
-            f"{where}{key}={json.dumps(value, default=str)} has no effect in a {stage}: it is a "
+            f"{where}{key}={json.dumps(value, default=str)} has no effect in stage {stage}: it is a "
             f"setting of {', '.join(stages)}; {advice}"
         )
 

@@ -36,6 +36,10 @@ Variant = Literal["mae", "ssim", "perceptual", "ls_gan", "msg_gan", "stylegan2_a
 Stage = Literal["pretrain", "finetune", "probe"]
 UNTRAINED = "_untrained"
 """What the name of a control ends with: of the probe on an untrained encoder."""
+ImageFormat = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM"]
+"""What may be opened, by Pillow's names: decoders of pictures, none of which starts a program."""
+FORMATS: tuple[ImageFormat, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""What is opened where nothing else is asked for."""
 
 
 @dataclass(config=SETTINGS)
@@ -86,6 +90,13 @@ class Data:
     """Loader processes for each training process; 0 decodes in the training process itself."""
     pin_memory: Annotated[bool, Field(json_schema_extra=OPERATIONAL)] = True
     """Copy batches into page-locked memory (GPU runs only; ignored on CPU)."""
+    timeout: Annotated[float, Field(gt=0, json_schema_extra=OPERATIONAL)] = 600.0
+    """Seconds to wait for a batch of the loader processes; then the run ends, saying what they were
+    doing, with an exit code that has a job's pods begin again from the last checkpoint."""
+    formats: Annotated[list[ImageFormat], Field(min_length=1, json_schema_extra=OPERATIONAL)] = (
+        Field(default_factory=lambda: list(FORMATS))
+    )
+    """Image formats that are opened at all; an image of another is an error that names it."""
     augment: Augment = Field(default_factory=Augment)
     """Transforms and their parameters."""
 

@@ -14,7 +14,7 @@ from percmae.engine.distributed import World
 from percmae.engine.loaders import train_loader
 from percmae.engine.loop import Learner, Loop
 from percmae.engine.plan import Plan
-from percmae.progress import note
+from percmae.progress import note, warn
 from percmae.runs.record import Identity, Run, RunResult, existing_run
 
 
@@ -62,7 +62,7 @@ def _warn_of_schedule(config: Config) -> None:
     """Say when the whole run is warm-up."""
     optim = config.optim
     if optim.warmup_epochs and optim.warmup_epochs >= optim.epochs:
-        note(
+        warn(
             f"optim.warmup_epochs={optim.warmup_epochs:g} is not below optim.epochs="
             f"{optim.epochs}: the learning rate never reaches its peak"
         )

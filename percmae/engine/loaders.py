@@ -14,6 +14,7 @@ from percmae.errors import DataError
 
 def train_loader(config: Config, dataset: Dataset, world: World) -> Loader:
     """Batches of the training split in the order of (seed, epoch)."""
+    dataset.require_formats(config.data.formats)
     return Loader(
         dataset.split("train"),
         build_transform(config.data.augment, config.data.image_size, True, config.stage),
@@ -25,6 +26,8 @@ def train_loader(config: Config, dataset: Dataset, world: World) -> Loader:
         world=world.size,
         workers=config.data.workers,
         pin_memory=config.data.pin_memory and world.device.type == "cuda",
+        timeout=config.data.timeout,
+        formats=config.data.formats,
     )
 
 
@@ -33,6 +36,7 @@ def eval_loader(config: Config, dataset: Dataset, split: str, world: World) -> L
 
     Raises DataError for a split without an image.
     """
+    dataset.require_formats(config.data.formats)
     chosen = dataset.split(split)
     if not len(chosen):
         raise DataError(f"dataset {dataset.uri}: no image for split {split}; ingest more images")
@@ -49,4 +53,5 @@ def eval_loader(config: Config, dataset: Dataset, split: str, world: World) -> L
         rank=world.rank,
         world=world.size,
         workers=0,
+        formats=config.data.formats,
     )

@@ -30,7 +30,7 @@ from percmae.engine.signals import Signals
 from percmae.engine.tracking import Tracker
 from percmae.errors import PercmaeError
 from percmae.losses.objective import Micro, Terms
-from percmae.progress import Progress, note
+from percmae.progress import Progress, note, warn
 from percmae.runs.record import CHECKPOINTS, Run
 
 
@@ -303,7 +303,7 @@ class Loop:
         if self.config.trainer.exit_on_nan_losses:
             self._give_up(found)
         more = f" (and {found.steps - 1} more up to step {self.step})" if found.steps > 1 else ""
-        note(f"step {found.step}: not finite: {_listed(found.names)}; step skipped{more}")
+        warn(f"step {found.step}: not finite: {_listed(found.names)}; step skipped{more}")
 
     def _give_up(self, found: NotFinite) -> NoReturn:
         """Save what is needed to look into it, and raise PercmaeError."""

@@ -5,15 +5,24 @@ One pod runs the DAG and waits; the trainings are jobs of their own that it laun
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterable
 from typing import Any
+from zoneinfo import ZoneInfo, available_timezones
 
+from percmae.config.load import nearest
 from percmae.errors import ConfigError
 from percmae.jobs.crontab import Cron
-from percmae.jobs.names import LAUNCHER, LONGEST_CRONJOB_NAME, PIPELINE_IMAGE, Object
-from percmae.jobs.settings import JobSettings, job_settings
+from percmae.jobs.names import (
+    INSTANCE_LABEL,
+    LAUNCHER,
+    LONGEST_CRONJOB_NAME,
+    NAMESPACE,
+    PIPELINE_IMAGE,
+    Object,
+)
+from percmae.jobs.schema import JobSettings
+from percmae.jobs.settings import job_settings
 from percmae.jobs.spec import job_object
 from percmae.jobs.work import command
 
@@ -28,14 +37,13 @@ def launcher_settings(overrides: Iterable[str] = (), **values: Any) -> JobSettin
     pod: dict[str, Any] = {
         "image": PIPELINE_IMAGE,
         "service_account": LAUNCHER,
-        "namespace": "percmae",
-        "gpus": 0,
+        "namespace": NAMESPACE,
         "cpu": "250m",
         "memory": "1Gi",
         "shm": "64Mi",
         "ttl": None,  # the CronJob keeps the last ones
     }
-    return job_settings(overrides, **(pod | values))
+    return job_settings(overrides, "run", **(pod | values))
 
 
 def cron_job(
@@ -43,18 +51,14 @@ def cron_job(
     cron: Cron,
     arguments: Iterable[str],
     settings: JobSettings,
-    *,
     time_zone: str | None = None,
-    starting_deadline: int = 3600,
-    successes_kept: int = 3,
-    failures_kept: int = 3,
 ) -> Object:
     """The CronJob that runs ``percmae <arguments>`` at the times of ``cron``.
 
     arguments: the verb first, such as ``["run", "--launcher", "pytorchjob", …]``. settings: of its
     pod (:func:`launcher_settings`). time_zone: such as Europe/Berlin; None is that of the cluster's
-    controller, mostly UTC. starting_deadline: seconds after which a start that was missed is given
-    up; a run that is still going on is never started a second time beside itself.
+    controller, mostly UTC. A run that is still going on is never started a second time beside
+    itself.
 
     Raises ConfigError for what the API server would refuse.
     """
@@ -66,9 +70,8 @@ def cron_job(
     if time_zone is not None:
         _check_time_zone(time_zone)
     words = list(arguments)
-    plain = dataclasses.replace(settings, kind="job")
-    job = job_object(command(words[0], name, *words[1:]), plain)
-    labels = {**job["metadata"]["labels"], "app.kubernetes.io/instance": name}
+    job = job_object(command(words[0], name, *words[1:]), settings)
+    labels = {**job["metadata"]["labels"], INSTANCE_LABEL: name}
     job["spec"]["template"]["metadata"]["labels"] = dict(labels)
     pod = job["spec"]["template"]["spec"]
     pod["automountServiceAccountToken"] = True  # to create jobs and follow them
@@ -78,9 +81,9 @@ def cron_job(
     spec: Object = {
         "schedule": cron.standard,
         "concurrencyPolicy": "Forbid",
-        "startingDeadlineSeconds": starting_deadline,
-        "successfulJobsHistoryLimit": successes_kept,
-        "failedJobsHistoryLimit": failures_kept,
+        "startingDeadlineSeconds": 3600,  # a start that was missed for so long is given up
+        "successfulJobsHistoryLimit": 3,
+        "failedJobsHistoryLimit": 3,
         "jobTemplate": {"metadata": {"labels": dict(labels)}, "spec": job["spec"]},
     }
     if time_zone is not None:
@@ -92,8 +95,6 @@ def cron_job(
 
 
 def _check_time_zone(name: str) -> None:
-    from zoneinfo import ZoneInfo, available_timezones
-
     if name == "Local":
         raise ConfigError(
             "time zone 'Local': Kubernetes refuses it; name one such as Europe/Berlin"
@@ -101,8 +102,6 @@ def _check_time_zone(name: str) -> None:
     try:
         ZoneInfo(name)
     except (ValueError, OSError, KeyError):
-        from percmae.config.load import nearest
-
         raise ConfigError(
             f"unknown time zone {name!r}{nearest(name, sorted(available_timezones()))}"
         ) from None

@@ -2,23 +2,82 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from percmae import __version__
 
 Object = dict[str, Any]
 """A Kubernetes object, or a part of one, as its API has it."""
+Objects = list[Object]
+
+
+class Resource(NamedTuple):
+    """Objects of one kind, as the API has them."""
+
+    api_version: str
+    plural: str
+    kind: str = ""
+
+    @property
+    def group(self) -> str:
+        """Its API group, empty for the core's."""
+        return self.api_version.rpartition("/")[0]
+
+    @property
+    def version(self) -> str:
+        """Its version in that group."""
+        return self.api_version.rpartition("/")[2]
+
+
+PYTORCH_JOB = Resource("kubeflow.org/v1", "pytorchjobs", "PyTorchJob")
+TRAIN_JOB = Resource("trainer.kubeflow.org/v1alpha1", "trainjobs", "TrainJob")
+JOB = Resource("batch/v1", "jobs", "Job")
+JOBS = {each.kind: each for each in (PYTORCH_JOB, TRAIN_JOB, JOB)}
+"""What carries out a work, by its kind; in lower case that is the job setting ``kind``."""
+POD = Resource("v1", "pods", "Pod")
+EVENT = Resource("v1", "events", "Event")
+
+NAMESPACE = "percmae"
+"""Where the files of k8s/ put everything."""
+BUCKET = "s3://percmae"
+"""Where the store's datasets, runs and models are, unless another place is named."""
 
 PIPELINE_IMAGE = f"percmae-pipeline:{__version__}"
 """Image that runs the pipeline's steps, or all of its DAG (``docker/``): no torch in it."""
-
 LAUNCHER = "percmae-launcher"
 """Service account that may create and follow jobs."""
+STORE = "percmae-store"
+"""ConfigMap with the store's address, and Secret with its keys."""
+ACCESS_KEY, SECRET_KEY = "accesskey", "secretkey"
+"""Entries of that Secret."""
+KFP_NAMESPACE = "kubeflow"
+"""Where Kubeflow Pipelines is installed, unless another namespace is named."""
+KFP_ACCOUNTS = ("pipeline-runner", "default-editor")
+"""Service accounts of Kubeflow Pipelines' steps: standalone, and in a profile of Kubeflow."""
+KFP_SECRET = "mlpipeline-minio-artifact"
+"""Secret with the keys of the store that comes with Kubeflow Pipelines."""
+
+PYTORCH = "pytorch"
+"""What the training operator requires as name of the container that trains."""
+NODE = "node"
+"""The replicated job, and its container, that train in a TrainJob's runtime for torch."""
+SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+"""Variable: seconds torchrun gives its processes to end when told to; 30 if it is not set."""
 
 GPU_TYPE_LABEL = "nvidia.com/gpu.product"
 """Label of a node: the kind of its GPUs."""
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 """Label of a job: the queue in which it waits."""
+INSTANCE_LABEL = "app.kubernetes.io/instance"
+"""Label of a job and its pods: the job's name."""
+PART_OF_LABEL = "app.kubernetes.io/part-of"
+"""Label of everything of ours."""
+RUN_LABEL = "percmae.dev/run"
+"""Label of a job and its pods: the run it is about."""
+PIPELINE_RUN_LABEL = "percmae.dev/pipeline-run"
+"""Label of a job: the pipeline's run that launched it."""
+DIGEST_ANNOTATION = "percmae.dev/spec-digest"
+"""Annotation of a job: what it was made of, so that a launcher knows its own job again."""
 
 LONGEST_LABEL = 63
 """Characters of a name that is a DNS label: of a pod's host, a Service, a label's value."""

@@ -6,20 +6,14 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from percmae.jobs.names import QUEUE_LABEL, Object
+from percmae.jobs.names import NODE, PYTORCH_JOB, QUEUE_LABEL, TRAIN_JOB, Object
 
-INSTANCE = "app.kubernetes.io/instance"
-# A container that waits for one of these will not start by itself soon; the first never will.
-_STUCK = (
-    "InvalidImageName",
-    "ErrImageNeverPull",
-    "ImagePullBackOff",
-    "ErrImagePull",
-    "CreateContainerConfigError",
-    "CreateContainerError",
-    "RunContainerError",
-)
+NO_IMAGE = ("InvalidImageName", "ErrImageNeverPull", "ImagePullBackOff")
+NO_START = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
+"""What a container waits for that will not start by itself soon."""
 HOPELESS = ("InvalidImageName",)
+"""And never."""
+_STUCK = (*NO_IMAGE, *NO_START, "ErrImagePull")
 OVERRAN = "active longer than specified deadline"
 """What the condition of a job says that its operator has ended at its deadline."""
 
@@ -52,15 +46,17 @@ def suspended(job: Object) -> bool:
 def rank_zero(job: Object, pods: Iterable[Object]) -> Object | None:
     """The pod whose log is the job's: the newest that holds the first process."""
     name = job["metadata"]["name"]
-    if job["kind"] == "PyTorchJob":
+    if job["kind"] == PYTORCH_JOB.kind:
         roles = job["spec"]["pytorchReplicaSpecs"]
         first = f"{name}-master-0" if "Master" in roles else f"{name}-worker-0"
-        found = [pod for pod in pods if pod["metadata"]["name"] == first]
-    elif job["kind"] == "TrainJob":
-        found = [pod for pod in pods if pod["metadata"]["name"].startswith(f"{name}-node-0-0-")]
+        candidates = [pod for pod in pods if pod["metadata"]["name"] == first]
+    elif job["kind"] == TRAIN_JOB.kind:
+        candidates = [
+            pod for pod in pods if pod["metadata"]["name"].startswith(f"{name}-{NODE}-0-0-")
+        ]
     else:
-        found = list(pods)
-    return max(found, key=lambda pod: pod["metadata"]["creationTimestamp"], default=None)
+        candidates = list(pods)
+    return max(candidates, key=lambda pod: pod["metadata"]["creationTimestamp"], default=None)
 
 
 def phase(pod: Object) -> str:
@@ -124,18 +120,18 @@ def failures(pods: Iterable[Object]) -> list[PodFailure]:
 
 
 def _failures(pod: Object) -> Iterator[PodFailure]:
-    name, found = pod["metadata"]["name"], False
+    name, failed = pod["metadata"]["name"], False
     for status in _containers(pod):
         for state in (status.get("state", {}), status.get("lastState", {})):
             ended = state.get("terminated")
             if ended and ended.get("exitCode"):
-                found = True
+                failed = True
                 reason = ended.get("reason", "")
                 reason = "" if reason == "Error" else reason
                 finished = ended.get("finishedAt") or ""
                 yield PodFailure(name, status["name"], ended["exitCode"], reason, finished)
                 break
-    if not found and phase(pod) == "Failed":
+    if not failed and phase(pod) == "Failed":
         status = pod.get("status", {})
         reason = f"{status.get('reason', '')} {status.get('message', '')}".strip()
         yield PodFailure(name, "", None, reason, status.get("startTime") or "")
@@ -151,16 +147,16 @@ def _true_conditions(job: Object) -> list[Object]:
     return [c for c in conditions if c["status"] == "True"]
 
 
-def differences(wanted: Any, found: Any, path: str = "") -> Iterator[str]:
+def differences(wanted: Any, actual: Any, path: str = "") -> Iterator[str]:
     """Where an object in the cluster is not as wanted; what the server has added does not count."""
-    if isinstance(wanted, dict) and isinstance(found, dict):
+    if isinstance(wanted, dict) and isinstance(actual, dict):
         for key, value in wanted.items():
-            yield from differences(value, found.get(key), f"{path}.{key}" if path else key)
-    elif isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
-        for place, (one, other) in enumerate(zip(wanted, found, strict=True)):
+            yield from differences(value, actual.get(key), f"{path}.{key}" if path else key)
+    elif isinstance(wanted, list) and isinstance(actual, list) and len(wanted) == len(actual):
+        for place, (one, other) in enumerate(zip(wanted, actual, strict=True)):
             yield from differences(one, other, f"{path}[{place}]")
-    elif wanted != found:
-        yield f"{path}: {_brief(found)} there, {_brief(wanted)} asked for"
+    elif wanted != actual:
+        yield f"{path}: {_brief(actual)} there, {_brief(wanted)} asked for"
 
 
 def _brief(value: Any) -> str:

@@ -26,8 +26,10 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 
+from filelock import FileLock
+
 from percmae.errors import StoreError, UserError
-from percmae.local_store.process import Ports, Process, file_lock, spawn
+from percmae.local_store.process import Ports, Process, spawn
 from percmae.storage import StorePath, StoreSettings
 
 DEFAULT_BUCKET = "percmae"
@@ -104,7 +106,7 @@ def down(root: Path | None = None) -> bool:
     folder = _Folder(root)
     if not folder.path.is_dir():
         return False
-    with file_lock(folder.lock):
+    with folder.locked():
         state = folder.load()
         running = state is not None and state.server.is_alive()
         if state is not None:
@@ -162,7 +164,7 @@ class _Folder:
         self.path = Path(os.path.abspath(Path(root).expanduser()))
         self.data = self.path / "data"
         self.log = self.path / "server.log"
-        self.lock = self.path / "lock"
+        self._lock = self.path / "lock"
         self._state = self.path / "state.json"
         self._credentials = self.path / "credentials.json"
 
@@ -175,6 +177,16 @@ class _Folder:
             (self.path / ".gitignore").write_text("*\n", encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot keep a store in {self.path}: {error.strerror}") from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Held by one process at a time; released by the system if that process dies."""
+        try:
+            lock = FileLock(self._lock, mode=0o600).acquire()
+        except OSError as error:
+            raise UserError(f"cannot lock {self._lock}: {error.strerror}") from error
+        with lock:
+            yield
 
     def load(self) -> _State | None:
         try:
@@ -246,7 +258,7 @@ class _Folder:
 def _up(folder: _Folder, port: int | None, bucket: str, user: Process | None) -> LocalStore:
     binary = _binary()
     folder.make()
-    with file_lock(folder.lock):
+    with folder.locked():
         state = folder.load()
         if state is not None and not state.server.is_alive():
             _stop(folder, state)
@@ -279,7 +291,7 @@ def _up(folder: _Folder, port: int | None, bucket: str, user: Process | None) ->
 
 def _leave(folder: _Folder, pid: int, user: Process) -> None:
     """Take ``user`` off the list, and stop the server if nobody is left who wants it."""
-    with file_lock(folder.lock):
+    with folder.locked():
         state = folder.load()
         if state is None or state.server.pid != pid:
             return

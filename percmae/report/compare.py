@@ -20,7 +20,7 @@ FIGURES, PICTURE, MARKDOWN = "compare.json", "compare.png", "compare.md"
 
 
 @dataclass(frozen=True)
-class Entry:
+class Compared:
     """One variant: the addresses of its runs, of any stage and seed, or why there are none."""
 
     variant: str
@@ -28,7 +28,7 @@ class Entry:
     error: str | None = None
 
 
-def compare(entries: list[Entry], to: str) -> Json:
+def compare(entries: list[Compared], to: str) -> Json:
     """Write ``<to>/compare.json``, ``compare.md`` and ``compare.png``; return the first's content.
 
     Rows stand in the order of ``entries``; each figure is a ``stats`` object as in report.json
@@ -56,7 +56,7 @@ def compare(entries: list[Entry], to: str) -> Json:
     return document
 
 
-def _read(entry: Entry) -> list[ReportedRun]:
+def _read(entry: Compared) -> list[ReportedRun]:
     if entry.error is not None:
         return []
     runs = read_runs(entry.runs)
@@ -67,7 +67,7 @@ def _read(entry: Entry) -> list[ReportedRun]:
     return runs
 
 
-def _document(found: list[tuple[Entry, list[ReportedRun]]]) -> Json:
+def _document(found: list[tuple[Compared, list[ReportedRun]]]) -> Json:
     rows = [_row(entry, runs) for entry, runs in found]
     budgets = {entry.variant: _budget(runs) for entry, runs in found if runs}
     reports = [collect(runs) for _, runs in found if runs]
@@ -86,7 +86,7 @@ def _document(found: list[tuple[Entry, list[ReportedRun]]]) -> Json:
     }
 
 
-def _row(entry: Entry, runs: list[ReportedRun]) -> Json:
+def _row(entry: Compared, runs: list[ReportedRun]) -> Json:
     """One variant's figures; with an error, nothing else."""
     row: Json = {"variant": entry.variant, "error": entry.error}
     if not runs:

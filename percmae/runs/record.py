@@ -92,8 +92,8 @@ class Identity(NamedTuple):
     """What a run is about; everything that its result depends on.
 
     name: folder name; data and data_digest: the dataset; parent and parent_key: what it builds
-    upon; parent_sha256: of that, where it is a file of weights; baseline: the control that trains on
-    an untrained encoder.
+    upon; parent_sha256: of that, where it is a file of weights; baseline: the control that trains
+    on an untrained encoder.
     """
 
     name: str

@@ -1,3 +1,3 @@
-"""The stages: ``steps`` has them done in this process, ``launch`` by a job; ``scope`` says which
-settings are for which of them.
+"""The stages: ``steps`` has them done in this process, ``launch`` by a job; ``placement`` says
+which of the two and by what job, ``scope`` which settings are for which stage.
 """

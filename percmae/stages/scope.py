@@ -12,14 +12,10 @@ from collections.abc import Callable, Iterable
 from percmae.config import TRAININGS
 from percmae.config.load import override_leaves, stages_of
 from percmae.errors import ConfigError
+from percmae.jobs.schema import OF_TRAININGS
 
 STAGES = (*TRAININGS, "evaluate")
 """What may stand in front of a setting. ``all.`` is an older spelling of nothing in front."""
-
-# Job settings that say how processes train together; an evaluation is one pod of a plain Job.
-JOB_TRAINS = frozenset(
-    ("kind", "nodes", "min_nodes", "max_restarts", "volcano_queue", "runtime", "clean_pods")
-)
 
 
 def overrides_for(stage: str, overrides: Iterable[str]) -> list[str]:
@@ -56,7 +52,7 @@ def job_settings_for(stage: str, job: Iterable[str]) -> list[str]:
         return [(setting.partition("=")[0].strip(), setting)]
 
     def stages(key: str) -> tuple[str, ...]:
-        return TRAININGS if key in JOB_TRAINS else STAGES
+        return TRAININGS if key in OF_TRAININGS else STAGES
 
     return _for_stage(stage, "job setting", job, parts, stages)
 

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol
 from percmae.command import exit_code
 from percmae.config import Config, load_config
 from percmae.errors import UserError
-from percmae.stages.launch import LOCAL, Launch
+from percmae.stages import launch
+from percmae.stages.placement import LOCAL, Placement
 from percmae.stages.scope import overrides_for
 from percmae.storage import StorePath
 
@@ -130,11 +131,11 @@ def pretrain(
     overrides: Sequence[str],
     model: Artifact,
     metrics: Metrics,
-    launch: Launch,
+    placement: Placement,
 ) -> None:
     """One seed's pretraining, in ``<store>/runs/seed-<seed>/<tag>_<variant>``."""
     config = pretrain_config(variant, recipe, size, tag, overrides, seed)
-    _train(config, dataset, runs_folder(store, seed), model, metrics, launch)
+    _train(config, dataset, runs_folder(store, seed), model, metrics, placement)
 
 
 @_step
@@ -144,11 +145,11 @@ def probe(
     overrides: Sequence[str],
     model: Artifact,
     metrics: Metrics,
-    launch: Launch,
+    placement: Placement,
     untrained: bool = False,
 ) -> None:
     """A linear probe beside the pretraining run it builds upon, or its untrained control."""
-    _downstream("probe", pretrained, dataset, overrides, model, metrics, launch, untrained)
+    _downstream("probe", pretrained, dataset, overrides, model, metrics, placement, untrained)
 
 
 @_step
@@ -158,10 +159,10 @@ def finetune(
     overrides: Sequence[str],
     model: Artifact,
     metrics: Metrics,
-    launch: Launch,
+    placement: Placement,
 ) -> None:
     """A fine-tuning beside the pretraining run it builds upon."""
-    _downstream("finetune", pretrained, dataset, overrides, model, metrics, launch, False)
+    _downstream("finetune", pretrained, dataset, overrides, model, metrics, placement, False)
 
 
 def _downstream(
@@ -171,7 +172,7 @@ def _downstream(
     overrides: Sequence[str],
     model: Artifact,
     metrics: Metrics,
-    launch: Launch,
+    placement: Placement,
     untrained: bool,
 ) -> None:
     from percmae.runs.downstream import downstream_config
@@ -179,7 +180,8 @@ def _downstream(
 
     parent = Run.open(pretrained.metadata["uri"])
     config = downstream_config(parent, stage, overrides=overrides_for(stage, overrides))
-    _train(config, dataset, parent.path.parent.uri, model, metrics, launch, parent, untrained)
+    to = parent.path.parent.uri
+    _train(config, dataset, to, model, metrics, placement, parent, untrained)
 
 
 def _train(
@@ -188,18 +190,16 @@ def _train(
     to: str,
     model: Artifact,
     metrics: Metrics,
-    launch: Launch,
+    placement: Placement,
     parent: Run | None = None,
     untrained: bool = False,
 ) -> None:
     """Train, here or by a job, then say in the artifacts what came out."""
     data = dataset.metadata["uri"]
-    if launch.launcher == LOCAL:
+    if placement.launcher == LOCAL:
         result = _train_here(config, data, to, parent, untrained)
     else:
-        from percmae.stages.launch import train
-
-        result = train(config, data, to, parent, untrained, launch)
+        result = launch.train(config, data, to, parent, untrained, placement)
     record = result.run.record
     facts = record.model_dump(mode="json", include=_RUN_FACTS, exclude_none=True)
     facts |= {"uri": result.uri, "data_digest": record.data.digest, "reused": result.reused}
@@ -249,19 +249,17 @@ def _check_torch() -> None:
 
 @_step
 def evaluate(
-    model: Artifact, dataset: Artifact, metrics: Metrics, confusion: Confusion, launch: Launch
+    model: Artifact, dataset: Artifact, metrics: Metrics, confusion: Confusion, placement: Placement
 ) -> None:
     """A run's figures on the test set, also as ``<run>/evaluation.json``."""
     run, data = model.metadata["uri"], dataset.metadata["uri"]
-    if launch.launcher == LOCAL:
+    if placement.launcher == LOCAL:
         _check_torch()
         from percmae.engine.evaluate import evaluate
 
         result = evaluate(run, data)
     else:
-        from percmae.stages import launch as launched
-
-        result = launched.evaluate(run, data, launch)
+        result = launch.evaluate(run, data, placement)
     confusion.metadata["reused"] = result.reused
     _log_evaluation(result.evaluation, metrics, confusion)
 
@@ -308,16 +306,15 @@ def report(
 
 
 @_step
-def clean(pipeline_run: str, launch: Launch) -> None:
+def clean(pipeline_run: str, placement: Placement) -> None:
     """Remove the jobs that a pipeline's run has left under way: they were cancelled, or lost."""
-    settings = launch.settings("pretrain")
-    if settings is None:
-        return
-    from percmae.jobs.cluster import Cluster
-    from percmae.jobs.launch import clean
+    from percmae.jobs.launcher import clean
     from percmae.progress import note
 
-    for name in clean(pipeline_run, Cluster(settings.namespace)):
+    settings = placement.settings("pretrain")
+    if settings is None:
+        return
+    for name in clean(pipeline_run, settings.namespace):
         note(f"{name} was still under way: removed")
 
 

@@ -12,15 +12,13 @@ import argparse
 import secrets
 import sys
 from typing import NoReturn
-from xml.etree.ElementTree import ParseError
 
 from minio.commonconfig import ENABLED, Filter
-from minio.error import MinioException, S3Error
+from minio.error import S3Error
 from minio.lifecycleconfig import AbortIncompleteMultipartUpload, LifecycleConfig, Rule
 
 from percmae.command import exit_code
 from percmae.errors import StoreError, UserError
-from percmae.storage.explain import explain
 from percmae.storage.path import StorePath
 from percmae.storage.s3 import S3Object, client
 from percmae.storage.settings import StoreSettings
@@ -42,13 +40,12 @@ def setup_bucket(uri: str) -> bool:
     bucket = _bucket(uri)
     StorePath(f"s3://{bucket.bucket}").prepare()
     try:
-        return _set_rule(bucket)
-    except S3Error as error:
-        if error.code in _NO_SUCH_RULES:
+        with bucket.errors("set the lifecycle of"):
+            return _set_rule(bucket)
+    except StoreError as error:
+        if isinstance(error.__cause__, S3Error) and error.__cause__.code in _NO_SUCH_RULES:
             return False
-        raise explain(error, "set the lifecycle of", bucket) from error
-    except (MinioException, ValueError, ParseError) as error:
-        raise explain(error, "set the lifecycle of", bucket) from error
+        raise
 
 
 def check_bucket(uri: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from percmae.config.load import VARIANTS
 from percmae.errors import Interrupted, PercmaeError, UserError
-from percmae.report.compare import Entry
+from percmae.report.compare import Compared
 from percmae.report.compare import compare as side_by_side
 from pipelines.local.console import Console
 from pipelines.local.options import RunOptions
@@ -35,7 +35,7 @@ def compare(variants: Sequence[str] | None, options: RunOptions) -> dict[str, An
     entries = []
     with (
         open_store(options.store, console) as store,
-        fork_server_for(options.launch) as server,
+        fork_server_for(options.placement) as server,
     ):
         options = replace(options, store=store)
         for number, variant in enumerate(variants, start=1):
@@ -46,9 +46,9 @@ def compare(variants: Sequence[str] | None, options: RunOptions) -> dict[str, An
                 raise
             except PercmaeError as error:
                 console.line("compare", f"{variant} failed: {error}")
-                entries.append(Entry(variant, error=str(error)))
+                entries.append(Compared(variant, error=str(error)))
             else:
-                entries.append(Entry(variant, [each["uri"] for each in outcome.report["runs"]]))
+                entries.append(Compared(variant, [each["uri"] for each in outcome.report["runs"]]))
         tag = options.tag
         folder = Path(options.to).resolve() / (f"{tag}_compare" if tag else "compare")
         return side_by_side(entries, str(folder))

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from percmae.stages.launch import Launch
-from pipelines.check import check_launch, check_training
+from percmae.stages.placement import Placement
+from pipelines.check import check_placement, check_training
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class RunOptions:
     where datasets and runs are kept; None is an embedded S3 server below ``.percmae`` (or
     ``PERCMAE_HOME``) that runs as long as the pipeline does.
 
-    launch: where the training is done; a cluster needs a ``store`` that its pods reach too.
+    placement: where the training is done; a cluster needs a ``store`` that its pods reach too.
     """
 
     tag: str = ""
@@ -37,9 +37,9 @@ class RunOptions:
     fine_tune: bool = True
     to: str | Path = "runs"
     store: str | None = None
-    launch: Launch = field(default_factory=Launch)
+    placement: Placement = field(default_factory=Placement)
 
     def check(self, variant: str) -> str:
         """The name of a variant's runs; raises UserError for what could not work."""
-        check_launch(self.launch, self.store)
+        check_placement(self.placement, self.store)
         return check_training(variant, self.tag, self.recipe, self.size, self.seeds, self.overrides)

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from percmae.data.imagenet import DEVKIT_NAME, TRAIN_NAME, VAL_NAME
+from percmae.data.archives import ARCHIVES
 from percmae.data.sample import SOURCES, SampleArchives, make_sample_archives
 from percmae.data.sample_sources import fingerprint
 from percmae.local_store import server as local_store
-from percmae.stages.launch import LOCAL, Launch
+from percmae.stages.placement import LOCAL, Placement
 from percmae.stages.steps import report_folder
 from percmae.storage import StorePath
 from pipelines.local.console import Console
@@ -23,8 +23,6 @@ from pipelines.local.tasks import FinishedStep, fork_server, run_pipeline
 from pipelines.local.warm import TRAINING_MODULES, ForkServer
 
 HOME = ".percmae"
-ARCHIVES = (TRAIN_NAME, VAL_NAME, DEVKIT_NAME)
-"""Training images, validation images and development kit, under the names they come with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +49,11 @@ def run(variant: str, options: RunOptions, server: ForkServer | None = None) -> 
     dataset, (train, val, devkit) = find_archives(options)
     folder.mkdir(parents=True, exist_ok=True)
     with (
-        contextlib.nullcontext(server) if server else fork_server_for(options.launch) as forks,
+        contextlib.nullcontext(server) if server else fork_server_for(options.placement) as forks,
         open_store(options.store, console) as store,
         (folder / "pipeline.log").open("w", buffering=1) as log,
     ):
-        launch = options.launch
+        placement = options.placement
         steps = _run_dag(
             {
                 "archive_train": train,
@@ -70,11 +68,11 @@ def run(variant: str, options: RunOptions, server: ForkServer | None = None) -> 
                 "seeds": list(options.seeds),
                 "overrides": list(options.overrides),
                 "fine_tune": options.fine_tune,
-                "launcher": launch.launcher,
-                "train_image": launch.image,
-                "nodes": launch.nodes,
-                "gpus": launch.gpus,
-                "job": list(launch.job),
+                "launcher": placement.launcher,
+                "train_image": placement.image,
+                "nodes": placement.nodes,
+                "gpus": placement.gpus,
+                "job": list(placement.job),
             },
             console,
             log,
@@ -97,7 +95,7 @@ def find_archives(options: RunOptions) -> tuple[str, tuple[str, str, str]]:
         archives = str(samples.train), str(samples.val), str(samples.devkit)
         return options.dataset or name, archives
     folder = StorePath(options.archives)
-    train, val, devkit = ((folder / file).uri for file in ARCHIVES)
+    train, val, devkit = ((folder / file).uri for file in ARCHIVES.values())
     return options.dataset or "imagenet", (train, val, devkit)
 
 
@@ -151,9 +149,9 @@ def open_store(uri: str | None, console: Console) -> Iterator[str]:
 _OVERRULING = ("AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN", "PERCMAE_STORE_CONFIG")
 
 
-def fork_server_for(launch: Launch) -> ForkServer:
+def fork_server_for(placement: Placement) -> ForkServer:
     """A process to fork the steps of runs from: it imports what trains, unless a job does that."""
-    return fork_server(TRAINING_MODULES if launch.launcher == LOCAL else ())
+    return fork_server(TRAINING_MODULES if placement.launcher == LOCAL else ())
 
 
 def _run_dag(

@@ -21,7 +21,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from percmae.errors import Interrupted, PercmaeError, UserError
-from percmae.progress import note
+from percmae.jobs.names import KFP_NAMESPACE
+from percmae.progress import note, warn
 from pipelines.server.forward import by_hand, port_forward
 
 HOST_VARIABLE = "KF_PIPELINES_ENDPOINT"
@@ -63,7 +64,7 @@ class Connection:
 
     host: str | None = None
     port_forward: bool = False
-    kfp_namespace: str = "kubeflow"
+    kfp_namespace: str = KFP_NAMESPACE
     namespace: str | None = None
     token: str | None = None
     ca: str | None = None
@@ -119,7 +120,7 @@ def _client(host: str, where: Connection) -> Any:
         token = None
         _readable(file)
     if (file or token) and host.startswith("http://") and not _inside(host):
-        note(f"{host}: the token is sent unencrypted; an https address would protect it")
+        warn(f"{host}: the token is sent unencrypted; an https address would protect it")
     options: dict[str, Any] = {"host": host, "existing_token": token, "ssl_ca_cert": where.ca}
     if file is not None:
         # As a file may change during a run (a pod's token does within the hour).
@@ -128,7 +129,7 @@ def _client(host: str, where: Connection) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it wants KFP 2
         # A namespace other than kubeflow is meant as the user's.
-        return kfp.Client(**options, namespace=where.namespace or "kubeflow")
+        return kfp.Client(**options, namespace=where.namespace or KFP_NAMESPACE)
 
 
 def _readable(file: str) -> None:

@@ -21,9 +21,8 @@ import yaml
 from percmae import __version__
 from percmae.config.load import nearest
 from percmae.errors import ConfigError
-from percmae.progress import note
-from percmae.stages.launch import Launch
-from pipelines.check import check_launch, check_training
+from percmae.stages.placement import Placement
+from pipelines.check import check_placement, check_training
 from pipelines.pod import PodSettings
 
 
@@ -123,15 +122,6 @@ def compiled(image: str, pod: PodSettings) -> tuple[str, Package]:
     return text, Package.from_yaml(text)
 
 
-def warn_unpinned(image: str) -> None:
-    """Say it when another image may stand behind the same name tomorrow."""
-    if "@sha256:" not in image:
-        note(
-            f"warning: image {image} is not pinned by digest (name@sha256:…); a later step or "
-            "retry may run other code"
-        )
-
-
 def version_name() -> str:
     """Name for a version: the short commit, with -dirty for changed files; else percmae's version.
 
@@ -226,8 +216,8 @@ def _check_training(package: Package, values: dict[str, Any]) -> None:
             )
     seeds = [int(seed) for seed in seeds]
     nodes, gpus = int(whole["nodes"]), int(whole["gpus"])
-    launch = Launch(whole["launcher"], whole["train_image"], nodes, gpus, whole["job"])
-    check_launch(launch, whole["store"])
+    placement = Placement(whole["launcher"], whole["train_image"], nodes, gpus, whole["job"])
+    check_placement(placement, whole["store"])
     check_training(whole["variant"], whole["tag"], whole["recipe"], whole["size"], seeds, overrides)
 
 

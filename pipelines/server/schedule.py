@@ -17,6 +17,7 @@ from typing import Any
 
 from percmae.config.load import nearest
 from percmae.errors import Interrupted, UserError
+from percmae.jobs.check import warn_unpinned
 from pipelines.pod import PodSettings
 from pipelines.server.api import Connection, Kfp, KfpError, connect
 from pipelines.server.drift import (
@@ -27,7 +28,7 @@ from pipelines.server.drift import (
     schedules_named,
     wanted_schedule,
 )
-from pipelines.server.package import Change, compiled, warn_unpinned
+from pipelines.server.package import Change, compiled
 from pipelines.server.submit import Uploaded, upload, version_title
 
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from percmae.errors import Interrupted, PercmaeError
+from percmae.jobs.check import warn_unpinned
 from percmae.progress import note
 from pipelines import EXPERIMENT
 from pipelines.pod import PodSettings
 from pipelines.server.api import Connection, Kfp, KfpError, KfpRefused, connect
-from pipelines.server.package import Package, compiled, parameters, version_name, warn_unpinned
+from pipelines.server.package import Package, compiled, parameters, version_name
 
 _POLL = 10.0
 _SILENCE = 600.0

@@ -293,7 +293,7 @@ def test_what_a_pipelines_run_left_behind_is_removed(
     environment = {**os.environ, "KUBECONFIG": str(launcher_config)}
     settings = toy_settings("lines=3000")
     start = f"""
-from percmae.jobs.launch import submit
+from percmae.jobs.launcher import submit
 from percmae.jobs.settings import job_settings
 from percmae.jobs.work import Work
 for run in ("run-a", "run-b"):
@@ -303,7 +303,7 @@ for run in ("run-a", "run-b"):
     subprocess.run([sys.executable, "-c", start], check=True, env=environment)
     mine = "percmae.dev/pipeline-run in (run-a, run-b)"
     assert len(kube.get("pytorchjob", selector=mine)) == 2
-    clean = "from percmae.stages import steps; steps.clean('run-a', steps.Launch('pytorchjob'))"
+    clean = "from percmae.stages import steps; steps.clean('run-a', steps.Placement('pytorchjob'))"
     done = subprocess.run(
         [sys.executable, "-c", clean], capture_output=True, text=True, env=environment
     )

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from percmae.cli.verbs import main
-from percmae.doctor.cluster import KFP_SECRET, OLDEST_KUBERNETES, RIGHTS, doctor_cluster
+from percmae.doctor.cluster import OLDEST_KUBERNETES, RIGHTS, doctor_cluster
 from percmae.errors import ConfigError, UserError
-from percmae.jobs.api import Refused, Unreachable
+from percmae.jobs.client import Refused, Unreachable
+from percmae.jobs.names import KFP_SECRET
 
 from .kube_server import DONE, NS, PODS, REVIEWS, KubeServer, lines, secret
 
@@ -56,8 +57,8 @@ def test_each_missing_thing_is_one_line_with_its_cure(
     del server.objects[path]
     assert doctor_cluster() is False
     (line,) = lines(capsys, "MISSING")
-    found, mend = MISSING[path]
-    assert line.startswith(f"{found}  → {mend}")
+    found, fix = MISSING[path]
+    assert line.startswith(f"{found}  → {fix}")
 
 
 def test_without_the_namespace_nothing_in_it_is_looked_at(
@@ -86,6 +87,14 @@ def test_a_secret_that_will_not_do(
     assert doctor_cluster() is False
     (line,) = lines(capsys, "MISSING")
     assert line.startswith(f"Secret percmae-store: {found}  → kubectl -n percmae delete secret")
+
+
+def test_no_secret_is_wanted_where_a_role_gives_the_keys(
+    server: KubeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del server.objects[f"{NS}/secrets/percmae-store"]
+    assert doctor_cluster(overrides=["store_secret=null"]) is True
+    assert "service account percmae-train has to have a role" in capsys.readouterr().out
 
 
 def test_every_right_is_asked_for(server: KubeServer, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,6 +31,8 @@ from percmae.runs.evaluation import (
 )
 from percmae.runs.record import Run
 
+from .conftest import changed
+
 Make = Callable[..., Config]
 SHORT = ["data.workers=0", "trainer.threads=1", "optim.epochs=2", "data.batch_size=16"]
 
@@ -65,10 +67,8 @@ def test_probe_trains_the_head_and_nothing_else(
 def test_frozen_encoder_stays_in_evaluation_mode(parent: Run) -> None:
     from percmae.models.classifier import Classifier
 
-    config = downstream_config(
-        parent, "probe", overrides=[*SHORT, "classifier.drop_path=0.5", "model.encoder.depth=1"]
-    )
-    model = Classifier(config, 4).train()
+    config = downstream_config(parent, "probe", overrides=[*SHORT, "classifier.dropout=0.5"])
+    model = Classifier(changed(config, "classifier.drop_path=0.5"), 4).train()
     assert model.head.training
     assert not any(m.training for m in model.encoder.modules())
     assert [n for n, p in model.named_parameters() if p.requires_grad] == [
@@ -115,7 +115,7 @@ def test_weights_that_do_not_fit_are_an_error(
         ("model.encoder.width=48", "the network needs"),
         ("model.encoder.depth=3", r"blocks\.1\.\S+ is missing"),
     ):
-        config = downstream_config(parent, "probe", overrides=[*SHORT, override])
+        config = changed(downstream_config(parent, "probe", overrides=SHORT), override)
         with pytest.raises(CheckpointError, match=words):
             probe(config, parent, tiny_dataset.uri, str(tmp_path / override))
 

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 import yaml
+from fixtures_data import TINY
 from s3_server import S3
 from torch import Tensor
 
@@ -33,6 +34,7 @@ from percmae.runs.record import Run
 from percmae.storage import StorePath
 from percmae.vision import load_timm
 
+from .conftest import changed
 from .test_weight_files import hugging_face
 
 State = dict[str, Tensor]
@@ -226,14 +228,26 @@ def test_neither_a_run_nor_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_submitted_as_a_job(weights: State, s3: S3, capsys: pytest.CaptureFixture[str]) -> None:
     file = StorePath(s3.uri("weights")) / "mae.safetensors"
     file.write_bytes(safetensors.torch.save(weights))
-    options = ["--run", file.uri, "--data", "s3://b/manifest.json", "--to", "s3://b/runs"]
-    assert main(["submit", "--print", "probe", *options, "--recipe", "demo", "seed=3"]) == 0
-    job = yaml.safe_load(capsys.readouterr().out)
-    assert job["metadata"]["name"].startswith("probe-mae-")
-    text = yaml.safe_dump(job)
-    assert file.uri in text
-    assert "seed=3" in text
-    assert "model." not in text
+    options = ["--run", file.uri, "--data", "s3://data/manifest.json", "--to", "s3://data/runs"]
+    submit = ["submit", "--print", "probe", *options, "--recipe", "demo", "seed=3"]
+
+    def arguments() -> list[str]:
+        job = yaml.safe_load(capsys.readouterr().out)
+        assert job["metadata"]["name"].startswith("probe-mae-")
+        pod = job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
+        given: list[str] = pod["containers"][0]["command"]
+        return given[given.index("probe") :]
+
+    assert main(submit) == 0
+    shown = ["probe", "--run", file.uri, "--recipe", "demo", *options[2:], "--resume", "auto"]
+    assert arguments() == [*shown, "seed=3"]
+    narrow = build_model(load_config(overrides=TINY)).state_dict()
+    file.write_bytes(safetensors.torch.save(narrow))
+    for heads in (1, 2):
+        assert main([*submit, f"model.encoder.heads={heads}"]) == 0
+        assert arguments() == [*shown, "seed=3", f"model.encoder.heads={heads}"]
+    assert main(submit) == 2
+    assert "give it as model.encoder.heads=" in capsys.readouterr().err
 
 
 # Images of another size
@@ -261,7 +275,7 @@ def test_positions_are_timms_own(weights: State) -> None:
 def test_the_network_at_another_size_is_timms(weights: State) -> None:
     """As timm itself builds it and loads the same weights, the pretraining's size being another."""
     overrides = ["data.image_size=64", "optim.total_batch=null", *SIZES[1:]]
-    config = load_config(stage="probe", overrides=overrides)
+    config = changed(load_config(stage="probe"), *overrides)
     ours = Classifier(config, 4)
     ours.load_encoder(weights, "token", "test")
     theirs = load_timm().create_model(

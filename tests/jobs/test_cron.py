@@ -136,14 +136,14 @@ def test_the_validation_would_notice() -> None:
 
 
 def test_what_the_cronjob_says() -> None:
-    spec = made(successes_kept=1, failures_kept=2, starting_deadline=60)["spec"]
+    spec = made()["spec"]
     job = spec.pop("jobTemplate")["spec"]
     assert spec == {
         "schedule": "0 2 * * 0",
         "concurrencyPolicy": "Forbid",
-        "startingDeadlineSeconds": 60,
-        "successfulJobsHistoryLimit": 1,
-        "failedJobsHistoryLimit": 2,
+        "startingDeadlineSeconds": 3600,
+        "successfulJobsHistoryLimit": 3,
+        "failedJobsHistoryLimit": 3,
     }
     # The CronJob keeps the last jobs; they must not vanish before.
     assert "ttlSecondsAfterFinished" not in job

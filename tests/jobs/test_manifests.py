@@ -18,21 +18,21 @@ from percmae import __version__
 from percmae.cli.parser import build_parser
 from percmae.command import parse
 from percmae.config.load import VARIANTS, load_config
-from percmae.data import imagenet
+from percmae.data.archives import ARCHIVES
 from percmae.doctor import cluster
 from percmae.errors import ConfigError, UserError
 from percmae.jobs import manifests
-from percmae.jobs.manifests import PLACES, RUNTIME, Place, render, write
-from percmae.jobs.names import Object
-from percmae.jobs.settings import JobSettings
-from percmae.jobs.spec import DIGEST, object_digest
+from percmae.jobs.manifests import FOLDERS, RUNTIME, Folder, render, write
+from percmae.jobs.names import DIGEST_ANNOTATION, KFP_ACCOUNTS, LAUNCHER, Object
+from percmae.jobs.schema import JobSettings
+from percmae.jobs.spec import object_digest
 
 K8S = Path(__file__).parents[2] / "k8s"
 OVERLAYS = ("base", "overlays/minimal", "overlays/gpu", "overlays/multi-node", "overlays/kfp")
 # Several, such as the oldest that we support and one of today: PERCMAE_KUBECTL=/path/one:/path/two
 GIVEN = os.environ.get("PERCMAE_KUBECTL", "").split(os.pathsep)
 KUBECTLS = [path for path in GIVEN if path] or [shutil.which("kubectl")]
-PLACE = {place.folder: place for place in PLACES}
+PLACE = {place.folder: place for place in FOLDERS}
 
 
 def build(overlay: str, kubectl: str | None) -> list[Object]:
@@ -50,7 +50,7 @@ def of_kind(objects: list[Object], kind: str) -> dict[str, Object]:
     return {each["metadata"]["name"]: each for each in objects if each["kind"] == kind}
 
 
-def committed(place: Place) -> dict[str, Object]:
+def committed(place: Folder) -> dict[str, Object]:
     return {path.stem: yaml.safe_load(path.read_text()) for path in (K8S / place.folder).iterdir()}
 
 
@@ -72,7 +72,7 @@ def containers(pod: Object) -> list[Object]:
 def test_committed_jobs_are_what_is_rendered(tmp_path: Path) -> None:
     """Otherwise: make manifests, in the same commit as its reason."""
     write(tmp_path)
-    for place in PLACES:
+    for place in FOLDERS:
         rendered = {path.name: path.read_text() for path in (tmp_path / place.folder).iterdir()}
         there = {path.name: path.read_text() for path in (K8S / place.folder).iterdir()}
         assert there.keys() == rendered.keys(), place.folder
@@ -84,9 +84,9 @@ def test_the_runtime_of_trainjobs_is_what_is_rendered(tmp_path: Path) -> None:
     write(tmp_path)
     text = (K8S / RUNTIME).read_text()
     assert text == (tmp_path / RUNTIME).read_text(), "out of date: make manifests"
-    made = yaml.safe_load(text)
-    validate(made)
-    assert made["metadata"]["name"] == "percmae"
+    job = yaml.safe_load(text)
+    validate(job)
+    assert job["metadata"]["name"] == "percmae"
 
 
 @pytest.mark.parametrize("folder", PLACE)
@@ -99,19 +99,19 @@ def test_there_is_a_job_for_every_stage_and_variant(folder: str) -> None:
 
 @pytest.mark.parametrize("folder", PLACE)
 def test_jobs_validate_strictly(folder: str) -> None:
-    for name, made in committed(PLACE[folder]).items():
-        validate(made)
-        validate(made, OLDEST)
-        assert made["metadata"]["name"] == name, "kubectl logs takes the file's name"
-        assert made["metadata"]["annotations"][DIGEST] == object_digest(made)
+    for name, job in committed(PLACE[folder]).items():
+        validate(job)
+        validate(job, OLDEST)
+        assert job["metadata"]["name"] == name, "kubectl logs takes the file's name"
+        assert job["metadata"]["annotations"][DIGEST_ANNOTATION] == object_digest(job)
 
 
 @pytest.mark.parametrize("folder", PLACE)
 def test_jobs_say_what_the_command_line_takes(folder: str) -> None:
-    for name, made in committed(PLACE[folder]).items():
-        for pod in pods([made]):
+    for name, job in committed(PLACE[folder]).items():
+        for pod in pods([job]):
             command = pod["containers"][0]["command"]
-            verb = made["metadata"]["labels"]["app.kubernetes.io/component"]
+            verb = job["metadata"]["labels"]["app.kubernetes.io/component"]
             args = parse(build_parser(), command[command.index(verb) :])
             assert args.verb == verb
             if name.startswith("pretrain-"):
@@ -123,7 +123,7 @@ def test_jobs_say_what_the_command_line_takes(folder: str) -> None:
 
 
 def test_later_jobs_read_what_earlier_ones_write() -> None:
-    for place in PLACES:
+    for place in FOLDERS:
         jobs = committed(place)
 
         def option(name: str, job: str, jobs: dict[str, Object] = jobs) -> str:
@@ -145,21 +145,16 @@ def test_the_sample_is_made_before_it_is_read_and_without_keys() -> None:
     out = before["command"][before["command"].index("--out") + 1]
     reads = [part for part in pod["containers"][0]["command"] if part.startswith("/tmp")]
     assert {Path(part).parent for part in reads} == {Path(out)}
-    assert {Path(part).name for part in reads} == set(manifests.ARCHIVES.values())
+    assert {Path(part).name for part in reads} == set(ARCHIVES.values())
     assert "secretKeyRef" not in str(before)
     assert before["volumeMounts"] == pod["containers"][0]["volumeMounts"]
-
-
-def test_archives_have_the_names_that_ingest_knows() -> None:
-    names = [imagenet.TRAIN_NAME, imagenet.VAL_NAME, imagenet.DEVKIT_NAME]
-    assert list(manifests.ARCHIVES.values()) == names
 
 
 def test_only_gpu_overlays_ask_for_gpus() -> None:
     assert "nvidia.com/gpu" not in str(committed(PLACE["jobs"]))
     for folder in ("overlays/gpu/jobs", "overlays/multi-node/jobs"):
-        for name, made in committed(PLACE[folder]).items():
-            asked = "nvidia.com/gpu" in str(made)
+        for name, job in committed(PLACE[folder]).items():
+            asked = "nvidia.com/gpu" in str(job)
             assert asked == (name != "ingest"), f"{folder}/{name}"
 
 
@@ -169,13 +164,13 @@ def test_own_settings_reach_every_job_and_need_a_folder_of_their_own(
     image = "registry.example.com/percmae-train@sha256:" + "0" * 64
     written = write(tmp_path, [f"image={image}", "kind=job", "nodes=1"])
     *jobs, runtime = written
-    assert len(jobs) == sum(len(list(render(place))) for place in PLACES)
+    assert len(jobs) == sum(len(list(render(place))) for place in FOLDERS)
     assert runtime == tmp_path / RUNTIME
     assert f"image: {image}\n" in runtime.read_text()
     for path in jobs:
-        made = yaml.safe_load(path.read_text())
-        assert made["kind"] == "Job"
-        assert {c["image"] for pod in pods([made]) for c in containers(pod)} == {image}
+        job = yaml.safe_load(path.read_text())
+        assert job["kind"] == "Job"
+        assert {c["image"] for pod in pods([job]) for c in containers(pod)} == {image}
     monkeypatch.setattr("sys.argv", ["manifests", "kind=job"])
     monkeypatch.chdir(K8S.parent)
     with pytest.raises(SystemExit) as ended:
@@ -202,17 +197,17 @@ def test_files_no_longer_made_are_removed_and_yours_are_not(tmp_path: Path) -> N
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_overlays_build_and_validate(overlay: str, kubectl: str | None) -> None:
     objects = build(overlay, kubectl)
-    for made in objects:
-        if made["kind"] != "LocalQueue":  # Kueue's
-            validate(made)
-            validate(made, OLDEST)
+    for each in objects:
+        if each["kind"] != "LocalQueue":  # Kueue's
+            validate(each)
+            validate(each, OLDEST)
     names = [(o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"]) for o in objects]
     assert len(set(names)) == len(names)
     namespace = "kubeflow" if overlay.endswith("kfp") else "percmae"
-    for made in objects:
-        expected = None if made["kind"] == "Namespace" else namespace
-        assert made["metadata"].get("namespace") == expected
-        for subject in made.get("subjects", []):
+    for each in objects:
+        expected = None if each["kind"] == "Namespace" else namespace
+        assert each["metadata"].get("namespace") == expected
+        for subject in each.get("subjects", []):
             assert subject["namespace"] == namespace
 
 
@@ -245,7 +240,7 @@ def _name(value: Any) -> str:
 def test_everything_referred_to_is_there(overlay: str) -> None:
     objects = build(overlay, KUBECTLS[0])
     secret = "mlpipeline-minio-artifact" if overlay.endswith("kfp") else "percmae-store"
-    jobs = [job for place in PLACES if place.folder.startswith(overlay) for job in _jobs(place)]
+    jobs = [job for place in FOLDERS if place.folder.startswith(overlay) for job in _jobs(place)]
     assert list(pods(objects))
     for pod in pods([*objects, *jobs]):
         assert pod["serviceAccountName"] in of_kind(objects, "ServiceAccount")
@@ -264,7 +259,7 @@ def test_everything_referred_to_is_there(overlay: str) -> None:
         assert queue is None or queue in of_kind(objects, "LocalQueue")
 
 
-def _jobs(place: Place) -> list[Object]:
+def _jobs(place: Folder) -> list[Object]:
     return list(committed(place).values())
 
 
@@ -292,7 +287,10 @@ def test_the_oldest_kubernetes_is_stated() -> None:
 
 def test_images_are_this_version_or_pinned_by_digest() -> None:
     ours = {f"percmae-{name}:{__version__}" for name in ("train", "pipeline")}
-    objects = [*build("base", KUBECTLS[0]), *(job for place in PLACES for job in _jobs(place))]
+    objects = [
+        *build("base", KUBECTLS[0]),
+        *(job for place in FOLDERS for job in _jobs(place)),
+    ]
     images = {c["image"] for pod in pods(objects) for c in containers(pod)}
     assert images & ours
     for image in images - ours:
@@ -303,19 +301,19 @@ def test_the_launcher_has_the_rights_that_doctor_asks_for_and_no_others() -> Non
     objects = build("base", KUBECTLS[0])
     granted = [
         (rule["apiGroups"], rule["resources"], tuple(rule["verbs"]))
-        for rule in of_kind(objects, "Role")[cluster.LAUNCHER]["rules"]
+        for rule in of_kind(objects, "Role")[LAUNCHER]["rules"]
     ]
     assert granted == [([group], [resource], verbs) for group, resource, verbs in cluster.RIGHTS]
     assert of_kind(objects, "ClusterRole") == of_kind(objects, "ClusterRoleBinding") == {}
     (binding,) = of_kind(objects, "RoleBinding").values()
-    assert [subject["name"] for subject in binding["subjects"]] == [cluster.LAUNCHER]
+    assert [subject["name"] for subject in binding["subjects"]] == [LAUNCHER]
 
 
 def test_kfp_steps_may_launch() -> None:
     objects = build("overlays/kfp", KUBECTLS[0])
     assert not {"Namespace", "StatefulSet", "ResourceQuota"} & {o["kind"] for o in objects}
     binding = of_kind(objects, "RoleBinding")["percmae-steps"]
-    assert [subject["name"] for subject in binding["subjects"]] == list(cluster.KFP_ACCOUNTS)
+    assert [subject["name"] for subject in binding["subjects"]] == list(KFP_ACCOUNTS)
 
 
 def test_the_example_of_the_secret_is_the_one_that_pods_read() -> None:
@@ -368,7 +366,7 @@ def test_the_largest_job_fits_into_the_quota(overlay: str) -> None:
 def test_policies_let_every_job_reach_the_store_and_each_other() -> None:
     objects = build("base", KUBECTLS[0])
     policies = of_kind(objects, "NetworkPolicy")
-    jobs = [job for place in PLACES for job in _jobs(place)]
+    jobs = [job for place in FOLDERS for job in _jobs(place)]
     labels = [job["metadata"]["labels"] for job in jobs]
     labels += [t["metadata"]["labels"] for t in _templates(objects) if "percmae" in str(t["spec"])]
     store = policies["store"]["spec"]["ingress"][0]["from"][0]["podSelector"]["matchLabels"]

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from percmae.errors import ConfigError
-from percmae.jobs.settings import JobSettings, job_docs, job_settings
+from percmae.jobs.schema import JobSettings, job_docs
+from percmae.jobs.settings import job_settings
 
 
 def test_values_are_read_as_yaml_and_strings_win_over_keywords() -> None:
@@ -75,6 +76,22 @@ def test_every_setting_is_documented() -> None:
     assert all(len(text) > 20 for text in documented.values())
 
 
-def test_pinned() -> None:
-    assert not job_settings().pinned
-    assert job_settings(image="a@sha256:" + "0" * 64).pinned
+@pytest.mark.parametrize(
+    ("stage", "gpus", "wanted"), [("evaluate", 8, 1), ("evaluate", 0, 0), ("ingest", 8, 0)]
+)
+def test_a_stage_that_does_not_train_is_one_plain_pod(stage: str, gpus: int, wanted: int) -> None:
+    given = ["nodes=4", "min_nodes=2", "volcano_queue=q", f"gpus={gpus}", "memory=8Gi"]
+    found = job_settings(given, stage)
+    assert (found.kind, found.nodes, found.min_nodes, found.volcano_queue) == ("job", 1, None, None)
+    assert (found.gpus, found.memory) == (wanted, "8Gi")
+    assert job_settings(given, "pretrain") == job_settings(given)
+
+
+def test_what_only_a_stages_own_kind_refuses() -> None:
+    """An evaluation is a Job, whatever trains: it has a priority of its own."""
+    given = ["kind=trainjob", "priority_class=high"]
+    with pytest.raises(ConfigError, match="a TrainJob takes it from its runtime"):
+        job_settings(given, "pretrain")
+    assert job_settings(given, "evaluate").priority_class == "high"
+    no_gpu = job_settings(["gpus=8", "gpu_type=A100"], "ingest")
+    assert (no_gpu.gpus, no_gpu.gpu_type) == (0, None)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from percmae.cli import verbs
+from percmae.cli.submit import work_of
 from percmae.config import Config, config_from_dict, load_config, to_dict
 from percmae.jobs.names import LONGEST_JOB_NAME
 from percmae.jobs.work import Work, command, training
@@ -38,6 +39,19 @@ def test_names_are_dns_labels_with_room_for_what_follows() -> None:
     assert len(set(names)) == len(names)
     assert pretraining().name.startswith("pretrain-t-mae-")
     assert probing(untrained=True).name.startswith("probe-t-mae-untrained-")
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ["evaluate", "--data", "s3://bkt/d/manifest.json", "--run", "{}"],
+        ["pretrain", "--data", "s3://bkt/d/manifest.json", "--to={}"],
+        ["ingest", "--train", "{}", "--val", "{}", "--devkit", "{}", "--to", "{}"],
+    ],
+)
+def test_a_uri_in_another_form_is_the_same_work(verb: list[str]) -> None:
+    plain, other = (work_of([w.format(u) for w in verb]) for u in ("s3://bkt/a", "s3://bkt//a/./"))
+    assert (plain.name, plain.arguments) == (other.name, other.arguments)
 
 
 def test_a_retry_has_the_same_name() -> None:

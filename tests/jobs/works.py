@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from percmae.config import load_config
-from percmae.jobs.settings import JobSettings, job_settings
+from percmae.jobs.schema import JobSettings
+from percmae.jobs.settings import job_settings
 from percmae.jobs.work import Work, command, training
 
 DATA = "s3://percmae/datasets/imagenet/manifest.json"

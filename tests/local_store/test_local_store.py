@@ -335,3 +335,9 @@ def test_environ_is_what_settings_load(root: Path) -> None:
     store = local_store.LocalStore("http://127.0.0.1:9", "a", "b", "bucket", root, 1, root)
     assert StoreSettings.load(store.environ) == store.settings
     assert store.uri == "s3://bucket"
+
+
+def test_a_lock_that_cannot_be_taken_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(UserError, match=r"cannot lock .*/lock: Is a directory"):
+        local_store.down(tmp_path)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from percmae.errors import ConfigError, UserError
-from percmae.stages.launch import Launch
-from pipelines.check import check_launch, check_training
+from percmae.stages.placement import Placement
+from pipelines.check import check_placement, check_training
 
 
 @pytest.mark.parametrize("override", ["data.image_size=224", "pretrain.data.image_size=224"])
@@ -29,8 +29,8 @@ def test_settings_that_a_later_stage_would_refuse(override: str, message: str) -
 
 
 def test_settings_of_jobs_that_train_are_none_of_the_evaluation() -> None:
-    check_launch(Launch("pytorchjob", job=["nodes=4", "min_nodes=2"]), "s3://bucket")
+    check_placement(Placement("pytorchjob", job=["nodes=4", "min_nodes=2"]), "s3://bucket")
     with pytest.raises(ConfigError, match=r"'evaluate\.min_nodes=2'"):
-        check_launch(Launch("pytorchjob", job=["evaluate.min_nodes=2"]), "s3://bucket")
+        check_placement(Placement("pytorchjob", job=["evaluate.min_nodes=2"]), "s3://bucket")
     with pytest.raises(UserError, match="needs --store"):
-        check_launch(Launch("pytorchjob"), None)
+        check_placement(Placement("pytorchjob"), None)

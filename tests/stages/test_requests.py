@@ -25,12 +25,12 @@ from percmae.engine.pretrain import pretrain
 from percmae.jobs.settings import JobSettings
 from percmae.jobs.work import Work
 from percmae.stages import steps
-from percmae.stages.launch import Launch
+from percmae.stages.placement import Placement
 from percmae.storage import StorePath
 
 SHORT = ("optim.epochs=1", "data.workers=0", "data.batch_size=16", "trainer.threads=1")
 OVERRIDES = [f"probe.{override}" for override in SHORT]
-WAYS = (Launch(), Launch("pytorchjob"))
+WAYS = (Placement(), Placement("pytorchjob"))
 
 
 class Stored(NamedTuple):
@@ -86,7 +86,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Work]:
         launched.append(work)
         subprocess.run([sys.executable, "-m", "percmae", *work.arguments], check=True)
 
-    monkeypatch.setattr("percmae.jobs.launch.launch", carry_out)
+    monkeypatch.setattr("percmae.stages.launch.launch", carry_out)
     return launched
 
 
@@ -115,37 +115,37 @@ def opened_once(seen: Counter[str], stored: Stored) -> None:
     assert seen[f"HEAD {stored.run}/run.json"] == 0
 
 
-@pytest.mark.parametrize("launch", WAYS, ids=lambda launch: launch.launcher)
+@pytest.mark.parametrize("placement", WAYS, ids=lambda placement: placement.launcher)
 def test_a_probe_in_a_pipeline(
-    stored: Stored, jobs: list[Work], tmp_path: Path, launch: Launch
+    stored: Stored, jobs: list[Work], tmp_path: Path, placement: Placement
 ) -> None:
     run, data, model = (artifact(tmp_path / name, getattr(stored, name, "")) for name in
                         ("run", "data", "model"))  # fmt: skip
     for reused in (False, True):
         with counted() as seen:
-            steps.probe(run, data, OVERRIDES, model, model, launch)
+            steps.probe(run, data, OVERRIDES, model, model, placement)
         opened_once(seen, stored)
         assert model.metadata["reused"] is reused
         assert model.metadata["uri"] == f"{stored.run}_probe"
         # The new run is read where a job has written it, or where it is reused.
-        by_job = launch.launcher != "local"
+        by_job = placement.launcher != "local"
         assert seen[f"GET {stored.run}_probe/run.json"] == (1 if reused or by_job else 0)
     assert len(jobs) == (1 if by_job else 0)
     assert model.logged["val/top1"] > 0
 
 
-@pytest.mark.parametrize("launch", WAYS, ids=lambda launch: launch.launcher)
+@pytest.mark.parametrize("placement", WAYS, ids=lambda placement: placement.launcher)
 def test_an_evaluation_in_a_pipeline(
-    stored: Stored, jobs: list[Work], tmp_path: Path, launch: Launch
+    stored: Stored, jobs: list[Work], tmp_path: Path, placement: Placement
 ) -> None:
     run, data, figures = (artifact(tmp_path / name, getattr(stored, name, "")) for name in
                           ("run", "data", "figures"))  # fmt: skip
     for reused in (False, True):
         with counted() as seen:
-            steps.evaluate(run, data, figures, figures, launch)
+            steps.evaluate(run, data, figures, figures, placement)
         opened_once(seen, stored)
         assert figures.metadata["reused"] is reused
-        by_job = launch.launcher != "local"
+        by_job = placement.launcher != "local"
         assert seen[f"GET {stored.run}/evaluation.json"] == (1 if reused or by_job else 0)
     assert len(jobs) == (1 if by_job else 0)
     assert figures.logged["psnr"] > 5

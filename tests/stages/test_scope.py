@@ -9,7 +9,7 @@ import pytest
 from percmae.config import TRAININGS
 from percmae.errors import ConfigError
 from percmae.jobs.settings import JobSettings
-from percmae.stages.scope import JOB_TRAINS, job_settings_for, overrides_for
+from percmae.stages.scope import OF_TRAININGS, job_settings_for, overrides_for
 
 MIXED = [
     "probe.optim.epochs=5",
@@ -89,4 +89,4 @@ def test_an_evaluation_is_one_pod() -> None:
         ConfigError, match="nodes is a setting of pretrain, finetune, probe, not of"
     ):
         job_settings_for("pretrain", ["evaluate.nodes=2"])
-    assert {field.name for field in dataclasses.fields(JobSettings)} > JOB_TRAINS
+    assert {field.name for field in dataclasses.fields(JobSettings)} > OF_TRAININGS

@@ -60,6 +60,6 @@ def test_a_step_without_torch_asks_for_a_launcher(
     )
     run = SimpleNamespace(metadata={"uri": "s3://none/run"})
     with pytest.raises(SystemExit) as ended:
-        steps.evaluate(run, run, None, None, steps.Launch())
+        steps.evaluate(run, run, None, None, steps.Placement())
     assert ended.value.code == 2
     assert "give the pipeline a launcher" in capsys.readouterr().err

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from percmae.command import parse
-from percmae.stages.launch import Launch
+from percmae.stages.placement import Placement
 from pipelines.__main__ import _options, _parser
 from pipelines.local.options import RunOptions
 
@@ -17,7 +17,7 @@ WORDS += ["--nodes", "2", "--gpus", "8", "--job", "memory=1Gi", "--job", "cpu=1"
 
 @pytest.mark.parametrize("verb", ["run", "compare"])
 def test_words_become_options(verb: str) -> None:
-    assert _options(parse(_parser("p"), [verb])) == RunOptions(launch=Launch(job=[]))
+    assert _options(parse(_parser("p"), [verb])) == RunOptions(placement=Placement(job=[]))
     assert _options(parse(_parser("p"), [verb, *WORDS])) == RunOptions(
         tag="t",
         recipe="mae",
@@ -30,5 +30,5 @@ def test_words_become_options(verb: str) -> None:
         fine_tune=False,
         to="out",
         store="s3://s",
-        launch=Launch("job", "i:1", 2, 8, ["memory=1Gi", "cpu=1"]),
+        placement=Placement("job", "i:1", 2, 8, ["memory=1Gi", "cpu=1"]),
     )

@@ -15,7 +15,7 @@ import pytest
 from small_pipeline import TINY, write_images
 
 from percmae.errors import ConfigError, UserError
-from percmae.stages.launch import Launch
+from percmae.stages.placement import Placement
 from percmae.storage import StorePath
 from pipelines.local.options import RunOptions
 from pipelines.local.run import PipelineOutcome, fork_server_for, run, steps_table
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def forks() -> Iterator[ForkServer]:
-    with fork_server_for(Launch()) as server:
+    with fork_server_for(Placement()) as server:
         yield server
 
 

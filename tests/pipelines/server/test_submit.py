@@ -129,7 +129,7 @@ def test_an_image_without_a_digest_is_warned_about(
     kfp: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert sent(kfp, image="percmae-pipeline:1") == 0
-    assert "warning: image percmae-pipeline:1 is not pinned by digest" in capsys.readouterr().err
+    assert "WARNING: image percmae-pipeline:1 is not pinned by digest" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("how", ["file", "variable"])

@@ -1,7 +1,7 @@
-"""Has work done by a job in a cluster: creates it or finds it again, and follows it to its end.
+"""The launcher: has work done by a job, which it creates or finds again and follows to its end.
 
-The process that launches may die and be started again at any time; the job is found by its name
-(percmae.jobs.work) and known by the digest of what it was made of (percmae.jobs.spec):
+It may die and be started again at any time; the job is found by its name (percmae.jobs.work) and
+known by the digest of what it was made of (percmae.jobs.spec):
 
 - a job that is under way and was made of the same: followed;
 - under way, made of something else: an error that says what differs;
@@ -15,28 +15,35 @@ launcher removes the job; killed outright in a cluster, its pod owns the job and
 
 from __future__ import annotations
 
-import signal
-import threading
+import os
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 
 from percmae.errors import Interrupted, PercmaeError, UserError
 from percmae.jobs import state
-from percmae.jobs.check import warnings
-from percmae.jobs.cluster import Cluster, ClusterError, Conflict
-from percmae.jobs.logs import Follower
-from percmae.jobs.names import Object
+from percmae.jobs.check import warn_unpinned
+from percmae.jobs.client import Client, ClusterError, Refused, Unreachable
+from percmae.jobs.logs import Follower, last_lines
+from percmae.jobs.names import (
+    DIGEST_ANNOTATION,
+    EVENT,
+    INSTANCE_LABEL,
+    JOBS,
+    PIPELINE_RUN_LABEL,
+    POD,
+    Object,
+)
 from percmae.jobs.pods import Pods
-from percmae.jobs.settings import JobSettings
-from percmae.jobs.spec import DIGEST, job_object
+from percmae.jobs.schema import JobSettings
+from percmae.jobs.signals import StopSignals, stop_signals
+from percmae.jobs.spec import job_object
 from percmae.jobs.work import Work
-from percmae.progress import note
+from percmae.progress import note, relay, warn
 
+PATIENCE = 600.0
+"""Seconds to bear an API server that does not answer: the job goes on meanwhile."""
 INTERVAL = 2.0
 """Seconds between two looks at a job."""
-RUN_OF_PIPELINE = "percmae.dev/pipeline-run"
-"""Label of a job: the pipeline's run that made it."""
 TAIL = 20
 """Lines shown of each pod that failed."""
 
@@ -51,9 +58,7 @@ class JobRefused(JobFailed, UserError):
     exit_code = 2
 
 
-def launch(
-    work: Work, settings: JobSettings, pipeline_run: str = "", cluster: Cluster | None = None
-) -> None:
+def launch(work: Work, settings: JobSettings, pipeline_run: str = "") -> None:
     """Create or find the job that carries out ``work``, show its log, and return when it is done.
 
     pipeline_run: id of the pipeline's run it belongs to, for :func:`clean`.
@@ -61,103 +66,77 @@ def launch(
     name, JobFailed (JobRefused for bad input) with the reason when it fails, Interrupted after
     SIGTERM or SIGINT, ClusterError when the API server refuses or stays silent.
     """
-    cluster = cluster or Cluster(settings.namespace)
-    with stop_signals() as stop:
-        launched = _Launch(work, settings, cluster, stop, pipeline_run)
-        with closing(launched):
-            launched.run()
+    with stop_signals() as stop, closing(_Launcher(work, settings, stop, pipeline_run)) as launcher:
+        launcher.run()
 
 
-def submit(
-    work: Work, settings: JobSettings, pipeline_run: str = "", cluster: Cluster | None = None
-) -> str:
+def submit(work: Work, settings: JobSettings, pipeline_run: str = "") -> str:
     """Create or find the job and return its name at once; see :func:`launch`."""
-    cluster = cluster or Cluster(settings.namespace)
-    with stop_signals() as stop:
-        return _Launch(work, settings, cluster, stop, pipeline_run).begin()
+    with stop_signals() as stop, closing(_Launcher(work, settings, stop, pipeline_run)) as launcher:
+        return launcher.begin()
 
 
-def clean(pipeline_run: str, cluster: Cluster) -> list[str]:
+def clean(pipeline_run: str, namespace: str | None) -> list[str]:
     """Remove the jobs that a pipeline's run has left under way; their names.
 
     What the run's steps do themselves when they are told to stop, for steps that were not asked.
     """
-    removed = []
-    for kind in ("PyTorchJob", "TrainJob", "Job"):
+    client, removed = Client(namespace, PATIENCE), []
+    for resource in JOBS.values():
         try:
-            jobs, _ = cluster.select(kind, labelSelector=f"{RUN_OF_PIPELINE}={pipeline_run}")
+            jobs, _ = client.select(resource, labelSelector=f"{PIPELINE_RUN_LABEL}={pipeline_run}")
         except ClusterError as error:
-            note(f"{kind}s not looked for: {error}")
+            warn(f"{resource.kind}s not looked for: {error}")
             continue
         for job in jobs:
             if state.ending(job) is None:
-                metadata = job["metadata"]
-                cluster.delete(kind, metadata["name"], metadata["uid"])
-                removed.append(f"{kind} {metadata['name']}")
+                name, uid = job["metadata"]["name"], job["metadata"]["uid"]
+                client.delete(client.path(resource, name), uid)
+                removed.append(f"{resource.kind} {name}")
     return removed
 
 
-class StopSignals:
-    """Which signal has asked to stop, and a way to wait for one."""
+def _owner(client: Client) -> Object | None:
+    """An ownerReferences entry for the pod this process runs in; None outside a cluster.
 
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._event = threading.Event()
-
-    def wake(self) -> None:
-        """End a wait early: there is something to look at."""
-        self._event.set()
-
-    def receive(self, number: int, frame: object) -> None:
-        """Signal handler; the second signal ends at once."""
-        if self.received is not None:
-            raise Interrupted(number, "stopped at once; the job may go on in the cluster")
-        self.received = number
-        self._event.set()
-
-    def wait(self, seconds: float) -> bool:
-        """Sleep, but no longer than until a signal or :meth:`wake`; whether to stop."""
-        self._event.wait(seconds)
-        if self.received is None:
-            self._event.clear()
-        return self.received is not None
+    KFP tells a step its pod's name; elsewhere a pod's host name is its name.
+    """
+    if not client.inside:
+        return None
+    name = os.environ.get("KFP_POD_NAME") or os.environ.get("HOSTNAME", "")
+    pod = client.get(client.path(POD, name)) if name else None
+    if pod is None:
+        warn(f"pod {name!r} is not in namespace {client.namespace}: the job will have no owner")
+        return None
+    return {
+        "apiVersion": POD.api_version,
+        "kind": POD.kind,
+        "name": name,
+        "uid": pod["metadata"]["uid"],
+    }
 
 
-@contextmanager
-def stop_signals() -> Iterator[StopSignals]:
-    """SIGTERM and SIGINT as a request to stop, where this is the main thread."""
-    stop = StopSignals()
-    previous = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, stop.receive)
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+class _Launcher:
+    """Has one job in the cluster, from its creation to its end."""
 
-
-class _Launch:
     def __init__(
-        self,
-        work: Work,
-        settings: JobSettings,
-        cluster: Cluster,
-        stop: StopSignals,
-        pipeline_run: str = "",
+        self, work: Work, settings: JobSettings, stop: StopSignals, pipeline_run: str
     ) -> None:
-        self.settings, self.cluster, self.stop = settings, cluster, stop
-        self.owner = cluster.owner()
-        self.made = job_object(work, settings, self.owner)
+        self.settings, self.stop = settings, stop
+        self.client = client = Client(settings.namespace, PATIENCE)
+        self.owner = _owner(client)
+        self.wanted = job_object(work, settings, self.owner)
         if pipeline_run:  # not part of the digest: another run may follow the same job
-            self.made["metadata"]["labels"][RUN_OF_PIPELINE] = pipeline_run
-        self.kind, self.name = self.made["kind"], self.made["metadata"]["name"]
+            self.wanted["metadata"]["labels"][PIPELINE_RUN_LABEL] = pipeline_run
+        self.name = self.wanted["metadata"]["name"]
+        self.resource = JOBS[self.wanted["kind"]]
+        self.path = client.path(self.resource, self.name)
         self.uid = ""
         self.follower: Follower | None = None
+        self.pods = Pods(client, f"{INSTANCE_LABEL}={self.name}", stop.wake)
+        self._shown: set[str] = set()  # pods whose log was
         self._said = ""
         self._stuck_since: float | None = None
-        self.pods = Pods(cluster, f"{state.INSTANCE}={self.name}", stop.wake)
 
     def close(self) -> None:
         """Stop watching; the job goes on."""
@@ -167,68 +146,73 @@ class _Launch:
 
     def begin(self) -> str:
         """Have the job in the cluster; its name."""
-        for warning in warnings(self.settings):
-            note(warning)
-        while True:
+        warn_unpinned(self.settings.image)
+        job: Object | None = None
+        while job is None:
             try:
-                job = self.cluster.create(self.kind, self.made)
-                note(f"{self._what()} created in namespace {self.cluster.namespace}")
-            except Conflict:
-                found = self._adopt()
-                if found is None:
-                    continue  # it has gone in between
-                job = found
-            self.uid = job["metadata"]["uid"]
-            return self.name
+                job = self.client.create(self.resource, self.wanted)
+                note(f"{self._what()} created in namespace {self.client.namespace}")
+            except Refused as error:
+                if error.status != 409:
+                    raise
+                job = self._adopt()
+        self.uid = job["metadata"]["uid"]
+        return self.name
 
     def _adopt(self) -> Object | None:
         """The job that has the name already, if it is ours; None when the name is free again."""
-        job = self.cluster.get(self.kind, self.name)
+        job = self.client.get(self.path)
         if job is None:
             return None
-        if "deletionTimestamp" in job["metadata"]:
+        metadata = job["metadata"]
+        if "deletionTimestamp" in metadata:
             note(f"{self._what()}: waiting for an earlier one to be gone")
-            self._wait_gone(job["metadata"]["uid"])
+            self._wait_gone(metadata["uid"])
             return None
         ended = state.ending(job)
         if ended is not None:
             how = "well" if ended.succeeded else f"badly ({ended.message})"
             note(f"{self._what()} ended {how} earlier, without a result that can be used: anew")
-            self.cluster.delete(self.kind, self.name, job["metadata"]["uid"])
-            self._wait_gone(job["metadata"]["uid"])
+            self.client.delete(self.path, metadata["uid"])
+            self._wait_gone(metadata["uid"])
             return None
-        if job["metadata"].get("annotations", {}).get(DIGEST) != self._digest():
+        if metadata.get("annotations", {}).get(DIGEST_ANNOTATION) != self._digest():
             self._refuse(job)
         note(f"{self._what()} is under way: following it")
+        return self._own(job)
+
+    def _own(self, job: Object) -> Object | None:
+        """The job, with this process's pod among its owners; None when it has just gone."""
         owners = job["metadata"].get("ownerReferences", [])
-        if self.owner is not None and self.owner not in owners:
-            self.cluster.own(self.kind, self.name, [*owners, self.owner])
-        return job
+        if self.owner is None or self.owner in owners:
+            return job
+        body = {"metadata": {"ownerReferences": [*owners, self.owner]}}
+        try:
+            return self.client.request("PATCH", self.path, body)
+        except Refused as error:
+            if error.status != 404:
+                raise
+            return None
 
     def _digest(self) -> str:
-        return str(self.made["metadata"]["annotations"][DIGEST])
+        return str(self.wanted["metadata"]["annotations"][DIGEST_ANNOTATION])
 
     def _refuse(self, job: Object) -> None:
-        wanted = {
-            "spec": self.made["spec"],
-            "metadata": {"labels": self._labels()},
-        }
-        found = list(state.differences(wanted, job))[:4] or ["made by another version of percmae"]
+        labels = dict(self.wanted["metadata"]["labels"])
+        labels.pop(PIPELINE_RUN_LABEL, None)
+        wanted = {"spec": self.wanted["spec"], "metadata": {"labels": labels}}
+        differs = list(state.differences(wanted, job))[:4] or ["made by another version of percmae"]
         raise UserError(
-            f"{self._what()} is under way with other settings ({'; '.join(found)}); wait for it, "
-            f"give the same settings, or remove it: kubectl delete {self.kind.lower()} "
-            f"{self.name} -n {self.cluster.namespace}"
+            f"{self._what()} is under way with other settings ({'; '.join(differs)}); wait for it, "
+            f"give the same settings, or remove it: kubectl delete {self.resource.kind.lower()} "
+            f"{self.name} -n {self.client.namespace}"
         )
-
-    def _labels(self) -> Object:
-        labels: Object = self.made["metadata"]["labels"]
-        return {key: value for key, value in labels.items() if key != RUN_OF_PIPELINE}
 
     def _wait_gone(self, uid: str) -> None:
         """Until the job with this uid and all its pods are gone."""
         deadline = time.monotonic() + self.settings.grace + 120
         while True:
-            job = self.cluster.get(self.kind, self.name)
+            job = self.client.get(self.path)
             if (job is None or job["metadata"]["uid"] != uid) and not self.pods.look():
                 return
             if time.monotonic() > deadline:
@@ -241,6 +225,15 @@ class _Launch:
     def run(self) -> None:
         """Have the job done."""
         self.begin()
+        try:
+            self._follow()
+        except Unreachable as error:
+            raise Unreachable(
+                f"{error}; {self._what()} goes on without this launcher, start it again to follow",
+                error.reason,
+            ) from None
+
+    def _follow(self) -> None:
         self.pods.watch()
         since, running = time.monotonic(), False
         while True:
@@ -249,7 +242,7 @@ class _Launch:
             self._check_restarts()
             first = state.rank_zero(job, pods)
             if first is not None:
-                self._follow(first)
+                self._show_log(first)
             ended = state.ending(job)
             if ended is not None:
                 self._finish(ended)
@@ -265,7 +258,7 @@ class _Launch:
                 self._cancel()
 
     def _look(self) -> Object:
-        job = self.cluster.get(self.kind, self.name)
+        job = self.client.get(self.path)
         if job is None or job["metadata"]["uid"] != self.uid or self._leaving(job):
             self._end_log()
             raise JobFailed(
@@ -277,7 +270,7 @@ class _Launch:
     def _leaving(self, job: Object) -> bool:
         return "deletionTimestamp" in job["metadata"] and state.ending(job) is None
 
-    def _follow(self, pod: Object) -> None:
+    def _show_log(self, pod: Object) -> None:
         uid, name = pod["metadata"]["uid"], pod["metadata"]["name"]
         if state.phase(pod) == "Pending" or (self.follower and self.follower.uid == uid):
             return
@@ -285,7 +278,8 @@ class _Launch:
             self._end_log()
             note(f"pod {name} was replaced; its log begins again")
         container = pod["spec"]["containers"][0]["name"]
-        self.follower = Follower(self.cluster, name, uid, container, note)
+        self.follower = Follower(self.client, name, uid, container, relay)
+        self._shown.add(name)
 
     def _end_log(self) -> None:
         if self.follower is not None:
@@ -307,7 +301,7 @@ class _Launch:
 
     def _events(self) -> list[Object]:
         selector = f"involvedObject.name={self.name},involvedObject.uid={self.uid}"
-        return self.cluster.select("Event", fieldSelector=selector)[0]
+        return self.client.select(EVENT, fieldSelector=selector)[0]
 
     def _say(self, message: str) -> None:
         if message != self._said:
@@ -347,12 +341,11 @@ class _Launch:
         """What went wrong, after the last lines of the pods whose log is not shown."""
         reason, code = message, None
         for place, failure in enumerate(self.pods.failures()):
-            text = self.cluster.log(failure.pod, failure.container, tail=TAIL)
-            lines = [line.partition(" ")[2] for line in text.splitlines()]
-            if not failure.pod.endswith("-master-0") and self.kind != "Job":
+            lines = last_lines(self.client, failure.pod, failure.container, TAIL)
+            if lines and failure.pod not in self._shown:
                 note(f"last lines of pod {failure.pod}:")
                 for line in lines:
-                    note(f"  {line}")
+                    relay(f"  {line}")
             if place == 0:
                 code = failure.code
                 said = _said_last(lines)
@@ -363,13 +356,13 @@ class _Launch:
     def _remove(self, reason: str) -> None:
         """Give up: raise JobFailed, and leave no pod behind."""
         self._end_log()
-        self.cluster.delete(self.kind, self.name, self.uid)
+        self.client.delete(self.path, self.uid)
         raise JobFailed(f"{self._what()} {reason}; it was removed")
 
     def _cancel(self) -> None:
         assert self.stop.received is not None
         note(f"stopping {self._what()}: its pods save their work (again: leave at once)")
-        self.cluster.delete(self.kind, self.name, self.uid)
+        self.client.delete(self.path, self.uid)
         self._end_log()
         self._wait_gone(self.uid)
         raise Interrupted(
@@ -378,7 +371,7 @@ class _Launch:
         )
 
     def _what(self) -> str:
-        return f"{self.kind} {self.name}"
+        return f"{self.resource.kind} {self.name}"
 
 
 def _said_last(lines: list[str]) -> str:

@@ -8,24 +8,24 @@ import pytest
 from kfp.dsl import TaskConfig
 
 from percmae.errors import ConfigError
-from percmae.jobs.settings import JobSettings
-from percmae.stages.launch import Launch
+from percmae.jobs.schema import JobSettings
+from percmae.stages.placement import Placement
 
 
-def settings(stage: str = "pretrain", **launch: Any) -> JobSettings:
-    found = Launch("pytorchjob", **launch).settings(stage)
+def settings(stage: str = "pretrain", **parameters: Any) -> JobSettings:
+    found = Placement("pytorchjob", **parameters).settings(stage)
     assert found is not None
     return found
 
 
 def test_local_needs_no_job() -> None:
-    assert Launch().settings("pretrain") is None
-    assert Launch("local", "image", 5, 8).settings("evaluate") is None
+    assert Placement().settings("pretrain") is None
+    assert Placement("local", "image", 5, 8).settings("evaluate") is None
 
 
 def test_an_unknown_launcher_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'pytorchjob'"):
-        Launch("pytorch-job").settings("pretrain")
+        Placement("pytorch-job").settings("pretrain")
 
 
 def test_parameters_become_settings() -> None:
@@ -46,6 +46,10 @@ def test_evaluating_takes_one_pod() -> None:
     found = settings("evaluate", nodes=4, gpus=8, job=["min_nodes=2", "volcano_queue=q"])
     assert (found.kind, found.nodes, found.gpus) == ("job", 1, 1)
     assert settings("evaluate", gpus=0).gpus == 0
+    # What is about several pods is for the stages that have several.
+    job = ["min_nodes=2", "volcano_queue=q"]
+    assert settings("evaluate", nodes=4, job=job).min_nodes is None
+    assert settings("pretrain", nodes=4, job=job).min_nodes == 2
 
 
 def test_what_is_set_on_the_task_reaches_the_job() -> None:

@@ -1,0 +1,151 @@
+"""Where a job runs and with what: one flat set of settings, a docstring under each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, get_args
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic.dataclasses import dataclass
+
+from percmae import __version__
+from percmae.config.variants import SETTINGS
+from percmae.jobs.names import ACCESS_KEY, SECRET_KEY, STORE, Objects
+
+JobKind = Literal["pytorchjob", "trainjob", "job"]
+KINDS: tuple[str, ...] = get_args(JobKind)
+PullPolicy = Literal["Always", "IfNotPresent", "Never"]
+TRAIN_IMAGE = f"percmae-train:{__version__}"
+"""Image of the jobs unless another is given (``docker/``)."""
+USING_A_GPU = ("evaluate", "reconstruct")
+"""Stages that do not train and are quicker on a GPU."""
+OF_TRAININGS = frozenset(
+    ("kind", "nodes", "min_nodes", "max_restarts", "volcano_queue", "runtime", "clean_pods")
+)
+"""Settings that say how processes train together: what does not train is one pod of a plain Job."""
+
+Strings = dict[str, str]
+
+
+@dataclass(config=SETTINGS)
+class JobSettings:
+    """How and where a job runs; what it carries out is a Work."""
+
+    kind: JobKind = "pytorchjob"
+    """pytorchjob (Kubeflow Training Operator), trainjob (Kubeflow Trainer), or job: one pod of a
+    plain Kubernetes Job, which needs no operator. Stages that do not train are always plain."""
+    image: str = TRAIN_IMAGE
+    """Container image, best pinned by digest (name@sha256:…)."""
+    image_pull_policy: PullPolicy | None = None
+    """null: Kubernetes' own default (Always for the tag latest). A trainjob has its runtime's."""
+    image_pull_secrets: list[str] = Field(default_factory=list)
+    """Names of secrets for a private registry."""
+    namespace: str | None = None
+    """null: the launcher's own, or that of the kubeconfig's context."""
+    service_account: str = "percmae-train"
+    """Service account of the pods; it needs no rights in the cluster."""
+
+    nodes: PositiveInt = 1
+    """Pods that train together, one a machine."""
+    min_nodes: PositiveInt | None = None
+    """Elastic training (pytorchjob): go on with as few as this many pods; null: all or none."""
+    max_restarts: NonNegativeInt = 3
+    """Elastic training: how often the processes may start over in their pods."""
+    gpus: NonNegativeInt = 1
+    """GPUs a pod, and training processes in it; 0 trains on the CPU, in one process a pod."""
+    gpu_resource: str = "nvidia.com/gpu"
+    """Name under which the cluster offers GPUs."""
+    gpu_type: str | None = None
+    """Only nodes with this label nvidia.com/gpu.product, such as NVIDIA-H100-80GB-HBM3."""
+    cpu: str = "4"
+    """CPU cores a pod is promised (a Kubernetes quantity)."""
+    cpu_limit: str | None = None
+    """Most CPU cores a pod may use; null for no limit, so that loaders use what is idle."""
+    memory: str = "16Gi"
+    """Memory a pod is promised and may use (a Kubernetes quantity)."""
+    shm: str = "2Gi"
+    """Size of the memory-backed /dev/shm; counts as the pod's memory."""
+    scratch: str = "10Gi"
+    """Size of the writable /tmp; everything else in the container is read-only."""
+
+    node_selector: Strings = Field(default_factory=dict)
+    """Labels the node must have."""
+    tolerations: Objects = Field(default_factory=list)
+    """Taints of nodes to put up with, as in a pod."""
+    affinity: dict[str, Any] = Field(default_factory=dict)
+    """Affinity as in a pod."""
+    priority_class: str | None = None
+    """Priority class of the pods. A trainjob has its runtime's."""
+    queue: str | None = None
+    """Kueue: the LocalQueue the job waits in."""
+    volcano_queue: str | None = None
+    """Volcano: start all pods together, in this queue (pytorchjob)."""
+    runtime: str = "torch-distributed"
+    """trainjob: name of the ClusterTrainingRuntime. Under the stock torch-distributed every failure
+    is tried again; runtime=percmae (k8s/trainer/runtime.yaml) knows which exit codes are final."""
+
+    backoff_limit: NonNegativeInt = 3
+    """Restarts after failures that may pass (exit codes ≥ 128); all others are final. Those of a
+    pytorchjob are counted by the launcher that follows it. A trainjob has its runtime's."""
+    deadline: PositiveInt | None = Field(default=14 * 24 * 3600)
+    """Seconds a job may run, waiting in a queue not counted; null for no limit. A pytorchjob that
+    no launcher follows ends later: when something happens to one of its pods."""
+    queue_deadline: PositiveInt | None = None
+    """Seconds a launcher waits for a job to begin; null: as long as the queue takes."""
+    stuck_deadline: PositiveInt = 600
+    """Seconds a launcher waits for a pod that has a node but cannot start (no such image)."""
+    ttl: NonNegativeInt | None = 7 * 24 * 3600
+    """Seconds after its end until a job is removed from the cluster; null keeps it. A pytorchjob
+    that failed stays. A trainjob has its runtime's."""
+    clean_pods: Literal["All", "Running", "None"] = "Running"
+    """pytorchjob: pods to remove when it ends; All takes the logs of a failure with it."""
+    grace: PositiveInt = 120
+    """Seconds a pod has to save a checkpoint when it is told to stop."""
+
+    store_config: str = STORE
+    """ConfigMap whose entries (AWS_ENDPOINT_URL …) become environment variables."""
+    store_secret: str | None = STORE
+    """Secret with the store's keys; null where the service account has a role that gives them."""
+    store_access_key: str = ACCESS_KEY
+    """Entry of that secret with the access key."""
+    store_secret_key: str = SECRET_KEY
+    """Entry of that secret with the secret key."""
+    env: Objects = Field(default_factory=list)
+    """Further environment variables, as in a container; secrets by valueFrom only."""
+    volumes: Objects = Field(default_factory=list)
+    """Further volumes, as in a pod; each is mounted somewhere."""
+    volume_mounts: Objects = Field(default_factory=list)
+    """Where those volumes are mounted, as in a container."""
+    labels: Strings = Field(default_factory=dict)
+    """Further labels of the job and its pods."""
+    annotations: Strings = Field(default_factory=dict)
+    """Further annotations of the job and its pods."""
+
+    def for_stage(self, stage: str, trains: bool) -> JobSettings:
+        """What the job of a stage takes of these settings.
+
+        One that does not train is a plain Job: one pod, one process, and a GPU only if there are
+        any and it uses one.
+        """
+        if trains:
+            return self
+        gpus = min(1, self.gpus) if stage in USING_A_GPU else 0
+        return dataclasses.replace(
+            self,
+            kind="job",
+            nodes=1,
+            min_nodes=None,
+            volcano_queue=None,
+            gpus=gpus,
+            gpu_type=self.gpu_type if gpus else None,
+        )
+
+
+def job_docs() -> Iterable[tuple[str, str, str]]:
+    """``(key, type, docstring)`` of every job setting, in order."""
+    fields: Mapping[str, Any] = JobSettings.__pydantic_fields__  # type: ignore[attr-defined]
+    for name, field in fields.items():
+        annotation = field.annotation
+        kind = getattr(annotation, "__name__", None) if not get_args(annotation) else None
+        yield name, kind or str(annotation).replace("typing.", ""), field.description or ""

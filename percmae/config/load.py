@@ -155,8 +155,8 @@ def _refuse_foreign(
         else:
             advice = f"give it to `percmae {stages[0]}`"
         raise ConfigError(
-            f"{where}{key}={json.dumps(value, default=str)} has no effect in stage {stage}: it is a "
-            f"setting of {', '.join(stages)}; {advice}"
+            f"{where}{key}={json.dumps(value, default=str)} has no effect in stage {stage}: "
+            f"it is a setting of {', '.join(stages)}; {advice}"
         )
 
 

@@ -144,9 +144,9 @@ class Model:
     norm_pix_loss: bool = False
     """Normalise each target patch by its own mean and variance (variant mae only)."""
     init_from: str | None = None
-    """Start from these weights: a run, a run's checkpoint file, a safetensors file or an official
-    MAE file (path or s3:// URI). Every key must find its place; only a file with nothing but the
-    encoder leaves the decoder fresh."""
+    """Start from these weights: a run, or a file of weights of this project, the official MAE code,
+    timm or Hugging Face (path or s3:// URI). Every key must find its place; only a file with
+    nothing but the encoder leaves the decoder fresh."""
 
 
 @dataclass(config=SETTINGS)

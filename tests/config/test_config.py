@@ -152,7 +152,9 @@ def test_a_saved_config_has_the_settings_of_all_stages(tmp_path: Path) -> None:
         config = load_config("mae", "mae", stage, overrides=["optim.epochs=7"])
         file.write_text(to_yaml(config))
         assert load_config("mae", "mae", stage, file=file) == config
-    with pytest.raises(ConfigError, match=r"config\.yaml: data\.augment\.rand_augment=.* has no effect"):
+    with pytest.raises(
+        ConfigError, match=r"config\.yaml: data\.augment\.rand_augment=.* has no effect"
+    ):
         load_config("mae", "mae", "pretrain", file=file)
 
 

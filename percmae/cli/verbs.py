@@ -55,10 +55,10 @@ def _pretrain(args: argparse.Namespace) -> None:
 
 
 def _downstream(args: argparse.Namespace) -> None:
+    from percmae.cli.parent import parent_of
     from percmae.runs.downstream import downstream_config
-    from percmae.runs.record import Run
 
-    parent = Run.open(args.run)
+    parent = parent_of(args.run)
     config = downstream_config(
         parent, args.verb, args.recipe, args.config, args.overrides, args.tag
     )

@@ -11,7 +11,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -72,7 +72,8 @@ def load_config(
     variant, recipe, size: names of presets; base: values of the run that is built upon; file:
     YAML in the shape of ``percmae config show``; overrides: ``key=value`` strings with dotted keys
     (the value is read as YAML). Raises ConfigError naming the key (and the nearest valid one) for
-    an unknown key, a wrong type, a value out of range or a combination that cannot work.
+    an unknown key, a setting of other stages, a wrong type, a value out of range or a combination
+    that cannot work.
     """
     return load_layers(variant, recipe, stage, file, overrides, tag, size, base).config
 
@@ -86,8 +87,12 @@ def load_layers(
     tag: str | None = None,
     size: str | None = None,
     base: Mapping[str, Any] | None = None,
+    open_keys: Collection[str] = (),
 ) -> Layers:
-    """Like :func:`load_config`, with the origin of each value."""
+    """Like :func:`load_config`, with the origin of each value.
+
+    open_keys: settings of other stages that are this one's for once, since ``base`` lacks them.
+    """
     _known("variant", variant, VARIANTS)
     _known("recipe", recipe, preset_names("recipes"))
     _known("stage", stage, TRAININGS)
@@ -109,13 +114,50 @@ def load_layers(
     if stage == "pretrain":
         _merge(merged, origin, _read_preset("variants", variant), f"variant {variant}")
     if file is not None:
-        _merge(merged, origin, _read_file(Path(file)), str(file))
+        values = _read_file(Path(file))
+        _refuse_foreign(_changes(values, merged), stage, open_keys, f"config file {file}: ")
+        _merge(merged, origin, values, str(file))
     for override in overrides:
-        _merge(merged, origin, parse_override(override), "command line")
+        values = parse_override(override)
+        _refuse_foreign(dict(_leaves(values)), stage, open_keys, "")
+        _merge(merged, origin, values, "command line")
     if tag is not None:
         _merge(merged, origin, {"tag": tag}, "command line")
     config = config_from_dict(merged)
     return Layers(config, {key: origin.get(key, "default") for key, _ in _leaves(to_dict(config))})
+
+
+def _changes(values: Mapping[str, Any], merged: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings in a file that are not as they would be without it.
+
+    A saved config.yaml holds those of all stages, for the reader.
+    """
+    before = {**leaves(Config()), **dict(_leaves(merged))}
+    return {k: v for k, v in _leaves(values) if k not in before or before[k] != v}
+
+
+def _refuse_foreign(
+    given: Mapping[str, Any], stage: str, open_keys: Collection[str], where: str
+) -> None:
+    """Raise ConfigError for a setting that would have no effect in this stage."""
+    for key, value in given.items():
+        if isinstance(value, Mapping) and not value:  # an empty section
+            continue
+        stages = stages_of(key)
+        if stage in stages or key in open_keys:
+            continue
+        if stage == "pretrain":
+            advice = "give it to " + " or ".join(f"`percmae {name}`" for name in stages)
+        elif key == "model.init_from":
+            advice = "other weights to build upon are given as --run"
+        elif "pretrain" in stages:
+            advice = "what is built upon has decided it"
+        else:
+            advice = f"give it to `percmae {stages[0]}`"
+        raise ConfigError(
+            f"{where}{key}={json.dumps(value, default=str)} has no effect in stage {stage}: "
+            f"it is a setting of {', '.join(stages)}; {advice}"
+        )
 
 
 def config_from_dict(values: Mapping[str, Any]) -> Config:
@@ -181,6 +223,13 @@ def stages_of(key: str) -> tuple[str, ...]:
     if fields:
         raise ConfigError(_section_message(key, fields))
     return stages
+
+
+@cache
+def heads_of_width(width: int) -> int | None:
+    """Attention heads of the size preset whose encoder has this width; None where there is none."""
+    encoders = (_read_preset("sizes", name)["model"]["encoder"] for name in preset_names("sizes"))
+    return {encoder["width"]: encoder["heads"] for encoder in encoders}.get(width)
 
 
 def leaves(config: Config) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from percmae.config import Config
-from percmae.engine.memory import keep_freed_memory
+from percmae.engine.memory import keep_freed_memory, out_of_memory
 from percmae.errors import ConfigError, PeerLost, PercmaeError
 
 T = TypeVar("T")
@@ -129,7 +129,7 @@ def distributed(config: Config) -> Iterator[World]:
 
     Leaves the process group at the end. Raises ConfigError when the number of machines is not
     trainer.num_nodes or when a GPU is asked for that is not there, PeerLost when another process
-    of the job has ended or cannot be reached.
+    of the job has ended or cannot be reached, PercmaeError when memory is used up.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank, local = (int(os.environ.get(k, d)) for k, d in _LOCAL)
@@ -156,7 +156,11 @@ def distributed(config: Config) -> Iterator[World]:
             message = f"process {rank} of {size} lost the others: {reason}"
             joined = False  # what is under way with the others cannot be ended
             raise PeerLost(message, in_midst=True) from error
+        if told := out_of_memory(error):
+            raise PercmaeError(told) from None
         raise
+    except MemoryError as error:
+        raise PercmaeError(out_of_memory(error)) from None
     finally:
         if joined and dist.is_initialized():
             # That the others have gone by now is no failure, and must not hide one.

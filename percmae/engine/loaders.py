@@ -9,6 +9,7 @@ from percmae.data.augment import build_transform
 from percmae.data.shards import Dataset
 from percmae.data.stream import Loader
 from percmae.engine.distributed import World
+from percmae.errors import DataError
 
 
 def train_loader(config: Config, dataset: Dataset, world: World) -> Loader:
@@ -31,9 +32,14 @@ def train_loader(config: Config, dataset: Dataset, world: World) -> Loader:
 
 
 def eval_loader(config: Config, dataset: Dataset, split: str, world: World) -> Loader:
-    """Batches of a whole split in its own order, shared over the processes."""
+    """Batches of a whole split in its own order, shared over the processes.
+
+    Raises DataError for a split without an image.
+    """
     dataset.require_formats(config.data.formats)
     chosen = dataset.split(split)
+    if not len(chosen):
+        raise DataError(f"dataset {dataset.uri}: no image for split {split}; ingest more images")
     limit = config.trainer.val_samples
     if split == "val" and limit is not None and limit < len(chosen):
         chosen = chosen.subset("val", np.arange(limit))

@@ -222,7 +222,7 @@ def test_time_in_which_all_processes_were_stopped_does_not_count() -> None:
     os.killpg(process.pid, signal.SIGSTOP)
     time.sleep(6)
     os.killpg(process.pid, signal.SIGCONT)
-    assert process.communicate(timeout=60)[0] == "0 1 2\n"
+    assert process.communicate(timeout=600)[0] == "0 1 2\n"
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
@@ -249,7 +249,7 @@ def test_closing_while_another_thread_waits() -> None:
     thread.start()
     workers.close()
     workers.close()
-    thread.join(timeout=60)
+    thread.join(timeout=600)
     assert not thread.is_alive()
     assert len(errors) == 1
     assert not forked()
@@ -321,7 +321,7 @@ def test_a_training_ends_when_its_workers_give_nothing(
         time.sleep(0.1)
     for pid in forked(process.pid):
         os.kill(pid, signal.SIGSTOP)
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=600)
     assert process.returncode == 138, stderr
     last = stderr.splitlines()[-1]
     assert last.startswith("percmae: error: no batch from data worker ")

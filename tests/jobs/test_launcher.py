@@ -93,7 +93,7 @@ def test_a_job_is_created_once_and_followed(
     said = capsys.readouterr().err
     created = f"PyTorchJob {WORK.name} created in namespace percmae"
     assert said.splitlines()[0].endswith(created)
-    assert said.splitlines()[-1] == f"PyTorchJob {WORK.name} is done"
+    assert said.splitlines()[-1].endswith(f"PyTorchJob {WORK.name} is done")
     assert server.deleted == []
 
 

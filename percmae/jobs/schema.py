@@ -91,13 +91,13 @@ class JobSettings:
     deadline: PositiveInt | None = Field(default=14 * 24 * 3600)
     """Seconds a job may run, waiting in a queue not counted; null for no limit. A pytorchjob that
     no launcher follows ends later: when something happens to one of its pods."""
-    queue_deadline: PositiveInt | None = None
+    queue_deadline: PositiveInt | None = Field(default=7 * 24 * 3600)
     """Seconds a launcher waits for a job to begin; null: as long as the queue takes."""
     stuck_deadline: PositiveInt = 600
     """Seconds a launcher waits for a pod that has a node but cannot start (no such image)."""
     ttl: NonNegativeInt | None = 7 * 24 * 3600
-    """Seconds after its end until a job is removed from the cluster; null keeps it. A pytorchjob
-    that failed stays. A trainjob has its runtime's."""
+    """Seconds after its end until a job is removed from the cluster; null keeps it. A trainjob, and
+    a pytorchjob that failed, are removed by the next launcher in their namespace."""
     clean_pods: Literal["All", "Running", "None"] = "Running"
     """pytorchjob: pods to remove when it ends; All takes the logs of a failure with it."""
     grace: PositiveInt = 120

@@ -21,6 +21,10 @@ import pytest
 import yaml
 from kube import TOY, Kube, gone, lines_of, submit, toy_settings, wait
 
+from percmae.jobs.names import CLAIMS
+
+RUNS = ("run-a", "run-b")
+
 
 def test_a_job_that_goes_well(kube: Kube, launcher_config: Path, tmp_path: Path) -> None:
     started = submit(launcher_config, tmp_path, "well", "lines=20 pause=0.1", "nodes=2")
@@ -296,21 +300,20 @@ def test_what_a_pipelines_run_left_behind_is_removed(
 from percmae.jobs.launcher import submit
 from percmae.jobs.settings import job_settings
 from percmae.jobs.work import Work
-for run in ("run-a", "run-b"):
+for run in {RUNS!r}:
     work = Work("pretrain", ("pretrain",), run, run.encode().hex() * 4, True)
     submit(work, job_settings({settings!r}), pipeline_run=run)
 """
     subprocess.run([sys.executable, "-c", start], check=True, env=environment)
-    mine = "percmae.dev/pipeline-run in (run-a, run-b)"
-    assert len(kube.get("pytorchjob", selector=mine)) == 2
+    assert [len(kube.get("pytorchjob", selector=f"{CLAIMS}{run}")) for run in RUNS] == [1, 1]
     clean = "from percmae.stages import steps; steps.clean('run-a', steps.Placement('pytorchjob'))"
     done = subprocess.run(
         [sys.executable, "-c", clean], capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0, done.stderr
     assert "was still under way: removed" in done.stderr
-    wait(lambda: not kube.get("pytorchjob", selector="percmae.dev/pipeline-run=run-a"))
-    (other,) = kube.get("pytorchjob", selector=mine)
+    wait(lambda: not kube.get("pytorchjob", selector=f"{CLAIMS}run-a"))
+    (other,) = kube.get("pytorchjob", selector=f"{CLAIMS}run-b")
     assert "deletionTimestamp" not in other["metadata"], "another run's job goes on"
     kube("delete", "pytorchjob", other["metadata"]["name"])
 

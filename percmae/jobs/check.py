@@ -47,7 +47,7 @@ from percmae.progress import warn
 MOST_ENTRIES = 128
 """Entries of a list in a TrainJob."""
 # What a TrainJob takes from its runtime, and can say nothing about.
-_OF_THE_RUNTIME = ("image_pull_policy", "priority_class", "backoff_limit", "ttl", "clean_pods")
+_OF_THE_RUNTIME = ("image_pull_policy", "priority_class", "backoff_limit", "clean_pods")
 _LONGEST_INT32 = 2**31 - 1
 # Labels and annotations that others look for, and must find as they were put there.
 _RESERVED = re.compile(

@@ -12,11 +12,12 @@ Objects = list[Object]
 
 
 class Resource(NamedTuple):
-    """Objects of one kind, as the API has them."""
+    """Objects of one kind, as the API has them; ``since`` what release of whom ours are for."""
 
     api_version: str
     plural: str
     kind: str = ""
+    since: str = ""
 
     @property
     def group(self) -> str:
@@ -29,8 +30,11 @@ class Resource(NamedTuple):
         return self.api_version.rpartition("/")[2]
 
 
-PYTORCH_JOB = Resource("kubeflow.org/v1", "pytorchjobs", "PyTorchJob")
-TRAIN_JOB = Resource("trainer.kubeflow.org/v1alpha1", "trainjobs", "TrainJob")
+PYTORCH_JOB = Resource("kubeflow.org/v1", "pytorchjobs", "PyTorchJob", "training operator 1.9")
+# (The first release with runtimePatches and activeDeadlineSeconds.)
+TRAIN_JOB = Resource(
+    "trainer.kubeflow.org/v1alpha1", "trainjobs", "TrainJob", "Kubeflow Trainer 2.2"
+)
 JOB = Resource("batch/v1", "jobs", "Job")
 JOBS = {each.kind: each for each in (PYTORCH_JOB, TRAIN_JOB, JOB)}
 """What carries out a work, by its kind; in lower case that is the job setting ``kind``."""

@@ -86,11 +86,12 @@ class JobSettings:
     is tried again; runtime=percmae (k8s/trainer/runtime.yaml) knows which exit codes are final."""
 
     backoff_limit: NonNegativeInt = 3
-    """Restarts after failures that may pass (exit codes ≥ 128); all others are final. Those of a
-    pytorchjob are counted by the launcher that follows it. A trainjob has its runtime's."""
+    """Restarts after failures that may pass (exit codes ≥ 128); all others are final. A
+    pytorchjob's are those without a checkpoint in between, counted by its pods in the run's folder
+    and by the launcher that follows it. A trainjob has its runtime's."""
     deadline: PositiveInt | None = Field(default=14 * 24 * 3600)
     """Seconds a job may run, waiting in a queue not counted; null for no limit. A pytorchjob that
-    no launcher follows ends later: when something happens to one of its pods."""
+    no launcher follows may take longer, by the time that its pods were replaced after."""
     queue_deadline: PositiveInt | None = Field(default=7 * 24 * 3600)
     """Seconds a launcher waits for a job to begin; null: as long as the queue takes."""
     stuck_deadline: PositiveInt = 600

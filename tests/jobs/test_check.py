@@ -228,7 +228,6 @@ def test_affinity_refused(affinity: dict[str, Any], said: str) -> None:
     [
         ({"priority_class": "high"}, "priority_class: a TrainJob takes it from its runtime"),
         ({"image_pull_policy": "Always"}, "image_pull_policy: a TrainJob takes it from"),
-        ({"ttl": 100}, "ttl: a TrainJob takes it from its runtime"),
         ({"backoff_limit": 1}, "backoff_limit"),
         ({"clean_pods": "All"}, "clean_pods"),
         ({"tolerations": [{"operator": "Exists"}] * 129}, "a TrainJob holds 128; use"),

@@ -168,6 +168,14 @@ def test_what_may_not_be_done_says_who_may_not(server: Cluster) -> None:
         launch(WORK, settings())
 
 
+def test_a_definition_that_does_not_know_a_field_is_told(server: Cluster) -> None:
+    """It would be dropped, and the job be another."""
+    message = 'strict decoding error: unknown field "spec.runtimePatches"'
+    server.refused[TRAININGS] = (400, message)
+    with pytest.raises(UserError, match=r"PyTorchJob is an older one: .*runtimePatches.* 1\.9 or"):
+        launch(WORK, settings())
+
+
 def test_clean_removes_what_a_run_left_under_way(
     server: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,7 +22,7 @@ from contextlib import closing
 
 from percmae.errors import Interrupted, PercmaeError, UserError
 from percmae.jobs import claims, state
-from percmae.jobs.check import warn_unpinned
+from percmae.jobs.advice import advise
 from percmae.jobs.claims import Claim
 from percmae.jobs.client import Client, ClusterError, Refused, Unreachable
 from percmae.jobs.logs import Follower, last_lines
@@ -88,7 +88,7 @@ class _Launcher:
     def __init__(
         self, work: Work, settings: JobSettings, stop: StopSignals, pipeline_run: str
     ) -> None:
-        self.settings, self.stop = settings, stop
+        self.settings, self.stop = settings.for_stage(work.stage, work.trains), stop
         self.client = client = Client(settings.namespace, PATIENCE)
         self.claim = Claim(client, pipeline_run)
         self.wanted = job_object(work, settings, self.claim.owner)
@@ -114,7 +114,7 @@ class _Launcher:
 
     def begin(self) -> str:
         """Have the job in the cluster; its name."""
-        warn_unpinned(self.settings.image)
+        advise(self.settings)
         self._sweep()
         job: Object | None = None
         while job is None:

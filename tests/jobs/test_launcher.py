@@ -109,7 +109,7 @@ def test_a_job_under_way_is_found_by_its_digest(
     assert submit(WORK, settings(), pipeline_run="run-b") == WORK.name
     assert len(server.posted) == 1
     assert f"PyTorchJob {WORK.name} is under way: following it" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"16Gi there, 32Gi asked for.* kubectl delete pytorchjob"):
+    with pytest.raises(UserError, match=r"48Gi there, 32Gi asked for.* kubectl delete pytorchjob"):
         submit(WORK, settings(memory="32Gi"))
 
 

@@ -279,6 +279,22 @@ def test_pods_are_confined(overlay: str) -> None:
             assert "cpu" in container["resources"]["requests"]
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS[1:])
+def test_openshift_gives_users_and_groups_itself(overlay: str, tmp_path: Path) -> None:
+    parts = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": [os.path.relpath(K8S / overlay, tmp_path)],
+        "components": [os.path.relpath(K8S / "components/openshift", tmp_path)],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(parts))
+    left = [pod["securityContext"] for pod in pods(build(str(tmp_path), KUBECTLS[0]))]
+    assert left
+    for security in left:
+        assert not {"runAsUser", "runAsGroup", "fsGroup"} & set(security)
+        assert security["runAsNonRoot"] is True
+
+
 def test_the_oldest_kubernetes_is_stated() -> None:
     said = f"Kubernetes {'.'.join(map(str, cluster.OLDEST_KUBERNETES))} or newer"
     assert said in (K8S / "README.md").read_text()

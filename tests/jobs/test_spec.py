@@ -17,7 +17,7 @@ from percmae.jobs.spec import job_object
 from percmae.jobs.trainjob import training_runtime
 from percmae.jobs.work import command
 
-from .works import KINDS, RUNS, every_work, pretraining
+from .works import KINDS, RUNS, SPREAD, every_work, pretraining
 
 
 def pods(job: Object) -> list[Object]:
@@ -247,6 +247,43 @@ def test_resources_and_placement(kind: str) -> None:
         "requests": {"cpu": "500m", "memory": "16Gi"},
         "limits": {"memory": "16Gi", "cpu": "2"},
     }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_further_resources_rights_and_users(kind: str) -> None:
+    job = each(kind, gpus=1, resources={"rdma/ib": "1"}, capabilities=["IPC_LOCK"], run_as_user=0)
+    for amounts in container(job)["resources"].values():
+        assert (amounts["rdma/ib"], amounts["nvidia.com/gpu"]) == ("1", "1")
+    assert container(job)["securityContext"]["capabilities"] == {
+        "drop": ["ALL"],
+        "add": ["IPC_LOCK"],
+    }
+    security = pods(job)[0]["spec"]["securityContext"]
+    assert (security["runAsNonRoot"], security["runAsUser"], security["fsGroup"]) == (False, 0, 0)
+    left_to_the_cluster = pods(each(kind, run_as_user=None))[0]["spec"]["securityContext"]
+    assert left_to_the_cluster == {
+        "runAsNonRoot": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def test_pods_are_spread_over_their_own_jobs() -> None:
+    (found,) = pods(each("job", topology_spread=[SPREAD]))[0]["spec"]["topologySpreadConstraints"]
+    own = {"app.kubernetes.io/instance": pretraining().name}
+    assert found == {**SPREAD, "labelSelector": {"matchLabels": own}}
+    given = {"matchLabels": {"a": "b"}}
+    (found,) = pods(each("job", topology_spread=[{**SPREAD, "labelSelector": given}]))[0]["spec"][
+        "topologySpreadConstraints"
+    ]
+    assert found["labelSelector"] == given
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_makes_room_on_nodes_leaves_trainings_alone(kind: str) -> None:
+    key = "karpenter.sh/do-not-disrupt"
+    assert pods(each(kind))[0]["metadata"]["annotations"][key] == "true"
+    own = each(kind, annotations={key: "false"})
+    assert pods(own)[0]["metadata"]["annotations"][key] == "false"
 
 
 def test_a_stage_without_a_network_takes_no_gpu() -> None:

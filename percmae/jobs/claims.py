@@ -74,30 +74,41 @@ class Claim:
                 return None
             job = found
 
-    def give_up(self, path: str, uid: str) -> list[str]:
-        """Remove the job, or the claim alone where there are others; theirs."""
-        while True:
-            job = self._client.get(path)
-            if job is None or job["metadata"]["uid"] != uid:
-                return []
-            others = [claim for claim in claims_of(job) if claim != self.label]
-            if not others:
-                self._client.delete(path, uid)
-                return []
-            owners = job["metadata"].get("ownerReferences", [])
-            mine = self.owner["uid"] if self.owner is not None else None
-            changes = {
-                "labels": {self.label: None},
-                "ownerReferences": [each for each in owners if each["uid"] != mine],
-                "resourceVersion": job["metadata"].get("resourceVersion"),
-            }
-            try:
-                self._client.request("PATCH", path, {"metadata": changes})
-            except Refused as error:
-                if error.status not in (404, 409):
-                    raise
-            else:
+    def give_up(self, path: str, job: Object) -> list[str]:
+        """Remove the job, or the claim alone where there are others; theirs.
+
+        job: as it was last seen. That nobody has claimed it since is left to the server, so that
+        the first request removes it.
+        """
+        uid = job["metadata"]["uid"]
+        found: Object | None = job
+        while found is not None and found["metadata"]["uid"] == uid:
+            others = [claim for claim in claims_of(found) if claim != self.label]
+            if self._take_away(path, found) if others else self._remove(path, found):
                 return [claim.removeprefix(CLAIMS) for claim in others]
+            found = self._client.get(path)
+        return []
+
+    def _remove(self, path: str, job: Object) -> bool:
+        metadata = job["metadata"]
+        return self._client.delete(path, metadata["uid"], metadata.get("resourceVersion"))
+
+    def _take_away(self, path: str, job: Object) -> bool:
+        """Take the claim from the job; whether it was as it was seen."""
+        owners = job["metadata"].get("ownerReferences", [])
+        mine = self.owner["uid"] if self.owner is not None else None
+        changes = {
+            "labels": {self.label: None},
+            "ownerReferences": [each for each in owners if each["uid"] != mine],
+            "resourceVersion": job["metadata"].get("resourceVersion"),
+        }
+        try:
+            self._client.request("PATCH", path, {"metadata": changes})
+        except Refused as error:
+            if error.status not in (404, 409):
+                raise
+            return False
+        return True
 
     def moved(self) -> bool:
         """Whether this process is told to stop because its pod is taken away, and its owner stays.
@@ -140,12 +151,13 @@ def clean(pipeline_run: str, namespace: str | None, patience: float) -> list[str
             jobs, _ = client.select(resource, labelSelector=claim.label)
             sweep(client, resource)
         except ClusterError as error:
-            note(f"{resource.kind}s not looked for: {error}")
-            continue
+            if not isinstance(error, Refused) or error.status != 404:
+                note(f"{resource.kind}s not looked for: {error}")
+            continue  # a kind that the cluster does not have is none of the run's
         for job in jobs:
-            if state.ending(job) is None:
-                name, uid = job["metadata"]["name"], job["metadata"]["uid"]
-                others = claim.give_up(client.path(resource, name), uid)
+            if state.ending(job) is None and "deletionTimestamp" not in job["metadata"]:
+                name = job["metadata"]["name"]
+                others = claim.give_up(client.path(resource, name), job)
                 if others:
                     note(f"{resource.kind} {name} goes on: {', '.join(others)} follows it too")
                 else:

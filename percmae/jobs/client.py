@@ -133,14 +133,21 @@ class Client:
                 f"the cluster's {resource.kind} is an older one: {error.message}{newer}"
             ) from None
 
-    def delete(self, path: str, uid: str) -> None:
-        """Delete the object with this uid and all it owns, pods first; nothing if it has gone."""
-        body = {"propagationPolicy": "Foreground", "preconditions": {"uid": uid}}
+    def delete(self, path: str, uid: str, version: str | None = None) -> bool:
+        """Delete the object with this uid and all it owns, pods first; nothing if it has gone.
+
+        version: only as it was then. Whether it was: False when it has changed since, or another
+        object has the name by now.
+        """
+        wanted = {"uid": uid} if version is None else {"uid": uid, "resourceVersion": version}
+        body = {"propagationPolicy": "Foreground", "preconditions": wanted}
         try:
             self.request("DELETE", path, body)
         except Refused as error:
-            if error.status not in (404, 409):  # 409: another object has the name by now
+            if error.status not in (404, 409):
                 raise
+            return error.status == 404
+        return True
 
     def stream(self, path: str, stop: threading.Event, **query: str) -> Iterator[str]:
         """Lines of an answer that goes on, until the connection ends or ``stop`` is set.

@@ -96,6 +96,7 @@ class _Launcher:
         self.name = self.wanted["metadata"]["name"]
         self.resource = JOBS[self.wanted["kind"]]
         self.path = client.path(self.resource, self.name)
+        self.job: Object = {}  # as it was last seen
         self.uid = ""
         self.follower: Follower | None = None
         self.pods = Pods(client, f"{INSTANCE_LABEL}={self.name}", stop.wake)
@@ -125,7 +126,7 @@ class _Launcher:
                 if error.status != 409:
                     raise
                 job = self._adopt()
-        self.uid = job["metadata"]["uid"]
+        self.job, self.uid = job, job["metadata"]["uid"]
         return self.name
 
     def _adopt(self) -> Object | None:
@@ -230,6 +231,7 @@ class _Launcher:
                 f"{self._what()} was removed from the cluster by someone else; what it had saved "
                 "is in the store"
             )
+        self.job = job
         return job
 
     def _leaving(self, job: Object) -> bool:
@@ -332,7 +334,7 @@ class _Launcher:
                 self.stop.received,
                 f"this pod is being moved; {self._what()} goes on, the next launcher follows it",
             )
-        others = self.claim.give_up(self.path, self.uid)
+        others = self.claim.give_up(self.path, self.job)
         if others:
             raise Interrupted(
                 self.stop.received, f"{self._what()} goes on: {', '.join(others)} follows it too"

@@ -33,7 +33,8 @@ def test_a_lost_worker_costs_only_the_steps_since_the_checkpoint(
     common = ["--recipe", "demo", "--data", data, *TINY]
     to = "s3://percmae/lost"
     work = ["pretrain", "--tag", "lost", "--to", to, *common, "data.batch_size=16"]
-    settings = [f"image={TRAIN}", "gpus=0", "nodes=2", *SMALL]
+    # As a user that the image knows nothing of, such as OpenShift chooses.
+    settings = [f"image={TRAIN}", "gpus=0", "nodes=2", "run_as_user=1000660000", *SMALL]
     command = [sys.executable, "-m", "percmae", "submit", *jobs(settings), *work]
     output = tmp_path / "said"
     with output.open("w") as log:

@@ -58,10 +58,8 @@ class KubeServer:
                 self._answer(*server.patch(urlsplit(self.path).path, body))
 
             def do_DELETE(self) -> None:
-                self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                path = urlsplit(self.path).path
-                server.deleted.append(path)
-                self._answer(200 if server.objects.pop(path, None) else 404, {})
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                self._answer(*server.delete(urlsplit(self.path).path, body))
 
             def _answer(self, status: int, answer: Object | str) -> None:
                 if server.token and self.headers.get("Authorization") != f"Bearer {server.token}":
@@ -109,6 +107,10 @@ class KubeServer:
         if found is None:
             return 404, {"message": f"{path} not found"}
         return 200, _merge(found, body)
+
+    def delete(self, path: str, body: Object) -> tuple[int, Object]:
+        self.deleted.append(path)
+        return (200 if self.objects.pop(path, None) else 404), {}
 
     def kubeconfig(self, path: Path) -> Path:
         user = {"token": self.token} if self.token else {}

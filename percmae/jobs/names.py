@@ -61,6 +61,9 @@ KFP_ACCOUNTS = ("pipeline-runner", "default-editor")
 KFP_SECRET = "mlpipeline-minio-artifact"
 """Secret with the keys of the store that comes with Kubeflow Pipelines."""
 
+PULL_SECRETS_VARIABLE = "PERCMAE_IMAGE_PULL_SECRETS"
+"""Variable of who launches: secrets for the registry of the jobs' images, with commas between."""
+
 PYTORCH = "pytorch"
 """What the training operator requires as name of the container that trains."""
 NODE = "node"

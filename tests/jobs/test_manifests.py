@@ -313,6 +313,19 @@ def test_images_are_this_version_or_pinned_by_digest() -> None:
         assert re.search(r":RELEASE\.[^@]+@sha256:[0-9a-f]{64}$", image), image
 
 
+def test_the_list_of_images_is_whole() -> None:
+    done = subprocess.run(
+        ["make", "--silent", "image-list"], cwd=K8S.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    listed = done.stdout.split()
+    assert {f"percmae-{name}:{__version__}" for name in ("train", "pipeline")} <= set(listed)
+    for overlay in OVERLAYS:
+        used = {c["image"] for pod in pods(build(overlay, KUBECTLS[0])) for c in containers(pod)}
+        assert used <= set(listed), overlay
+    assert len(listed) == len(set(listed))
+
+
 def test_the_launcher_has_the_rights_that_doctor_asks_for_and_no_others() -> None:
     objects = build("base", KUBECTLS[0])
     granted = [

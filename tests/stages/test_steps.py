@@ -41,13 +41,21 @@ def test_a_step_ends_as_the_command_line_does(
     assert capsys.readouterr().err == line + "\n"
 
 
-def test_a_bug_keeps_its_traceback() -> None:
+def test_a_bug_keeps_its_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
     @steps._step
     def step() -> None:
         raise ValueError("odd")
 
-    with pytest.raises(ValueError, match="odd"):
+    with pytest.raises(SystemExit) as ended:
         step()
+    assert ended.value.code == 1
+    assert "unexpected ValueError: odd; this is a fault of percmae" in capsys.readouterr().err
+    (kept,) = tmp_path.iterdir()
+    assert 'raise ValueError("odd")' in kept.read_text()
 
 
 def test_a_step_without_torch_asks_for_a_launcher(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -53,7 +54,9 @@ def test_a_bug_keeps_its_traceback(
     with pytest.raises(SystemExit) as ended:
         step()
     assert ended.value.code == 1
-    assert "unexpected ValueError: odd; this is a fault of percmae" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "unexpected ValueError in percmae/stages/steps.py, line " in said
+    assert ": odd; this is a fault of percmae: report it" in said
     (kept,) = tmp_path.iterdir()
     assert 'raise ValueError("odd")' in kept.read_text()
 

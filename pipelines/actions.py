@@ -9,7 +9,7 @@ import argparse
 import dataclasses
 import shlex
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from components import IMAGE
 from percmae.errors import PercmaeError, UserError
@@ -86,7 +86,7 @@ def _schedule(args: argparse.Namespace) -> None:
     from pipelines.server import drift, schedule
 
     if args.list:
-        schedules = drift.deployed_schedules(_connection(args), args.image, _pod(args), IMAGE)
+        schedules = drift.deployed_schedules(_connection(args), args.image, _given(args), IMAGE)
         print(drift.table(schedules) if schedules else "no schedules")
         return
     if args.delete is not None:
@@ -163,6 +163,11 @@ def _connection(args: argparse.Namespace) -> Connection:
 
 
 def _pod(args: argparse.Namespace) -> PodSettings:
+    return PodSettings(**_given(args))
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of PodSettings that the command line has."""
     return pod_settings(
         store_secret=args.store_secret,
         store_config=args.store_config,
@@ -311,16 +316,15 @@ def _step_options(sub: argparse.ArgumentParser, image: str | None) -> None:
     )
     group.add_argument(
         "--store-secret",
-        default=PodSettings.store_secret,
         metavar="NAME",
         help="secret with the store's accesskey and secretkey, for steps and the jobs they "
-        "launch (default: %(default)s)",
+        f"launch (default: {PodSettings.store_secret}, which KFP brings along)",
     )
     group.add_argument(
         "--store-config",
-        default=PodSettings.store_config,
         metavar="NAME",
-        help="ConfigMap with AWS_ENDPOINT_URL and AWS_REGION (default: %(default)s)",
+        help="ConfigMap with AWS_ENDPOINT_URL and AWS_REGION (default: "
+        f"{PodSettings.store_config})",
     )
     group.add_argument(
         "--image-pull-secret",

@@ -1,8 +1,8 @@
 """The training pipeline: how the components hang together.
 
-ingest → for each seed: pretrain ┬→ finetune ─────────────┬→ evaluate each → report
-                                 ├→ probe ────────────────┤
-                                 └→ probe, untrained ─────┘
+check → ingest → for each seed: pretrain ┬→ finetune ─────────────┬→ evaluate each → report
+                                         ├→ probe ────────────────┤
+                                         └→ probe, untrained ─────┘
 """
 
 from typing import Any
@@ -11,6 +11,7 @@ from kfp import dsl
 from kfp.compiler import Compiler
 
 from components import IMAGE
+from components.check.component import check
 from components.clean.component import clean
 from components.evaluate.component import evaluate
 from components.finetune.component import finetune
@@ -30,12 +31,12 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
     pod: what the steps' pods need of a cluster; None for a run on this machine.
     """
 
-    def in_image(task: dsl.PipelineTask, title: str) -> dsl.PipelineTask:
+    def in_image(task: dsl.PipelineTask, title: str, **how: bool) -> dsl.PipelineTask:
         # KFP's cache is off: it would take a step as done for equal inputs, although the store has
         # lost its result, and not for the same archives under another address. The steps
         # look for themselves (percmae.stages) and end within seconds when nothing is to be done.
         task.set_container_image(image).set_caching_options(False).set_display_name(title)
-        return configure(task, pod)
+        return configure(task, pod, **how)
 
     @dsl.pipeline(
         name=NAME,
@@ -82,17 +83,28 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
             gpus: Jobs: GPUs of each pod; 0 trains on the CPU.
             job: Jobs: further settings; "memory=64Gi" in all stages, "probe.memory=8Gi" in one.
         """
-        launch = {
+        where = {
             "launcher": launcher,
             "train_image": train_image,
             "nodes": nodes,
             "gpus": gpus,
             "job": job,
-            "pipeline_run": dsl.PIPELINE_JOB_ID_PLACEHOLDER,
         }
+        what = {
+            "variant": variant,
+            "recipe": recipe,
+            "size": size,
+            "tag": tag,
+            "overrides": overrides,
+            "store": store,
+        }
+        launch = {**where, "pipeline_run": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
         last = clean(pipeline_run=dsl.PIPELINE_JOB_ID_PLACEHOLDER, launcher=launcher, job=job)
-        in_image(last, "Clean up")
+        in_image(last, "Clean up", store=False, short=True)
         with dsl.ExitHandler(last, name="Whatever happens"):
+            # Its pod needs what all the others do: where it cannot start, the run ends with it.
+            checked = check(seeds=seeds, **what, **where)
+            in_image(checked, "Check the parameters", short=True)
             ingested = ingest(
                 archive_train=archive_train,
                 archive_val=archive_val,
@@ -100,24 +112,14 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
                 store=store,
                 name=dataset,
             )
-            in_image(ingested, "Ingest")
+            in_image(ingested, "Ingest").after(checked)
             shards = ingested.outputs["dataset"]
 
             def evaluated(model: Any, title: str) -> None:
                 in_image(evaluate(model=model, dataset=shards, **launch), f"Evaluate {title}")
 
             with dsl.ParallelFor(seeds, name="For each seed") as seed:
-                pretrained = pretrain(
-                    dataset=shards,
-                    store=store,
-                    seed=seed,
-                    variant=variant,
-                    recipe=recipe,
-                    size=size,
-                    tag=tag,
-                    overrides=overrides,
-                    **launch,
-                )
+                pretrained = pretrain(dataset=shards, seed=seed, **what, **launch)
                 in_image(pretrained, "Pretrain")
                 encoder = pretrained.outputs["model"]
                 common = {

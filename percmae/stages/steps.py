@@ -18,16 +18,17 @@ import functools
 import importlib.util
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol
 
 from percmae.command import exit_code
-from percmae.config import Config, load_config
+from percmae.config import Config
 from percmae.errors import UserError
 from percmae.stages import launch
+from percmae.stages.check import check_placement, check_training, pretrain_config
 from percmae.stages.placement import LOCAL, Placement
-from percmae.stages.scope import overrides_for
+from percmae.stages.scope import job_namespaces, overrides_for
 from percmae.storage import StorePath
 
 if TYPE_CHECKING:
@@ -74,16 +75,6 @@ def report_folder(store: str, name: str) -> str:
     return (StorePath(store) / "reports" / name).uri
 
 
-def pretrain_config(
-    variant: str, recipe: str, size: str, tag: str, overrides: Iterable[str], seed: int
-) -> Config:
-    """The configuration of one seed's pretraining; empty strings stand for what is not given."""
-    chosen = [*overrides_for("pretrain", overrides), f"seed={seed}"]
-    return load_config(
-        variant, recipe, "pretrain", overrides=chosen, tag=tag or None, size=size or None
-    )
-
-
 def _step(work: Callable[P, None]) -> Callable[P, None]:
     """End the process of a step as the command line would: one line, and an exit code."""
 
@@ -94,6 +85,25 @@ def _step(work: Callable[P, None]) -> Callable[P, None]:
             raise SystemExit(code)
 
     return step
+
+
+@_step
+def check(
+    variant: str,
+    recipe: str,
+    size: str,
+    tag: str,
+    seeds: Sequence[int],
+    overrides: Sequence[str],
+    store: str,
+    placement: Placement,
+) -> None:
+    """Refuse, before anything is read, parameters that some later step would refuse."""
+    from percmae.progress import note
+
+    check_placement(placement, store)
+    name = check_training(variant, tag, recipe, size, seeds, overrides)
+    note(f"{name}: the parameters fit")
 
 
 @_step
@@ -306,16 +316,19 @@ def report(
 
 
 @_step
-def clean(pipeline_run: str, placement: Placement) -> None:
-    """Remove the jobs that a pipeline's run has left under way: they were cancelled, or lost."""
+def clean(pipeline_run: str, launcher: str, job: Sequence[str]) -> None:
+    """Remove the jobs that a pipeline's run has left under way: they were cancelled, or lost.
+
+    job: of these job settings the namespaces count, which are looked at beside this process's own.
+    """
     from percmae.jobs.launcher import clean
     from percmae.progress import note
 
-    settings = placement.settings("pretrain")
-    if settings is None:
+    if launcher == LOCAL:
         return
-    for name in clean(pipeline_run, settings.namespace):
-        note(f"{name} was still under way: removed")
+    for namespace in (None, *job_namespaces(job)):
+        for name in clean(pipeline_run, namespace):
+            note(f"{name} was still under way: removed")
 
 
 def _log(metrics: Metrics, values: Mapping[str, float | None]) -> None:

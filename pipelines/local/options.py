@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from percmae.stages.check import check_placement, check_training
 from percmae.stages.placement import Placement
-from pipelines.check import check_placement, check_training
 
 
 @dataclass(frozen=True)

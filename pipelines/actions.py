@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from components import IMAGE
 from percmae.errors import PercmaeError, UserError
+from percmae.jobs.names import STORE
 from pipelines import EXPERIMENT, NAME
 from pipelines.pod import POLICIES, PodSettings, pod_settings
 from pipelines.server.api import HOST_VARIABLE, TOKEN_VARIABLE, Connection
@@ -139,6 +140,8 @@ def _cronjob(args: argparse.Namespace) -> str:
         "image": args.image,
         "namespace": args.namespace,
         "store_secret": args.store_secret,
+        "store_access_key": args.store_access_key,
+        "store_secret_key": args.store_secret_key,
         "store_config": args.store_config,
         "image_pull_secrets": args.image_pull_secret,
         "image_pull_policy": args.image_pull_policy,
@@ -170,6 +173,8 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of PodSettings that the command line has."""
     return pod_settings(
         store_secret=args.store_secret,
+        store_access_key=args.store_access_key,
+        store_secret_key=args.store_secret_key,
         store_config=args.store_config,
         image_pull_policy=args.image_pull_policy,
         image_pull_secrets=args.image_pull_secret,
@@ -317,9 +322,15 @@ def _step_options(sub: argparse.ArgumentParser, image: str | None) -> None:
     group.add_argument(
         "--store-secret",
         metavar="NAME",
-        help="secret with the store's accesskey and secretkey, for steps and the jobs they "
-        f"launch (default: {PodSettings.store_secret}, which KFP brings along)",
+        help="secret with the store's keys, for steps and the jobs they launch (default: "
+        f"{PodSettings.store_secret}, which KFP brings along; of a CronJob: {STORE})",
     )
+    for option, default in (
+        ("--store-access-key", PodSettings.store_access_key),
+        ("--store-secret-key", PodSettings.store_secret_key),
+    ):
+        text = f"the entry of that secret (default: {default})"
+        group.add_argument(option, metavar="ENTRY", help=text)
     group.add_argument(
         "--store-config",
         metavar="NAME",

@@ -156,8 +156,8 @@ def _doctor(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--namespace", metavar="NS", help=text)
     text = "beside Kubeflow Pipelines: with its store, secret and accounts"
     sub.add_argument("--kfp", action="store_true", help=text)
-    text = "the bucket a pod must reach (default: %(default)s)"
-    sub.add_argument("--store", metavar="URI", default=BUCKET, help=text)
+    text = f"the bucket a pod must reach (default: as the store's ConfigMap says, else {BUCKET})"
+    sub.add_argument("--store", metavar="URI", help=text)
     text = "for each thing that is tried in the cluster (default: 180)"
     sub.add_argument("--timeout", metavar="SECONDS", type=float, default=180.0, help=text)
     _overrides(sub)

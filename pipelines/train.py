@@ -18,6 +18,7 @@ from components.finetune.component import finetune
 from components.ingest.component import ingest
 from components.pretrain.component import pretrain
 from components.probe.component import probe
+from components.reconstruct.component import reconstruct
 from components.report.component import report
 from percmae.data.archives import ARCHIVES
 from percmae.jobs.names import BUCKET
@@ -133,7 +134,8 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
                 with dsl.If(fine_tune == True, name="If fine-tuning"):  # noqa: E712 (an expression)
                     tuned = in_image(finetune(**common), "Fine-tune")
                     evaluated(tuned.outputs["model"], "fine-tuned")
-                evaluated(encoder, "reconstructions")
+                pictured = reconstruct(model=encoder, dataset=shards, **launch)
+                in_image(pictured, "Evaluate reconstructions")
                 evaluated(probed.outputs["model"], "probe")
                 evaluated(control.outputs["model"], "untrained probe")
             # Collecting from the loop makes the report wait for all of it, evaluations included.

@@ -24,6 +24,7 @@ from components.ingest.component import ingest
 from components.launching import TEXTS
 from components.pretrain.component import pretrain
 from components.probe.component import probe
+from components.reconstruct.component import reconstruct
 from components.report.component import report
 from percmae.stages.scope import STAGES
 from pipelines.__main__ import main
@@ -38,6 +39,7 @@ COMPONENTS = {
     "finetune": finetune,
     "probe": probe,
     "evaluate": evaluate,
+    "reconstruct": reconstruct,
     "report": report,
     "clean": clean,
 }
@@ -240,7 +242,7 @@ def test_what_is_set_on_a_task_goes_to_its_job(spec: dict[str, Any]) -> None:
     for name, component in spec["components"].items():
         passed = {p["field"]: p.get("applyToTask", False) for p in component.get(PASSED, [])}
         stage = name.removeprefix("comp-").split("-")[0]
-        if stage in ("pretrain", "finetune", "probe", "evaluate"):
+        if stage in (*STAGES, "reconstruct"):
             assert passed == {
                 "RESOURCES": False,
                 "KUBERNETES_TOLERATIONS": False,
@@ -285,7 +287,7 @@ def test_components_that_launch_a_job_take_the_same_parameters(spec: dict[str, A
     """Each spells them out, because KFP runs its source alone; what they mean stands once."""
     common = set(TEXTS) - {"pretrained", "overrides"}
     taken = []
-    for stage in STAGES:
+    for stage in (*STAGES, "reconstruct"):
         parameters = inspect.signature(COMPONENTS[stage].python_func).parameters
         taken.append([(n, p.annotation) for n, p in parameters.items() if n in common])
         inputs = spec["components"][f"comp-{stage}"]["inputDefinitions"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import re
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from percmae.errors import DataError, Interrupted, StoreError
@@ -131,3 +132,25 @@ def test_the_first_step_refuses_what_a_later_one_would(
 def test_the_first_step_of_a_run_that_can_work(capsys: pytest.CaptureFixture[str]) -> None:
     checked("pretrain.memory=64Gi", seeds=[0.0, 1], tag="t")
     assert "t_mae: the parameters fit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("classes", [3, 100, 101, 1000])
+def test_a_confusion_matrix_that_a_person_can_look_at(classes: int) -> None:
+    """Of many classes those with most mistakes; no count is lost."""
+    counts = np.diag(np.full(classes, 40))
+    counts[1, 0], counts[classes - 1, 0], counts[2, 1] = 9, 8, 7
+    evaluation = SimpleNamespace(
+        classes=[SimpleNamespace(name=f"class {i}") for i in range(classes)],
+        confusion=counts.tolist(),
+    )
+    names, shown = steps._shown_confusion(cast(Any, evaluation))
+    assert len(names) == len(shown) == len(shown[0]) == min(classes, steps.MOST_CLASSES_SHOWN)
+    assert np.sum(shown) == counts.sum()
+    if classes <= steps.MOST_CLASSES_SHOWN:
+        assert (names[-1], shown) == (f"class {classes - 1}", counts.tolist())
+        return
+    assert names[-1] == "all other classes"
+    one, two, last = (names.index(f"class {i}") for i in (1, 2, classes - 1))
+    assert (shown[two][one], shown[one][one], shown[last][last]) == (7, 40, 40)
+    zero = names.index("class 0") if "class 0" in names else -1
+    assert (shown[one][zero], shown[last][zero]) == (9, 8)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from components import IMAGE
 from percmae.errors import PercmaeError, UserError
 from percmae.jobs.names import STORE
+from percmae.storage import local_path
 from pipelines import EXPERIMENT, NAME
 from pipelines.pod import POLICIES, PodSettings, pod_settings
 from pipelines.server.api import HOST_VARIABLE, TOKEN_VARIABLE, Connection
@@ -62,7 +63,7 @@ def _compile(args: argparse.Namespace) -> None:
     from percmae.jobs.check import warn_unpinned
     from pipelines.train import compile_pipeline
 
-    compile_pipeline(args.output, args.image, _pod(args))
+    compile_pipeline(str(local_path(args.output, "--output")), args.image, _pod(args))
     warn_unpinned(args.image)
     print(args.output)
 

@@ -22,8 +22,9 @@ from percmae.data.archives import ARCHIVES
 from percmae.doctor import cluster
 from percmae.errors import ConfigError, UserError
 from percmae.jobs import manifests
-from percmae.jobs.manifests import FOLDERS, RUNTIME, Folder, render, write
+from percmae.jobs.manifests import FOLDERS, KFP_ARCHIVES, RUNTIME, Folder, render, write
 from percmae.jobs.names import (
+    BUCKET,
     BUCKET_VARIABLE,
     DIGEST_ANNOTATION,
     KFP_ACCOUNTS,
@@ -93,6 +94,23 @@ def test_committed_jobs_are_what_is_rendered(tmp_path: Path) -> None:
         assert there.keys() == rendered.keys(), place.folder
         for name, text in rendered.items():
             assert there[name] == text, f"{place.folder}/{name} is out of date: make manifests"
+
+
+def test_the_archives_for_kfp_are_what_is_rendered(tmp_path: Path) -> None:
+    write(tmp_path)
+    text = (K8S / KFP_ARCHIVES).read_text()
+    assert (tmp_path / KFP_ARCHIVES).read_text() == text
+    job = yaml.safe_load(text)
+    validate(job)
+    objects = build("overlays/kfp", KUBECTLS[0])
+    assert job["metadata"]["namespace"] == NAMESPACES["overlays/kfp"]
+    (pod,) = pods([job])
+    (container,) = containers(pod)
+    assert container["envFrom"][0]["configMapRef"]["name"] in of_kind(objects, "ConfigMap")
+    secrets = [e["valueFrom"]["secretKeyRef"]["name"] for e in container["env"] if "valueFrom" in e]
+    assert secrets == [KFP_SECRET] * 2
+    # Where the pipeline's own defaults look for them.
+    assert container["command"][2:] == ["percmae", "sample-data", "--out", f"{BUCKET}/archives"]
 
 
 def test_the_runtime_of_trainjobs_is_what_is_rendered(tmp_path: Path) -> None:
@@ -179,7 +197,7 @@ def test_own_settings_reach_every_job_and_need_a_folder_of_their_own(
     image = "registry.example.com/percmae-train@sha256:" + "0" * 64
     written = write(tmp_path, [f"image={image}", "kind=job", "nodes=1"])
     *jobs, runtime = written
-    assert len(jobs) == sum(len(list(render(place))) for place in FOLDERS)
+    assert len(jobs) == sum(len(list(render(place))) for place in FOLDERS) + 1  # KFP_ARCHIVES
     assert runtime == tmp_path / RUNTIME
     assert f"image: {image}\n" in runtime.read_text()
     for path in jobs:

@@ -25,6 +25,9 @@ from percmae.jobs.work import Work
 
 USER = 10001
 """User and group of the processes: one that no system has a name for."""
+# Istio's sidecar, which every pod in a profile of Kubeflow would get, does not end with the work.
+# Its newer versions look for a label, older ones for an annotation.
+_NO_SIDECAR = {"sidecar.istio.io/inject": "false"}
 
 
 def pod_template(work: Work, settings: JobSettings, command: list[str], name: str) -> Object:
@@ -46,9 +49,10 @@ def pod_template(work: Work, settings: JobSettings, command: list[str], name: st
     spec |= _scheduling(settings)
     if settings.image_pull_secrets:
         spec["imagePullSecrets"] = [{"name": secret} for secret in settings.image_pull_secrets]
-    metadata: Object = {"labels": labels_of(work, settings)}
-    if settings.annotations:
-        metadata["annotations"] = dict(settings.annotations)
+    metadata: Object = {
+        "labels": {**_NO_SIDECAR, **labels_of(work, settings)},
+        "annotations": {**_NO_SIDECAR, **settings.annotations},
+    }
     return {"metadata": metadata, "spec": spec}
 
 

@@ -13,7 +13,8 @@ code   meaning                                                       pod
 130    interrupted (SIGINT), after saving                            restarted
 134    aborted, as NCCL's watchdog does when a peer does not answer  restarted
 137    killed: out of memory, or not ended within the grace period   restarted
-138    another process of the job was lost or told to stop           restarted
+138    another process of the job, or one that loads its data, was   restarted
+       lost, told to stop, or gives no answer
 139    crashed in native code                                        restarted
 143    told to stop (SIGTERM: eviction, preemption), after saving    restarted
 =====  ============================================================  =========
@@ -70,6 +71,12 @@ class Interrupted(PercmaeError):
     def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+class WorkerLost(PercmaeError):
+    """A process that loads data ended, or gives nothing any more: begin again."""
+
+    exit_code = 138
 
 
 class PeerLost(PercmaeError):

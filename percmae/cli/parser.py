@@ -80,6 +80,10 @@ def build_parser() -> argparse.ArgumentParser:
     ):
         sub.add_argument(f"--{name}", required=True, metavar="URI", help=text)
     sub.add_argument("--to", required=True, metavar="URI", help="folder of the dataset")
+    text = "image formats that are opened (default: as setting data.formats); others are left out"
+    sub.add_argument("--formats", nargs="+", metavar="NAME", help=text)
+    text = "classes of the real ILSVRC may lack images: the train archive is a part of it"
+    sub.add_argument("--subset", action="store_true", help=text)
 
     sub = verb("pretrain", "pretrain a masked autoencoder")
     _config_options(sub)
@@ -90,9 +94,10 @@ def build_parser() -> argparse.ArgumentParser:
         ("probe", "train a linear layer on a frozen pretrained encoder"),
     ):
         sub = verb(name, text)
-        sub.add_argument("--run", required=True, metavar="URI", help="the pretraining run")
-        sub.add_argument("--recipe", metavar="NAME", help="default: the run's own")
-        sub.add_argument("--tag", help="default: the run's own")
+        text = "the pretraining run, or a file of weights (official MAE, timm, Hugging Face, ours)"
+        sub.add_argument("--run", required=True, metavar="URI", help=text)
+        sub.add_argument("--recipe", metavar="NAME", help="default: the run's own; of a file mae")
+        sub.add_argument("--tag", help="default: the run's own; of a file its name")
         sub.add_argument("--config", metavar="FILE", help="YAML with further settings")
         _training(sub, "auto")
         if name == "probe":

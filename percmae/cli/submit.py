@@ -60,13 +60,13 @@ def _pretraining(args: argparse.Namespace) -> Work:
 
 
 def _downstream(args: argparse.Namespace) -> Work:
-    from percmae.runs.downstream import downstream_config
-    from percmae.runs.record import Run
+    from percmae.cli.parent import parent_of
+    from percmae.runs.downstream import downstream_config, without_own_settings
 
-    parent = Run.open(args.run)
+    parent = parent_of(args.run)
     config = downstream_config(
         parent, args.verb, args.recipe, args.config, args.overrides, args.tag
     )
-    base = downstream_config(parent, args.verb, config.recipe)
+    base = without_own_settings(parent, args.verb, config.recipe)
     untrained = getattr(args, "untrained", False)
     return training(config, args.data, args.to, args.run, untrained, base)

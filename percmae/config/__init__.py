@@ -9,9 +9,10 @@ from percmae.config.load import (
     to_dict,
     to_yaml,
 )
-from percmae.config.schema import Augment, Config, Decoder, Encoder, Model, Optim
+from percmae.config.schema import FORMATS, Augment, Config, Decoder, Encoder, Model, Optim
 
 __all__ = [
+    "FORMATS",
     "TRAININGS",
     "Augment",
     "Config",

@@ -10,8 +10,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -25,19 +24,11 @@ from pydantic.fields import FieldInfo
 from percmae.config.check import check
 from percmae.config.schema import Config, Stage, Variant
 from percmae.errors import ConfigError
+from percmae.plain import read_yaml
 
 VARIANTS: tuple[str, ...] = get_args(Variant)
 TRAININGS: tuple[str, ...] = get_args(Stage)
 """The stages that are a training, and have a configuration."""
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as people write it: ``1e-4`` is a number (YAML 1.1 would read a string)."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
 
 
 @dataclasses.dataclass
@@ -72,7 +63,8 @@ def load_config(
     variant, recipe, size: names of presets; base: values of the run that is built upon; file:
     YAML in the shape of ``percmae config show``; overrides: ``key=value`` strings with dotted keys
     (the value is read as YAML). Raises ConfigError naming the key (and the nearest valid one) for
-    an unknown key, a wrong type, a value out of range or a combination that cannot work.
+    an unknown key, a setting of other stages, a wrong type, a value out of range or a combination
+    that cannot work.
     """
     return load_layers(variant, recipe, stage, file, overrides, tag, size, base).config
 
@@ -86,8 +78,12 @@ def load_layers(
     tag: str | None = None,
     size: str | None = None,
     base: Mapping[str, Any] | None = None,
+    open_keys: Collection[str] = (),
 ) -> Layers:
-    """Like :func:`load_config`, with the origin of each value."""
+    """Like :func:`load_config`, with the origin of each value.
+
+    open_keys: settings of other stages that are this one's for once, since ``base`` lacks them.
+    """
     _known("variant", variant, VARIANTS)
     _known("recipe", recipe, preset_names("recipes"))
     _known("stage", stage, TRAININGS)
@@ -109,13 +105,50 @@ def load_layers(
     if stage == "pretrain":
         _merge(merged, origin, _read_preset("variants", variant), f"variant {variant}")
     if file is not None:
-        _merge(merged, origin, _read_file(Path(file)), str(file))
+        values = _read_file(Path(file))
+        _refuse_foreign(_changes(values, merged), stage, open_keys, f"config file {file}: ")
+        _merge(merged, origin, values, str(file))
     for override in overrides:
-        _merge(merged, origin, parse_override(override), "command line")
+        values = parse_override(override)
+        _refuse_foreign(dict(_leaves(values)), stage, open_keys, "")
+        _merge(merged, origin, values, "command line")
     if tag is not None:
         _merge(merged, origin, {"tag": tag}, "command line")
     config = config_from_dict(merged)
     return Layers(config, {key: origin.get(key, "default") for key, _ in _leaves(to_dict(config))})
+
+
+def _changes(values: Mapping[str, Any], merged: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings in a file that are not as they would be without it.
+
+    A saved config.yaml holds those of all stages, for the reader.
+    """
+    before = {**leaves(Config()), **dict(_leaves(merged))}
+    return {k: v for k, v in _leaves(values) if k not in before or before[k] != v}
+
+
+def _refuse_foreign(
+    given: Mapping[str, Any], stage: str, open_keys: Collection[str], where: str
+) -> None:
+    """Raise ConfigError for a setting that would have no effect in this stage."""
+    for key, value in given.items():
+        if isinstance(value, Mapping) and not value:  # an empty section
+            continue
+        stages = stages_of(key)
+        if stage in stages or key in open_keys:
+            continue
+        if stage == "pretrain":
+            advice = "give it to " + " or ".join(f"`percmae {name}`" for name in stages)
+        elif key == "model.init_from":
+            advice = "other weights to build upon are given as --run"
+        elif "pretrain" in stages:
+            advice = "what is built upon has decided it"
+        else:
+            advice = f"give it to `percmae {stages[0]}`"
+        raise ConfigError(
+            f"{where}{key}={json.dumps(value, default=str)} has no effect in stage {stage}: "
+            f"it is a setting of {', '.join(stages)}; {advice}"
+        )
 
 
 def config_from_dict(values: Mapping[str, Any]) -> Config:
@@ -124,6 +157,9 @@ def config_from_dict(values: Mapping[str, Any]) -> Config:
     Raises ConfigError with one line for the first fault found.
     """
     _check_keys(values, Config, "")
+    for key, value in _leaves(values):
+        if isinstance(value, str) and not value.isascii():
+            _check_text(key, value)
     try:
         # Strict JSON rules: 3 is a float where one is wanted, but "3" or true is not an int.
         config = _adapter().validate_json(json.dumps(values), strict=True)
@@ -183,6 +219,13 @@ def stages_of(key: str) -> tuple[str, ...]:
     return stages
 
 
+@cache
+def heads_of_width(width: int) -> int | None:
+    """Attention heads of the size preset whose encoder has this width; None where there is none."""
+    encoders = (_read_preset("sizes", name)["model"]["encoder"] for name in preset_names("sizes"))
+    return {encoder["width"]: encoder["heads"] for encoder in encoders}.get(width)
+
+
 def leaves(config: Config) -> dict[str, Any]:
     """Dotted key to value, in the schema's order; lists are values."""
     return dict(_leaves(to_dict(config)))
@@ -233,18 +276,14 @@ def _presets(kind: str) -> Any:
 
 
 def _read_preset(kind: str, name: str) -> dict[str, Any]:
-    text = (_presets(kind) / f"{name}.yaml").read_text()
-    return yaml.load(text, Loader=_Loader) or {}
+    return read_yaml((_presets(kind) / f"{name}.yaml").read_bytes(), f"preset {name}") or {}
 
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.load(path.read_text(), Loader=_Loader)
+        values = read_yaml(path.read_bytes(), f"config file {path}")
     except OSError as error:
         raise ConfigError(f"config file {path}: {error.strerror}; check the path") from None
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"config file {path} is not YAML: {reason}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -262,8 +301,8 @@ def parse_override(override: str) -> dict[str, Any]:
     if key in ("variant", "recipe", "stage"):
         raise ConfigError(f"override {override!r}: choose it with --{key} instead")
     try:
-        value = yaml.load(text, Loader=_Loader) if text.strip() else None
-    except yaml.YAMLError:
+        value = read_yaml(text, key) if text.strip() else None
+    except ConfigError:
         value = text
     nested: Any = value
     for part in reversed(key.split(".")):
@@ -330,6 +369,14 @@ def _section_message(dotted: str, fields: Mapping[str, FieldInfo]) -> str:
         f"config key {dotted!r} is a section; set one of its keys, such as "
         f"{dotted}.{next(iter(fields))}"
     )
+
+
+def _check_text(key: str, value: str) -> None:
+    """Bytes of the command line that are no text cannot be kept in a run's record."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"config key {key}={value!r}: not UTF-8 text") from None
 
 
 def _nearest_key(dotted: str) -> str:

@@ -36,6 +36,10 @@ Variant = Literal["mae", "ssim", "perceptual", "ls_gan", "msg_gan", "stylegan2_a
 Stage = Literal["pretrain", "finetune", "probe"]
 UNTRAINED = "_untrained"
 """What the name of a control ends with: of the probe on an untrained encoder."""
+ImageFormat = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM"]
+"""What may be opened, by Pillow's names: decoders of pictures, none of which starts a program."""
+FORMATS: tuple[ImageFormat, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""What is opened where nothing else is asked for."""
 
 
 @dataclass(config=SETTINGS)
@@ -57,10 +61,11 @@ class Augment:
     """Strength of brightness, contrast and saturation jitter (fine-tuning; unused with
     rand_augment, as in timm)."""
     rand_augment: str | None = Field(default=None, json_schema_extra=FINETUNE)
-    """timm's RandAugment policy (fine-tuning), e.g. rand-m9-mstd0.5-inc1; null for none."""
+    """timm's RandAugment policy (fine-tuning), e.g. rand-m9-mstd0.5-inc1, or one of its others;
+    null for none."""
     erasing: Annotated[Fraction, Field(json_schema_extra=FINETUNE)] = 0.0
     """Probability of random erasing (fine-tuning)."""
-    eval_crop: Annotated[float, Field(gt=0.0, le=1.0)] = 0.875
+    eval_crop: Annotated[float, Field(ge=0.1, le=1.0)] = 0.875
     """Evaluation: resize the shorter side to image_size / eval_crop, then crop the centre."""
     mean: list[float] = Field(
         default_factory=lambda: [0.485, 0.456, 0.406], min_length=3, max_length=3
@@ -76,14 +81,22 @@ class Augment:
 class Data:
     """Images and how they are read."""
 
-    image_size: Annotated[int, Field(ge=8, json_schema_extra=PRETRAIN)] = 224
-    """Side of the square network input in pixels."""
+    image_size: Annotated[int, Field(ge=8)] = 224
+    """Side of the square network input in pixels; for another than that of pretraining, a probe or
+    fine-tuning interpolates the position embeddings."""
     batch_size: PositiveInt = 64
     """Images a process (a GPU) takes in one forward pass."""
     workers: Annotated[NonNegativeInt, Field(json_schema_extra=OPERATIONAL)] = 8
     """Loader processes for each training process; 0 decodes in the training process itself."""
     pin_memory: Annotated[bool, Field(json_schema_extra=OPERATIONAL)] = True
     """Copy batches into page-locked memory (GPU runs only; ignored on CPU)."""
+    timeout: Annotated[float, Field(gt=0, json_schema_extra=OPERATIONAL)] = 600.0
+    """Seconds to wait for a batch of the loader processes; then the run ends, saying what they were
+    doing, with an exit code that has a job's pods begin again from the last checkpoint."""
+    formats: Annotated[list[ImageFormat], Field(min_length=1, json_schema_extra=OPERATIONAL)] = (
+        Field(default_factory=lambda: list(FORMATS))
+    )
+    """Image formats that are opened at all; an image of another is an error that names it."""
     augment: Augment = Field(default_factory=Augment)
     """Transforms and their parameters."""
 
@@ -131,9 +144,9 @@ class Model:
     norm_pix_loss: bool = False
     """Normalise each target patch by its own mean and variance (variant mae only)."""
     init_from: str | None = None
-    """Start from these weights: a run, a run's checkpoint file, a safetensors file or an official
-    MAE file (path or s3:// URI). Every key must find its place; only a file with nothing but the
-    encoder leaves the decoder fresh."""
+    """Start from these weights: a run, or a file of weights of this project, the official MAE code,
+    timm or Hugging Face (path or s3:// URI). Every key must find its place; only a file with
+    nothing but the encoder leaves the decoder fresh."""
 
 
 @dataclass(config=SETTINGS)
@@ -311,7 +324,7 @@ class Config:
         json_schema_extra=OPERATIONAL,
     )
     """Experiment name; null derives it from tag and variant."""
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the weights, the order of the data, its augmentation and the masks."""
     data: Data = Field(default_factory=Data)
     """Images and how they are read."""

@@ -10,22 +10,20 @@ import gzip
 import hashlib
 import io
 import json
-import os
 import tarfile
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from percmae.data.archives import ARCHIVES
-from percmae.data.imagenet import GROUND_TRUTH, META
+from percmae.data.decode import Once, telling
+from percmae.data.devkit import GROUND_TRUTH, META
 from percmae.data.sample_sources import SOURCES, Source, fingerprint, load_source
-from percmae.errors import DataError
-from percmae.progress import Progress
+from percmae.errors import DataError, StoreAccessError
+from percmae.progress import Progress, warn
 from percmae.storage import StorePath, local_path
 
 __all__ = ["SOURCES", "SampleArchives", "make_sample_archives", "put_sample_archives"]
@@ -67,8 +65,8 @@ def make_sample_archives(out: str | Path, source: str = "mnist") -> SampleArchiv
     record = _record(source)
     if _is_made(StorePath(folder), record):
         return SampleArchives(train, val, devkit, reused=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as scratch:
+    StorePath(folder).prepare()
+    with _scratch(folder) as scratch, telling(Once(warn)):
         images = load_source(source, Path(scratch))
         # Without sizes: while the archives are replaced, old and new may be mixed.
         _write_record(folder / _RECORD, record)
@@ -78,6 +76,13 @@ def make_sample_archives(out: str | Path, source: str = "mnist") -> SampleArchiv
         _write_devkit(devkit, images, val_labels)
     _write_record(folder / _RECORD, record | {"sizes": [p.stat().st_size for p in paths]})
     return SampleArchives(train, val, devkit, reused=False)
+
+
+def _scratch(folder: Path) -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(dir=folder, prefix=".download-")
+    except OSError as error:
+        raise StoreAccessError(f"cannot write in {folder}: {error.strerror}") from None
 
 
 def put_sample_archives(out: StorePath, source: str = "mnist") -> bool:
@@ -119,13 +124,13 @@ def _is_made(folder: StorePath, wanted: dict[str, Any]) -> bool:
 
 
 def _write_record(path: Path, values: dict[str, Any]) -> None:
-    with _atomic(path) as file:
+    with StorePath(path).create() as file:
         file.write(json.dumps(values, indent=1).encode())
 
 
 def _write_train(path: Path, source: Source, bar: Progress) -> None:
     """A tar of one tar a class: ``n########.tar`` of ``n########_<number>.JPEG``."""
-    with _atomic(path) as file, _tar(file) as outer:
+    with StorePath(path).create() as file, _tar(file) as outer:
         for label, (wnid, _) in enumerate(source.classes):
             buffer = io.BytesIO()
             with _tar(buffer) as inner:
@@ -139,7 +144,7 @@ def _write_train(path: Path, source: Source, bar: Progress) -> None:
 def _write_val(path: Path, source: Source, bar: Progress) -> list[int]:
     """Validation images, classes mixed as in the real archive; gives their labels in order."""
     mixed = sorted(enumerate(source.val), key=lambda pair: _hash(pair[0]))
-    with _atomic(path) as file, _tar(file) as tar:
+    with StorePath(path).create() as file, _tar(file) as tar:
         for number, (_, picture) in enumerate(mixed, start=1):
             _add(tar, f"ILSVRC2012_val_{number:08d}.JPEG", picture.jpeg())
             bar.update()
@@ -151,7 +156,7 @@ def _write_devkit(path: Path, source: Source, val_labels: list[int]) -> None:
     counts = np.bincount([p.label for p in source.train], minlength=len(source.classes))
     truth = "".join(f"{ids[label]}\n" for label in val_labels)
     with (
-        _atomic(path) as file,
+        StorePath(path).create() as file,
         gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed,
         _tar(packed) as tar,
     ):
@@ -203,15 +208,3 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     header = tarfile.TarInfo(name)  # no time, no owner: the same images give the same bytes
     header.size = len(data)
     tar.addfile(header, io.BytesIO(data))
-
-
-@contextmanager
-def _atomic(path: Path) -> Iterator[BinaryIO]:
-    """A file that replaces ``path`` once it is whole."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            yield file
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

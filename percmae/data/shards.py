@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from percmae.config import FORMATS
 from percmae.errors import DataError
 from percmae.storage import StorePath
 
@@ -67,6 +68,8 @@ class Dataset:
         self.name: str = manifest["name"]
         self.digest: str = manifest["digest"]
         self.classes = [ClassInfo(**c) for c in manifest["classes"]]
+        # Manifests of before there was a choice do not say.
+        self.formats: list[str] = list(manifest.get("formats", FORMATS))
         self._shards = {
             name: [ShardInfo(**s) for s in manifest["splits"][name]["shards"]]
             for name in STORED_SPLITS
@@ -86,7 +89,7 @@ class Dataset:
             raise DataError(_absent(path))
         try:
             manifest = json.loads(path.read_bytes())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path} is not a manifest: {error}; run ingest again") from None
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise DataError(f"{path} is not a manifest of format {FORMAT}; run ingest again")
@@ -116,6 +119,15 @@ class Dataset:
         if name == "train":
             chosen = np.setdiff1d(np.arange(len(whole)), chosen, assume_unique=True)
         return whole.subset(name, chosen)
+
+    def require_formats(self, formats: Sequence[str]) -> None:
+        """Raise DataError where its images may be of a format that is not among these."""
+        more = [name for name in self.formats if name not in formats]
+        if more:
+            raise DataError(
+                f"{self.uri} was ingested with images of format {', '.join(more)}; set "
+                f"data.formats=[{','.join([*formats, *more])}]"
+            )
 
     def _load(self, stored: str) -> Split:
         if stored not in self._stored:

@@ -85,7 +85,7 @@ def _space() -> Iterator[Finding]:
             shm >= ENOUGH_SHM,
             "/dev/shm",
             f"{shm / 2**20:.0f} MiB",
-            "mount a memory-backed /dev/shm, or use data.workers=0",
+            "mount a larger one: NCCL uses it between the GPUs of a machine",
         )
 
 

@@ -29,7 +29,9 @@ def carry_out(
     """Train the run that ``identity`` describes below ``to``, or return the finished one.
 
     learner: builds what is trained; told whether the run is a new one. Everything that may be
-    refused comes before the run's folder is made. Raises what the loop and the learner raise.
+    refused comes before the run's folder is made; a new run that fails all the same before it has
+    a checkpoint leaves no folder, so that its name is free. Raises what the loop and the learner
+    raise.
     """
     run = world.first(lambda: existing_run(to, identity, resume))
     if run is not None and run.complete:
@@ -40,9 +42,14 @@ def carry_out(
     loader = train_loader(config, dataset, world)
     plan = Plan.make(config, len(loader.split), world.size)
     _warn_of_schedule(config)
-    if run is None:
-        run = world.first(lambda: Run.create(to, identity, _versions()))
-    Loop(trained, config, run, loader, world, plan).run()
+    fresh = run is None
+    run = run or world.first(lambda: Run.create(to, identity, _versions()))
+    try:
+        Loop(trained, config, run, loader, world, plan).run()
+    except Exception:
+        if fresh and world.main:
+            run.forget()
+        raise
     return RunResult(run, reused=False)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from percmae.data.augment import build_transform
-from percmae.data.decode import decode
+from percmae.data.decode import Once, check_formats, decode, telling
 from percmae.data.shards import SPLITS, Dataset
 from percmae.engine.distributed import World, distributed, mask_noise
 from percmae.engine.finetune import score, trained_classifier
@@ -23,7 +25,7 @@ from percmae.errors import DataError, UserError
 from percmae.models import build_model
 from percmae.models.mae import MaskedAutoencoder
 from percmae.models.weights import load_strict
-from percmae.progress import note
+from percmae.progress import note, warn
 from percmae.runs.evaluation import (
     EVALUATION_PICTURE,
     ClassFigures,
@@ -177,7 +179,9 @@ def reconstruct(run: str, images: list[str], to: str) -> None:
         raise UserError(f"--to {to}: the picture is a PNG; give a name that ends in .png")
     config = opened.config
     transform = build_transform(config.data.augment, config.data.image_size, False, "pretrain")
-    batch = torch.stack([transform(_read(image)) for image in images])
+    formats = check_formats(config.data.formats)
+    with telling(Once(warn)):
+        batch = torch.stack([transform(_read(image, formats)) for image in images])
     with distributed(config) as world:
         generator = _generator(opened, world)
         patches = generator.patches
@@ -186,11 +190,8 @@ def reconstruct(run: str, images: list[str], to: str) -> None:
     StorePath(to).write_bytes(png(grid))
 
 
-def _read(image: str) -> Any:
+def _read(image: str, formats: Sequence[str]) -> Image:
     path = StorePath(image)
     if not path.exists():
         raise DataError(f"image {image}: there is no such file")
-    try:
-        return decode(path.read_bytes(), None)
-    except DataError as error:
-        raise DataError(f"image {image}: {error}") from None
+    return decode(path.read_bytes(), name=f"image {image}", formats=formats)

@@ -149,6 +149,7 @@ def _loader(config: Config, split: Split, world: World) -> Loader:
         drop_last=False,
         rank=world.rank,
         world=world.size,
+        formats=config.data.formats,
     )
 
 

@@ -336,9 +336,11 @@ class Loop:
             speed = f"{values['images_per_second']:.0f} img/s"
             bar.update(1, loss=f"{values.get('loss', math.nan):.4f}", speed=speed)
 
-    def _validate(self, tracker: Tracker | None) -> float:
+    def _validate(self, tracker: Tracker | None) -> float | None:
+        """The loss on the validation slice; None where it is not finite."""
         self.learner.train(False)
         values = self.learner.validate()
+        self._look_at(values)
         self.metrics.update({f"val/{k}": v for k, v in values.items()})
         if tracker is not None:
             tracker.log(self.step, self.step / self.plan.epoch, "val", values)
@@ -346,7 +348,23 @@ class Loop:
                 for name, picture in self.learner.pictures().items():
                     tracker.image(self.step, name, picture)
         self.learner.train(True)
-        return values["loss"]
+        return values["loss"] if math.isfinite(values["loss"]) else None
+
+    def _look_at(self, values: dict[str, float]) -> None:
+        """Say which figures of a validation are not finite, or raise PercmaeError.
+
+        A step's loss and gradients can be finite and what they make of the weights not.
+        """
+        lost = [name for name, value in values.items() if not math.isfinite(value)]
+        if not lost:
+            return
+        what = f"not finite in the validation after step {self.step}: {_listed(lost)}"
+        if self.config.trainer.exit_on_nan_losses:
+            raise PercmaeError(
+                f"run {self.run_folder.uri}: {what}; lower optim.lr or optim.weight_decay, or set "
+                "optim.clip_grad"
+            )
+        note(what)
 
     def _progress(self) -> dict[str, Any]:
         return {

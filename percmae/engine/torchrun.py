@@ -16,15 +16,20 @@ read them and gives its processes their own.
 from __future__ import annotations
 
 import argparse
+import logging
+import os
+import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from percmae.command import exit_code
 from percmae.errors import PeerLost, UserError
+from percmae.progress import note
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+_LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
 _USAGE = "python -m percmae.engine.torchrun [torchrun's options] -- VERB [options of percmae]"
 
 
@@ -41,10 +46,11 @@ def torchrun(arguments: list[str]) -> int:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     """torchrun's options. Raises UserError where it would print two pages of usage."""
-    from torch.distributed.run import get_args_parser, parse_min_max_nnodes
-
     if "--" not in arguments or arguments[-1] == "--":
         raise UserError(f"no verb behind --; usage: {_USAGE}")
+    _import_quietly()
+    from torch.distributed.run import get_args_parser, parse_min_max_nnodes
+
     split = arguments.index("--")
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]
@@ -56,6 +62,22 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     except (ValueError, RuntimeError):
         _refuse(f"nnodes={options.nnodes}: expected a number, or MIN:MAX")
     return options
+
+
+def _import_quietly() -> None:
+    """Import torch so that this process prints none of its pages about sockets and processes.
+
+    Those that it starts still do.
+    """
+    before = os.environ.get(_LOG_LEVEL)
+    os.environ[_LOG_LEVEL] = "FATAL"
+    import torch.distributed.run  # noqa: F401
+
+    if before is None:
+        del os.environ[_LOG_LEVEL]
+    else:
+        os.environ[_LOG_LEVEL] = before
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
 
 
 def _refuse(message: str) -> NoReturn:
@@ -77,7 +99,13 @@ def _run(options: argparse.Namespace) -> int:
     except SignalException as error:
         return 128 + int(error.sigval)
     except (DistError, RendezvousError) as error:
-        raise PeerLost(f"the other pods were not found, or left: {_line(error)}") from None
+        reason = _line(error.__cause__ or error)
+        if "EADDRINUSE" in reason:
+            raise UserError(
+                "another program has the port at which the processes were to meet: choose a free "
+                f"one (--master-port, or the port of --rdzv-endpoint): {reason}"
+            ) from None
+        raise PeerLost(f"the other pods were not found, or left: {reason}") from None
     except (ValueError, AssertionError) as error:  # torchrun's way to refuse what it was given
         _refuse(_line(error))
     return 0
@@ -86,15 +114,19 @@ def _run(options: argparse.Namespace) -> int:
 def _cause(error: ChildFailedError) -> int:
     """The exit code of the process that failed first.
 
-    Those that only missed another one are asked last: two failures are seen as one where they lie
-    less than a second apart.
+    Those that only missed another one, or that torchrun told to stop because of it, are asked last:
+    two failures are seen as one where they lie less than a second apart.
     """
+    of_others = (PeerLost.exit_code, 128 + signal.SIGTERM, -signal.SIGTERM)
 
     def order(rank: int) -> tuple[bool, int, int]:
         failure = error.failures[rank]
-        return failure.exitcode == PeerLost.exit_code, failure.timestamp, rank
+        return failure.exitcode in of_others, failure.timestamp, rank
 
-    code = error.failures[min(error.failures, key=order)].exitcode
+    first = min(error.failures, key=order)
+    code = error.failures[first].exitcode
+    if code < 0:  # it could say nothing itself
+        note(f"percmae: stopped: process {first} was ended by {signal.Signals(-code).name}")
     return code if code >= 0 else 128 - code
 
 

@@ -38,7 +38,7 @@ from percmae.jobs.schema import JobSettings
 from percmae.jobs.signals import StopSignals, stop_signals
 from percmae.jobs.spec import job_object
 from percmae.jobs.work import Work
-from percmae.progress import note, relay
+from percmae.progress import note, relay, warn
 
 PATIENCE = 600.0
 """Seconds to bear an API server that does not answer: the job goes on meanwhile."""
@@ -87,7 +87,7 @@ def clean(pipeline_run: str, namespace: str | None) -> list[str]:
             jobs, _ = client.select(resource, labelSelector=f"{PIPELINE_RUN_LABEL}={pipeline_run}")
         except ClusterError as error:
             if not isinstance(error, Refused) or error.status != 404:
-                note(f"{resource.kind}s not looked for: {error}")
+                warn(f"{resource.kind}s not looked for: {error}")
             continue  # a kind that the cluster does not have is none of the run's
         for job in jobs:
             if state.ending(job) is None:
@@ -107,7 +107,7 @@ def _owner(client: Client) -> Object | None:
     name = os.environ.get("KFP_POD_NAME") or os.environ.get("HOSTNAME", "")
     pod = client.get(client.path(POD, name)) if name else None
     if pod is None:
-        note(f"pod {name!r} is not in namespace {client.namespace}: the job will have no owner")
+        warn(f"pod {name!r} is not in namespace {client.namespace}: the job will have no owner")
         return None
     return {
         "apiVersion": POD.api_version,

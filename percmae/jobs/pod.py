@@ -147,7 +147,7 @@ def _resources(settings: JobSettings) -> Object:
 
 
 def _volumes(settings: JobSettings) -> Objects:
-    """/dev/shm in memory (loaders hand batches over through it), /tmp, and what is asked for."""
+    """/dev/shm in memory (NCCL's, between the GPUs of a machine), /tmp, and what is asked for."""
     return [
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": settings.shm}},
         {"name": "scratch", "emptyDir": {"sizeLimit": settings.scratch}},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from typing import Literal
 
@@ -118,14 +117,12 @@ def read_picture(run: StorePath) -> ReconstructionGrid | None:
         if not steps:
             return None
         path = max(steps, key=lambda step: step.name)
-    from PIL import Image
+    from percmae.data.decode import decode
 
     data = path.read_bytes()
     try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            width, height = image.size
-            image.verify()
-    except (OSError, SyntaxError) as error:
+        width, height = decode(data, name="it", formats=["PNG"]).size
+    except DataError as error:
         raise DataError(
             f"{path.uri} is not a PNG image ({error}); evaluate the run again"
         ) from None

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 
-import yaml
-
 from percmae.errors import ConfigError
+from percmae.plain import read_yaml
 from percmae.report.read import ReportedRun
 
 
@@ -32,11 +31,11 @@ def rerun_commands(runs: list[ReportedRun]) -> list[dict[str, str]]:
 
 
 def _command(run: ReportedRun) -> str:
-    from percmae.config.load import config_from_dict, leaves, load_config
+    from percmae.config.load import config_from_dict, leaves, load_config, stages_of
 
     if run.config is None:
         raise ConfigError("it has no config.yaml, so its command is not known")
-    values = yaml.safe_load(run.config)
+    values = read_yaml(run.config, "its config.yaml")
     if not isinstance(values, dict):
         raise ConfigError("its config.yaml is not a mapping, so its command is not known")
     config = config_from_dict(values)
@@ -51,7 +50,13 @@ def _command(run: ReportedRun) -> str:
         options += ["--tag", config.tag]
     if run.record.baseline:
         options.append("--untrained")
-    given = [f"{k}={json.dumps(v)}" for k, v in leaves(config).items() if v != preset[k]]
+    # What a file of weights does not tell, and the command may have.
+    told = "model.encoder.heads" if run.record.parent_sha256 is not None else None
+    given = [
+        f"{key}={json.dumps(value)}"
+        for key, value in leaves(config).items()
+        if value != preset[key] and (run.stage in stages_of(key) or key == told)
+    ]
     if f"seed={config.seed}" not in given:
         given.append(f"seed={config.seed}")
     return " ".join(shlex.quote(word) for word in ["percmae", run.stage, *options, *given])

@@ -8,7 +8,7 @@ from pydantic import model_validator
 
 from percmae.config.schema import Stage, Variant
 from percmae.errors import DataError, UserError
-from percmae.progress import note
+from percmae.progress import warn
 from percmae.runs.files import DatasetIdentity, Figure, Part, parse
 from percmae.runs.record import Run, RunRecord
 from percmae.storage import StorePath
@@ -147,7 +147,7 @@ def stored_evaluation(run: Run, dataset: Dataset) -> Evaluation | None:
     try:
         evaluation = read_evaluation(run.path, run.record)
     except DataError as error:
-        note(str(error))
+        warn(str(error))
         return None
     if evaluation is None or evaluation.data.digest != dataset.digest:
         return None

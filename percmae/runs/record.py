@@ -12,6 +12,7 @@ import hashlib
 import json
 import platform
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
@@ -21,8 +22,9 @@ from percmae import __version__
 from percmae.config import Config, config_from_dict, digest, to_dict, to_yaml
 from percmae.config.load import leaves
 from percmae.config.schema import UNTRAINED, Stage, Variant
-from percmae.errors import ConfigError, DataError, StoreAccessError, UserError
+from percmae.errors import ConfigError, DataError, PercmaeError, StoreAccessError, UserError
 from percmae.runs.files import DatasetIdentity, Figure, Part, parse
+from percmae.runs.parent import Parent, WeightsFile
 from percmae.storage import StorePath
 
 if TYPE_CHECKING:
@@ -39,7 +41,9 @@ class RunRecord(Part):
 
     baseline: whether it is a control; started, finished: seconds since 1970; seconds: time spent
     training, pauses left out; metrics: last figures, named ``<split>/<name>``; epochs:
-    passes over the training images up to ``step``, there from the first checkpoint on.
+    passes over the training images up to ``step``, there from the first checkpoint on; parent: the
+    run or file of weights it builds upon; parent_sha256: of that file, in hex; of a run it is not
+    there.
     """
 
     model_config = ConfigDict(frozen=False, validate_assignment=True)
@@ -55,6 +59,7 @@ class RunRecord(Part):
     config_digest: str
     data: DatasetIdentity
     parent: str | None
+    parent_sha256: str | None = Field(default=None, exclude_if=lambda digest: digest is None)
     status: Literal["running", "complete"] = "running"
     step: int = 0
     total_steps: int | None = None
@@ -86,8 +91,9 @@ def read_record(folder: StorePath) -> RunRecord:
 class Identity(NamedTuple):
     """What a run is about; everything that its result depends on.
 
-    name: folder name; data and data_digest: the dataset; parent and parent_key: the run it builds
-    upon; baseline: the control that trains on an untrained encoder.
+    name: folder name; data and data_digest: the dataset; parent and parent_key: what it builds
+    upon; parent_sha256: of that, where it is a file of weights; baseline: the control that trains
+    on an untrained encoder.
     """
 
     name: str
@@ -97,6 +103,7 @@ class Identity(NamedTuple):
     parent: str | None = None
     parent_key: str | None = None
     baseline: bool = False
+    parent_sha256: str | None = None
 
     @property
     def key(self) -> str:
@@ -140,8 +147,7 @@ class Run:
     def create(cls, to: str, identity: Identity, versions: dict[str, str]) -> Run:
         """Write a new run's config and record; what an earlier run of the name left is removed."""
         path = StorePath(to) / identity.name
-        for entry in list(path.iter()):
-            entry.path.delete()
+        _empty(path)
         config = identity.config
         record = RunRecord(
             name=identity.name,
@@ -154,6 +160,7 @@ class Run:
             config_digest=digest(config),
             data=DatasetIdentity(uri=identity.data, digest=identity.data_digest),
             parent=identity.parent,
+            parent_sha256=identity.parent_sha256,
             started=time.time(),
             versions={"percmae": __version__, "python": platform.python_version(), **versions},
             config=to_dict(config),
@@ -162,6 +169,13 @@ class Run:
         (path / CONFIG).write_text(to_yaml(config))
         run.save()
         return run
+
+    def forget(self) -> None:
+        """Remove a run that failed, unless there is a checkpoint to go on from or a diagnostic."""
+        # The failure that led here is what is to be told, not a store that is away by now.
+        with suppress(PercmaeError, OSError):
+            if not list((self.path / CHECKPOINTS).iter()):
+                _empty(self.path)
 
     @property
     def uri(self) -> str:
@@ -226,16 +240,21 @@ def existing_run(to: str, identity: Identity, resume: str) -> Run | None:
 
 
 def identity_of(
-    config: Config, dataset: Dataset, parent: Run | None = None, untrained: bool = False
+    config: Config, dataset: Dataset, parent: Parent | None = None, untrained: bool = False
 ) -> Identity:
     """What a training is about, before it begins.
 
-    parent: the run that a probe or fine-tuning builds upon; the number of classes is then filled
-    in. Raises ConfigError when another one is configured.
+    parent: what a probe or fine-tuning builds upon; the number of classes is then filled in. Raises
+    ConfigError when another one is configured, DataError for a single class.
     """
     if parent is None:
         return Identity(config.run_name, config, dataset.uri, dataset.digest)
     classes = len(dataset.classes)
+    if classes < 2:
+        raise DataError(
+            f"dataset {dataset.uri} has {classes} class: nothing to tell apart; a probe or "
+            "fine-tuning needs 2 or more"
+        )
     if config.classifier.classes not in (None, classes):
         raise ConfigError(
             f"classifier.classes={config.classifier.classes}, but dataset {dataset.uri} has "
@@ -243,7 +262,13 @@ def identity_of(
         )
     config = replace(config, classifier=replace(config.classifier, classes=classes))
     name = config.run_name + (UNTRAINED if untrained else "")
-    return Identity(name, config, dataset.uri, dataset.digest, parent.uri, parent.key, untrained)
+    about = (name, config, dataset.uri, dataset.digest, parent.uri, parent.key, untrained)
+    return Identity(*about, parent.sha256 if isinstance(parent, WeightsFile) else None)
+
+
+def _empty(folder: StorePath) -> None:
+    for entry in list(folder.iter()):
+        entry.path.delete()
 
 
 def _difference(run: Run, identity: Identity) -> str:

@@ -2,7 +2,8 @@
 
 ``StorePath`` is all that the rest of the project uses. Inside: ``path`` (the class), ``local`` and
 ``s3`` (the two backends, same methods), ``stream`` (reading and writing large objects in pieces),
-``transport`` (HTTP with retries) and ``settings`` (where the store is and who we are).
+``transport`` (HTTP with retries), ``settings`` (where the store is), ``keys`` and ``roles`` (who we
+are), ``proxy`` (what leads there) and ``explain`` (what went wrong).
 
 Importing this stays cheap: minio and urllib3 are loaded at the first S3 request, torch never.
 """

@@ -31,20 +31,21 @@ def proxy_for(server: str) -> Proxy | None:
     NO_PROXY is reached directly (``*``, names and the domains below them, addresses, networks such
     as 10.0.0.0/8), and so is this machine itself. Raises UserError for what is no proxy's URL.
     """
-    # Slow to import, and not needed before there is something to connect to.
+    parts = urlsplit(server)
+    host, variable = parts.hostname or "", f"{parts.scheme}_proxy"
+    if is_loopback(host) or not (os.environ.get(variable) or os.environ.get(variable.upper())):
+        return None
+    # Slow to import, and seldom needed.
     from urllib import request
 
     bypassed: Callable[[str, Mapping[str, str]], bool] = request.proxy_bypass_environment  # type: ignore[attr-defined]
-
-    parts = urlsplit(server)
     proxies = request.getproxies_environment()
-    text, host = proxies.get(parts.scheme), parts.hostname or ""
-    if not text or is_loopback(host):
+    text = proxies.get(parts.scheme)
+    if not text:  # as where the name in small letters is set to nothing
         return None
     if bypassed(parts.netloc, proxies) or _in_network(host, proxies.get("no", "")):
         return None
-    name = f"{parts.scheme}_proxy"
-    return _parsed(text, name if os.environ.get(name) else name.upper())
+    return _parsed(text, variable if os.environ.get(variable) else variable.upper())
 
 
 def is_loopback(host: str) -> bool:

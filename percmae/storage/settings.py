@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ class StoreSettings:
         Raises ``UserError`` naming the unknown key, wrong type or absent file, and
         ``StoreAccessError`` when no store is configured at all.
         """
-        env = _relevant(os.environ if environ is None else environ)
+        env = _Environment(os.environ if environ is None else environ)
         values = _from_environment(env)
         if "endpoint" not in values:
             values |= _from_file(env)
@@ -101,13 +101,24 @@ class StoreSettings:
         return cls(**values)
 
 
-def _relevant(environ: Mapping[str, str]) -> dict[str, str]:
-    """What is read here, with nothing that is empty, and no white space around what is no key."""
-    kept = {}
-    for name, text in environ.items():
-        if name.startswith(("AWS_", "PERCMAE_STORE_")) or name == "SSL_CERT_FILE":
-            kept[name] = text if name.endswith(("_KEY", "_KEY_ID", "_TOKEN")) else text.strip()
-    return {name: text for name, text in kept.items() if text.strip()}
+class _Environment(Mapping[str, str]):
+    """Variables that are not blank, without white space around what is no key."""
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        self._variables = variables
+
+    def __getitem__(self, name: str) -> str:
+        text = self._variables[name]
+        if not text.strip():
+            raise KeyError(name)
+        # Of keys the white space is told (keys.tidy).
+        return text if name.endswith(("_KEY", "_KEY_ID", "_TOKEN")) else text.strip()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._variables)
+
+    def __len__(self) -> int:
+        return len(self._variables)
 
 
 def _from_environment(env: Mapping[str, str]) -> dict[str, Any]:
@@ -122,13 +133,13 @@ def _from_environment(env: Mapping[str, str]) -> dict[str, Any]:
 
 def _from_file(env: Mapping[str, str]) -> dict[str, Any]:
     """Fields in the file of settings, or the endpoint in a profile where there is no such file."""
-    import yaml
+    from percmae.plain import read_yaml
 
     named = env.get(CONFIG_VARIABLE)
-    path = Path(os.path.expanduser(named or DEFAULT_CONFIG))
+    path = Path(os.path.expanduser(named or DEFAULT_CONFIG))  # without a home it stays as it is
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        data = read_yaml(path.read_bytes(), f"store settings file {path}")
+    except (FileNotFoundError, NotADirectoryError):
         if named:
             raise UserError(f"{CONFIG_VARIABLE} names {path}, which does not exist") from None
         endpoint = Profile.of(env).values.get("endpoint_url")
@@ -141,11 +152,6 @@ def _from_file(env: Mapping[str, str]) -> dict[str, Any]:
         ) from None
     except OSError as error:
         raise UserError(f"cannot read the store settings in {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        # Not the text of the error, which has lines of the file in it.
-        mark = getattr(error, "problem_mark", None)
-        line = f" (line {mark.line + 1})" if mark else ""
-        raise UserError(f"cannot read the store settings in {path}: not YAML{line}") from None
     if not isinstance(data, dict) or "endpoint" not in data:
         raise UserError(f"{path} must be a YAML mapping with at least the key 'endpoint'")
     _check_types(data, path)

@@ -146,8 +146,8 @@ class Transport(urllib3.PoolManager):
                 raise_if_final(error, self.server)
                 patience.pause(error)
                 continue
-            if response.status == 407:
-                raise _refused_by_proxy(self.server)
+            if response.status == 407 and self.server.proxy:
+                raise _refused_by_proxy(self.server.proxy)
             if response.status not in RETRY_STATUS:
                 return response
             problem = reason(response)
@@ -159,9 +159,9 @@ def raise_if_final(error: HTTPError, server: Server) -> None:
     """Raise ``StoreAccessError`` for a failure of TLS or of a proxy that no retry will cure."""
     causes = list(_causes(error))
     text = " ".join(map(str, causes))
-    if "Tunnel connection failed: 407" in text:
-        raise _refused_by_proxy(server) from error
-    if "Tunnel connection failed: 403" in text:
+    if server.proxy and "Tunnel connection failed: 407" in text:
+        raise _refused_by_proxy(server.proxy) from error
+    if server.proxy and "Tunnel connection failed: 403" in text:
         raise StoreAccessError(
             f"{server.proxy} refuses to connect to {server.url} (403)"
         ) from error
@@ -202,11 +202,10 @@ def _certificate(refused: ssl.SSLCertVerificationError, server: Server) -> str:
     return f"{what} is refused: {refused.verify_message}"
 
 
-def _refused_by_proxy(server: Server) -> StoreAccessError:
-    assert server.proxy is not None
-    fault = "refuses user and password" if server.proxy.user else "wants a user and a password"
+def _refused_by_proxy(proxy: Proxy) -> StoreAccessError:
+    fault = "refuses user and password" if proxy.user else "wants a user and a password"
     return StoreAccessError(
-        f"{server.proxy} {fault}: give http://user:password@host:port in {server.proxy.variable}"
+        f"{proxy} {fault}: give http://user:password@host:port in {proxy.variable}"
     )
 
 
@@ -234,7 +233,7 @@ def _pieces(body: bytes | None) -> bytes | Iterator[bytes] | None:
 
 
 def reason(response: urllib3.BaseHTTPResponse) -> str:
-    """The S3 error code in an answer that will be retried, for the message if it stays so."""
+    """The status and the error's code in an answer that is none, for a message."""
     try:
         text = response.data.decode("utf-8", "replace")
     except CONNECTION_ERRORS:

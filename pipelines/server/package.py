@@ -21,6 +21,7 @@ import yaml
 from percmae import __version__
 from percmae.config.load import nearest
 from percmae.errors import ConfigError
+from percmae.plain import read_yaml
 from percmae.stages.check import check_placement, check_training
 from percmae.stages.placement import Placement
 from pipelines.pod import PodSettings
@@ -193,8 +194,8 @@ def _value(name: str, text: str, kind: str) -> Any:
     if kind == "STRING":
         return text
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = read_yaml(text, name)
+    except ConfigError:
         value = None
     if not fits(value, kind):
         raise ConfigError(f"parameter {name}={text}: should be {_KINDS[kind][1]}")

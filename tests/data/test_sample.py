@@ -22,7 +22,7 @@ from scipy.io import loadmat
 
 from percmae.cli import verbs
 from percmae.data import sample as sample_module
-from percmae.data.imagenet import read_devkit
+from percmae.data.devkit import read_devkit
 from percmae.data.ingest import ingest
 from percmae.data.sample import SampleArchives, make_sample_archives, put_sample_archives
 from percmae.data.shards import Dataset
@@ -213,6 +213,9 @@ def test_a_folder_with_train_and_val_keeps_them_and_its_wnids(tmp_path: Path) ->
     class_folder(tmp_path / "images" / "train", wnids, images=6)
     class_folder(tmp_path / "images" / "val", wnids, images=3)
     (tmp_path / "images" / "train" / wnids[0] / ".hidden.jpg").write_bytes(b"junk")
+    for side in ("train/__MACOSX", f"val/{wnids[0]}/@eaDir"):
+        (tmp_path / "images" / side).mkdir()
+        (tmp_path / "images" / side / "1.jpg").write_bytes(ab.picture(1))
     archives = make_sample_archives(tmp_path / "out", str(tmp_path / "images"))
     assert {k: len(v) for k, v in train_images(archives).items()} == {f"{w}.tar": 6 for w in wnids}
     assert len(members(archives.val)) == 6

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from fixtures_data import TINY
 
-from percmae.config import Config, load_config
+from percmae.config import Config, config_from_dict, load_config, to_dict
+from percmae.config.load import stages_of
 
 # The multi-scale networks need a decoder block a scale, and an encoder map for each.
 DEEP = ["model.encoder.depth=3", "model.decoder.depth=3", "discriminator.width=16"]
@@ -18,6 +20,19 @@ DEEP = ["model.encoder.depth=3", "model.decoder.depth=3", "discriminator.width=1
 def tiny_overrides(variant: str) -> list[str]:
     """The smallest network of a variant."""
     return [*TINY, *(DEEP if variant in ("msg_gan", "stylegan2_ada") else ())]
+
+
+def changed(config: Config, *overrides: str) -> Config:
+    """The config with settings changed, those of other stages too, which a command refuses."""
+    values = to_dict(config)
+    for override in overrides:
+        key, _, text = override.partition("=")
+        *sections, name = key.split(".")
+        place = values
+        for section in sections:
+            place = place[section]
+        place[name] = yaml.safe_load(text)
+    return config_from_dict(values)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,8 +47,7 @@ def tiny(tmp_path: Path) -> Callable[..., Config]:
     def make(
         *overrides: str, variant: str = "mae", stage: str = "pretrain", tag: str = "t"
     ) -> Config:
-        return load_config(
-            variant, "demo", stage, overrides=[*tiny_overrides(variant), *overrides], tag=tag
-        )
+        small = [s for s in tiny_overrides(variant) if stage in stages_of(s.partition("=")[0])]
+        return load_config(variant, "demo", stage, overrides=[*small, *overrides], tag=tag)
 
     return make

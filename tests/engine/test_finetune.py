@@ -15,11 +15,12 @@ from percmae.config import Config
 from percmae.data.augment import build_transform
 from percmae.data.shards import Dataset
 from percmae.data.stream import Loader
+from percmae.engine import loop
 from percmae.engine.evaluate import evaluate, reconstruct
 from percmae.engine.finetune import finetune, probe, trained_classifier
 from percmae.engine.pretrain import pretrain
 from percmae.engine.weights import network_weights
-from percmae.errors import CheckpointError, ConfigError, DataError, UserError
+from percmae.errors import CheckpointError, ConfigError, DataError, PercmaeError, UserError
 from percmae.models import build_model
 from percmae.runs.downstream import downstream_config
 from percmae.runs.evaluation import (
@@ -29,6 +30,8 @@ from percmae.runs.evaluation import (
     ReconstructionEvaluation,
 )
 from percmae.runs.record import Run
+
+from .conftest import changed
 
 Make = Callable[..., Config]
 SHORT = ["data.workers=0", "trainer.threads=1", "optim.epochs=2", "data.batch_size=16"]
@@ -64,10 +67,8 @@ def test_probe_trains_the_head_and_nothing_else(
 def test_frozen_encoder_stays_in_evaluation_mode(parent: Run) -> None:
     from percmae.models.classifier import Classifier
 
-    config = downstream_config(
-        parent, "probe", overrides=[*SHORT, "classifier.drop_path=0.5", "model.encoder.depth=1"]
-    )
-    model = Classifier(config, 4).train()
+    config = downstream_config(parent, "probe", overrides=[*SHORT, "classifier.dropout=0.5"])
+    model = Classifier(changed(config, "classifier.drop_path=0.5"), 4).train()
     assert model.head.training
     assert not any(m.training for m in model.encoder.modules())
     assert [n for n, p in model.named_parameters() if p.requires_grad] == [
@@ -114,7 +115,7 @@ def test_weights_that_do_not_fit_are_an_error(
         ("model.encoder.width=48", "the network needs"),
         ("model.encoder.depth=3", r"blocks\.1\.\S+ is missing"),
     ):
-        config = downstream_config(parent, "probe", overrides=[*SHORT, override])
+        config = changed(downstream_config(parent, "probe", overrides=SHORT), override)
         with pytest.raises(CheckpointError, match=words):
             probe(config, parent, tiny_dataset.uri, str(tmp_path / override))
 
@@ -178,18 +179,52 @@ def test_reconstruction_figures_and_pictures(
             reconstruct(parent.uri, [str(tmp_path / name)], str(to))
 
 
-def test_a_run_that_is_not_finished_is_not_evaluated(
-    parent: Run, tiny_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("saved", [0, 3])
+def test_a_run_that_fails(
+    parent: Run,
+    tiny_dataset: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    saved: int,
 ) -> None:
-    from percmae.engine import loop
+    """It is not evaluated; without a checkpoint to go on from it leaves its name free."""
+    optimise = loop.Loop._optimise
 
-    def fail(*args: Any) -> None:
-        raise OSError("power cut")
+    def fail(self: loop.Loop, *args: Any) -> bool:
+        if self.step == saved:
+            raise OSError("power cut")
+        return optimise(self, *args)
 
-    config = downstream_config(parent, "probe", overrides=SHORT)
+    config = downstream_config(
+        parent, "probe", overrides=[*SHORT, "checkpoint.every_steps=3", "optim.max_steps=4"]
+    )
     with monkeypatch.context() as patch:
         patch.setattr(loop.Loop, "_optimise", fail)
         with pytest.raises(OSError, match="power cut"):
             probe(config, parent, tiny_dataset.uri, str(tmp_path))
-    with pytest.raises(UserError, match="stopped at step 0"):
-        evaluate(str(tmp_path / "p_mae_probe"), tiny_dataset.uri)
+    run = str(tmp_path / "p_mae_probe")
+    if saved:
+        with pytest.raises(UserError, match="stopped at step 3"):
+            evaluate(run, tiny_dataset.uri)
+        return
+    with pytest.raises(DataError, match="is not a run"):
+        evaluate(run, tiny_dataset.uri)
+    other = downstream_config(parent, "probe", overrides=[*SHORT, "optim.max_steps=1"])
+    assert probe(other, parent, tiny_dataset.uri, str(tmp_path), "never").uri == run
+
+
+def test_validation_that_is_not_finite(
+    parent: Run, tiny_dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The step's own figures are finite, and what it makes of the weights is not."""
+    far = [*SHORT, "optim.lr=1e30", "optim.weight_decay=1e30", "optim.max_steps=1"]
+    config = downstream_config(parent, "probe", overrides=far)
+    with pytest.raises(PercmaeError, match=r"not finite in the validation after step 1: loss"):
+        probe(config, parent, tiny_dataset.uri, str(tmp_path))
+    on = downstream_config(
+        parent, "probe", overrides=[*far, "trainer.exit_on_nan_losses=false"], tag="on"
+    )
+    figures = probe(on, parent, tiny_dataset.uri, str(tmp_path)).metrics
+    assert figures["val/loss"] is None
+    assert figures["val/top1"] is not None
+    assert "not finite in the validation after step 1: loss" in capsys.readouterr().err

@@ -294,10 +294,10 @@ def test_safetensors_with_a_broken_header(tmp_path: Path) -> None:
         header(overlapping),
         header('{"a":{"dtype":"F99","shape":[2],"data_offsets":[0,8]}}'),
         header('{"a":{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}}'),
-        b"",
     ):
         file.write_bytes(data)
-        with pytest.raises(CheckpointError, match="not a safetensors file") as caught:
+        words = "a safetensors file that is damaged|neither safetensors nor"
+        with pytest.raises(CheckpointError, match=words) as caught:
             initial_weights(str(file))
         assert "\n" not in str(caught.value)
 

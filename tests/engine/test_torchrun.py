@@ -156,7 +156,7 @@ def test_a_pod_told_to_stop_saves_and_the_job_goes_on_from_there(
     assert 20 <= record.step < 156
     codes, said = ended(start(arguments))
     assert codes == [0, 0], said
-    assert f"going on from step {record['step']} of" in said[0]
+    assert f"going on from step {record.step} of" in said[0]
     assert losses(tmp_path / "mae") == pytest.approx(losses(whole), rel=1e-4)
 
 

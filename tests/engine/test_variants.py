@@ -52,7 +52,7 @@ def settings(vgg16: str) -> Callable[[str], list[str]]:
 def records(run: str, split: str) -> Iterator[dict[str, Any]]:
     for line in (StorePath(run) / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line)
-        if record.split == split:
+        if record["split"] == split:
             yield record
 
 

@@ -17,7 +17,7 @@ from percmae.engine.weights import network_weights
 from percmae.runs.downstream import downstream_config
 from percmae.runs.record import Run
 
-from .conftest import TINY
+from .conftest import TINY, changed
 
 # One of each section, and all that are settings of some stages only. Sizes are left out: a network
 # of other sizes cannot take the run's weights.
@@ -57,10 +57,10 @@ def parent(tiny_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> s
 def trained(stage: str, overrides: list[str], parent: str, data: str, to: Path) -> list[Tensor]:
     """The weights that a few steps of a stage end with."""
     if stage == "pretrain":
-        config = load_config("mae", "demo", overrides=[*TINY, *SHORT, *overrides])
+        config = changed(load_config("mae", "demo", overrides=[*TINY, *SHORT]), *overrides)
         return list(network_weights(pretrain(config, data, str(to)).uri, "generator").values())
     run = Run.open(parent)
-    config = downstream_config(run, stage, overrides=[*SHORT, *overrides])
+    config = changed(downstream_config(run, stage, overrides=SHORT), *overrides)
     train = probe if stage == "probe" else finetune
     return list(network_weights(train(config, run, data, str(to)).uri, "classifier").values())
 

@@ -1,53 +1,24 @@
-"""Keys from profiles, web identities, containers and machines: found in AWS tools' order, used on a
-real store, and shown to nobody."""
+"""Keys of the store: found in AWS tools' order, in profiles too, tidied, and shown to nobody."""
 
 from __future__ import annotations
 
 import json
 import socket
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from web_server import Handler, serving
 
-from percmae.errors import StoreAccessError, StoreError, UserError
-from percmae.storage import StorePath, StoreSettings, roles
+from percmae.errors import StoreAccessError, UserError
+from percmae.storage import StoreSettings
 from percmae.storage.keys import find_keys, sts_endpoint
 
 if TYPE_CHECKING:
     from s3_server import S3
 
-TOKEN = "eyJhbGciOi.web-identity.sEcReT"
 STS = "https://sts.amazonaws.com"
 PAIR = {"AWS_ACCESS_KEY_ID": "AK", "AWS_SECRET_ACCESS_KEY": "SK"}
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home whose .aws is empty."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / ".aws").mkdir()
-    return tmp_path
-
-
-@pytest.fixture
-def store(s3: S3, home: Path, monkeypatch: pytest.MonkeyPatch) -> S3:
-    """The session's store, for which the environment has no keys."""
-    for name in PAIR:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("PERCMAE_STORE_RETRY_SECONDS", "1")
-    return s3
-
-
-def works(s3: S3) -> bool:
-    file = StorePath(s3.uri("keys")) / "file"
-    file.write_text("x")
-    return file.read_text() == "x"
 
 
 def profiles(home: Path, credentials: str = "", config: str = "") -> None:
@@ -62,16 +33,18 @@ def lines(access: str, secret: str) -> str:
 # Profiles ----------------------------------------------------------------------------------------
 
 
-def test_a_profile(store: S3, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = lines(store.settings.access_key, store.settings.secret_key)
+def test_a_profile(
+    keyless: S3, works: Callable[[], bool], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = lines(keyless.settings.access_key, keyless.settings.secret_key)
     profiles(home, f"[default]\n{lines('WRONG', 'keys')}[mine]\n{keys}")
     monkeypatch.setenv("AWS_PROFILE", "mine")
-    assert works(store)
+    assert works()
     monkeypatch.delenv("AWS_PROFILE")
     with pytest.raises(
         StoreAccessError, match=r"'WRONG': check aws_access_key_id and .* in profile"
     ):
-        works(store)
+        works()
 
 
 @pytest.mark.parametrize(
@@ -162,14 +135,18 @@ BAD = {
 
 @pytest.mark.parametrize("around", ["{}\n", " {}", "\t{}\r\n"])
 def test_white_space_around_keys_is_left_out_with_a_note(
-    s3: S3, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], around: str
+    s3: S3,
+    works: Callable[[], bool],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    around: str,
 ) -> None:
     from percmae.storage import keys
 
     keys._note_stripped.cache_clear()
     for name in (*PAIR, "AWS_ENDPOINT_URL", "AWS_REGION"):
         monkeypatch.setenv(name, around.format(s3.environ[name]))
-    assert works(s3)
+    assert works()
     said = capsys.readouterr().err
     for name in PAIR:
         assert said.count(f"{name}: white space around it was left out") == 1
@@ -200,7 +177,7 @@ def test_what_no_key_can_have_is_never_sent_nor_shown(
 @pytest.mark.parametrize("text", ["access_key: [s3cret", "a: b\n s3cret: c", "\tendpoint: s3cret"])
 def test_a_broken_file_of_settings_is_not_shown(tmp_path: Path, text: str) -> None:
     (tmp_path / "store.yaml").write_text(text)
-    with pytest.raises(UserError, match=r"not YAML \(line \d\)") as error:
+    with pytest.raises(UserError, match=r"not YAML: .* \(line \d, column \d+\)") as error:
         StoreSettings.load({"PERCMAE_STORE_CONFIG": str(tmp_path / "store.yaml")})
     assert "s3cret" not in str(error.value)
 
@@ -242,7 +219,7 @@ def test_the_order(home: Path) -> None:
 
 
 def test_a_laptop_without_keys_is_told_at_once(
-    store: S3, home: Path, monkeypatch: pytest.MonkeyPatch
+    keyless: S3, works: Callable[[], bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No machine's metadata service is looked for where nothing says that there is one."""
 
@@ -251,7 +228,7 @@ def test_a_laptop_without_keys_is_told_at_once(
 
     monkeypatch.setattr(socket.socket, "connect", connect)
     with pytest.raises(UserError, match="needs an access key and a secret key: set AWS_ACCESS_KEY"):
-        works(store)
+        works()
 
 
 @pytest.mark.parametrize(
@@ -276,228 +253,3 @@ def test_a_laptop_without_keys_is_told_at_once(
 )
 def test_who_takes_a_web_identity(env: dict[str, str], region: str | None, expected: str) -> None:
     assert sts_endpoint(env, region) == expected
-
-
-# Roles -------------------------------------------------------------------------------------------
-
-XML = """<AssumeRoleWithWebIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">
-<AssumeRoleWithWebIdentityResult><Credentials><AccessKeyId>{access}</AccessKeyId>
-<SecretAccessKey>{secret}</SecretAccessKey><SessionToken></SessionToken>
-<Expiration>{until}</Expiration></Credentials></AssumeRoleWithWebIdentityResult>
-</AssumeRoleWithWebIdentityResponse>"""
-REFUSED = "<ErrorResponse><Error><Code>ExpiredTokenException</Code></Error></ErrorResponse>"
-
-
-class Service:
-    """Gives the store's keys as the token service and both metadata services do, and keeps what it
-    was asked. ``until``: when the keys run out; ``fault``: what it answers instead."""
-
-    def __init__(self, s3: S3) -> None:
-        self.keys = s3.settings.access_key, s3.settings.secret_key
-        self.until = "2999-01-01T00:00:00Z"
-        self.asked: list[tuple[str, dict[str, list[str]], dict[str, str]]] = []
-        self.fault: tuple[int, str] | None = None
-
-    def answer(self, method: str, path: str) -> tuple[int, str]:
-        if self.fault:
-            return self.fault
-        access, secret = self.keys
-        if method == "POST":
-            return 200, XML.format(access=access, secret=secret, until=self.until)
-        if path.endswith("/latest/api/token"):
-            return 200, "imds-token"
-        if path.endswith("/security-credentials/"):
-            return 200, "machine-role"
-        found = {"AccessKeyId": access, "SecretAccessKey": secret, "Token": ""}
-        return 200, json.dumps({"Code": "Success", "Expiration": self.until, **found})
-
-    @contextmanager
-    def running(self) -> Iterator[str]:
-        service = self
-
-        class Answers(Handler):
-            def do_GET(self) -> None:
-                url = urlsplit(self.path)
-                service.asked.append((url.path, parse_qs(url.query), dict(self.headers.items())))
-                status, text = service.answer(self.command, url.path)
-                self.answer(status, text.encode())
-
-            do_POST = do_PUT = do_GET
-
-        with serving(Answers) as port:
-            yield f"http://127.0.0.1:{port}"
-
-
-@pytest.fixture
-def service(store: S3) -> Service:
-    return Service(store)
-
-
-def web_identity(monkeypatch: pytest.MonkeyPatch, home: Path, url: str) -> Path:
-    file = home / "token"
-    file.write_text(f"{TOKEN}\n")
-    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(file))
-    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::1:role/trainer")
-    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", url)
-    return file
-
-
-def test_a_web_identity(
-    store: S3, home: Path, monkeypatch: pytest.MonkeyPatch, service: Service
-) -> None:
-    with service.running() as url:
-        file = web_identity(monkeypatch, home, url)
-        assert works(store)
-        ((_, query, _),) = service.asked
-        assert query["WebIdentityToken"] == [TOKEN], "without the line break at its end"
-        assert query["RoleArn"] == ["arn:aws:iam::1:role/trainer"]
-        assert query["RoleSessionName"] == ["percmae"]
-        # Keys that are about to run out are fetched again, with the token of then.
-        service.asked.clear()
-        service.until = "2001-01-01T00:00:00Z"
-        monkeypatch.setenv("AWS_ROLE_SESSION_NAME", "other")
-        assert works(store)
-        file.write_text("newer")
-        assert works(store)
-        tokens = [query["WebIdentityToken"] for _, query, _ in service.asked]
-        assert tokens[0] == [TOKEN]
-        assert tokens[-1] == ["newer"]
-
-
-def test_a_container(
-    store: S3, home: Path, monkeypatch: pytest.MonkeyPatch, service: Service
-) -> None:
-    """As EKS's pod identity sets it."""
-    (home / "token").write_text("pod-token\n")
-    monkeypatch.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", str(home / "token"))
-    with service.running() as url:
-        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{url}/v1/credentials")
-        assert works(store)
-    ((path, _, headers),) = service.asked
-    assert (path, headers["Authorization"]) == ("/v1/credentials", "pod-token")
-
-
-def test_a_machine(store: S3, monkeypatch: pytest.MonkeyPatch, service: Service) -> None:
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
-    with service.running() as url:
-        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", url)
-        assert works(store)
-    assert [path for path, _, _ in service.asked] == [
-        "/latest/api/token",
-        "/latest/meta-data/iam/security-credentials/",
-        "/latest/meta-data/iam/security-credentials/machine-role",
-    ]
-    assert service.asked[-1][2]["X-aws-ec2-metadata-token"] == "imds-token"
-
-
-def container(monkeypatch: pytest.MonkeyPatch, home: Path, url: str) -> None:
-    monkeypatch.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN", TOKEN)
-    monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{url}/x")
-
-
-def machine(monkeypatch: pytest.MonkeyPatch, home: Path, url: str) -> None:
-    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", url)
-
-
-SET_UP: dict[str, Callable[[pytest.MonkeyPatch, Path, str], object]] = {
-    "web identity": web_identity,
-    "container": container,
-    "instance": machine,
-}
-
-
-@pytest.mark.parametrize(
-    ("fault", "message"),
-    [
-        (
-            (403, REFUSED),
-            r"gives no keys for the .*role.* \(HTTP 403 ExpiredTokenException\): check",
-        ),
-        ((404, ""), r"gives no keys for the .*role.* \(HTTP 404\): check AWS_"),
-        ((200, "<html>sign in</html>"), r"\(its answer is not understood\): check AWS_"),
-        ((200, "{}"), r"\(its answer is not understood\)"),
-        ((200, "[]"), r"\(its answer is not understood\)"),
-        ((503, ""), "no usable answer from the .* service at"),
-    ],
-)
-@pytest.mark.parametrize("kind", SET_UP)
-def test_a_role_that_gives_no_keys(
-    store: S3,
-    home: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    service: Service,
-    kind: str,
-    fault: tuple[int, str],
-    message: str,
-) -> None:
-    monkeypatch.setattr(roles, "_NEAR_SECONDS", 0.3)
-    service.fault = fault
-    with service.running() as url:
-        SET_UP[kind](monkeypatch, home, url)
-        with pytest.raises(StoreError, match=message) as error:
-            works(store)
-    assert TOKEN not in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("kind", SET_UP)
-def test_keys_that_cannot_be_sent_are_not_shown(
-    store: S3, home: Path, monkeypatch: pytest.MonkeyPatch, service: Service, kind: str
-) -> None:
-    service.keys = "AK", "s3cret\nkey"
-    if kind != "web identity":  # JSON says what XML would not keep
-        service.keys = "AK\nAK", "s3cret"
-    with service.running() as url:
-        SET_UP[kind](monkeypatch, home, url)
-        with pytest.raises(StoreAccessError, match="gives no keys") as error:
-            works(store)
-    assert "s3cret" not in str(error.value)
-
-
-def test_a_machine_that_has_no_such_service_is_given_up_soon(
-    store: S3, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Some networks swallow what is sent to that address."""
-    monkeypatch.setattr(roles, "_NEAR_SECONDS", 0.5)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", url)
-        failed: list[BaseException] = []
-
-        def ask() -> None:
-            try:
-                works(store)
-            except StoreError as error:
-                failed.append(error)
-
-        asking = threading.Thread(target=ask, daemon=True)
-        asking.start()
-        asking.join(30)  # with a store's patience it would take minutes
-    assert "no usable answer from the instance's metadata service" in str(failed[0])
-
-
-@pytest.mark.parametrize(
-    ("env", "message"),
-    [
-        ({"AWS_ENDPOINT_URL_STS": "sts"}, "'sts' is not a URL such as"),
-        (
-            {"AWS_WEB_IDENTITY_TOKEN_FILE": "/absent"},
-            r"token in /absent \(AWS_WEB_.*: No such file",
-        ),
-        (
-            {
-                "AWS_WEB_IDENTITY_TOKEN_FILE": "",
-                "AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://192.0.2.1/x",
-            },
-            "only a service of this machine is asked",
-        ),
-    ],
-)
-def test_bad_roles(
-    store: S3, home: Path, monkeypatch: pytest.MonkeyPatch, env: dict[str, str], message: str
-) -> None:
-    web_identity(monkeypatch, home, "http://127.0.0.1:1")
-    for name, value in env.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=message):
-        works(store)

@@ -9,10 +9,12 @@ import argparse
 import dataclasses
 import shlex
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from components import IMAGE
 from percmae.errors import PercmaeError, UserError
+from percmae.jobs.names import STORE
+from percmae.storage import local_path
 from pipelines import EXPERIMENT, NAME
 from pipelines.pod import POLICIES, PodSettings, pod_settings
 from pipelines.server.api import HOST_VARIABLE, TOKEN_VARIABLE, Connection
@@ -61,7 +63,7 @@ def _compile(args: argparse.Namespace) -> None:
     from percmae.jobs.check import warn_unpinned
     from pipelines.train import compile_pipeline
 
-    compile_pipeline(args.output, args.image, _pod(args))
+    compile_pipeline(str(local_path(args.output, "--output")), args.image, _pod(args))
     warn_unpinned(args.image)
     print(args.output)
 
@@ -86,7 +88,7 @@ def _schedule(args: argparse.Namespace) -> None:
     from pipelines.server import drift, schedule
 
     if args.list:
-        schedules = drift.deployed_schedules(_connection(args), args.image, _pod(args), IMAGE)
+        schedules = drift.deployed_schedules(_connection(args), args.image, _given(args), IMAGE)
         print(drift.table(schedules) if schedules else "no schedules")
         return
     if args.delete is not None:
@@ -141,6 +143,8 @@ def _cronjob(args: argparse.Namespace) -> str:
         "image": args.image,
         "namespace": args.namespace,
         "store_secret": args.store_secret,
+        "store_access_key": args.store_access_key,
+        "store_secret_key": args.store_secret_key,
         "store_config": args.store_config,
         "image_pull_secrets": args.image_pull_secret,
         "image_pull_policy": args.image_pull_policy,
@@ -165,8 +169,15 @@ def _connection(args: argparse.Namespace) -> Connection:
 
 
 def _pod(args: argparse.Namespace) -> PodSettings:
+    return PodSettings(**_given(args))
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of PodSettings that the command line has."""
     return pod_settings(
         store_secret=args.store_secret,
+        store_access_key=args.store_access_key,
+        store_secret_key=args.store_secret_key,
         store_config=args.store_config,
         image_pull_policy=args.image_pull_policy,
         image_pull_secrets=args.image_pull_secret,
@@ -314,16 +325,21 @@ def _step_options(sub: argparse.ArgumentParser, image: str | None) -> None:
     )
     group.add_argument(
         "--store-secret",
-        default=PodSettings.store_secret,
         metavar="NAME",
-        help="secret with the store's accesskey and secretkey, for steps and the jobs they "
-        "launch (default: %(default)s)",
+        help="secret with the store's keys, for steps and the jobs they launch (default: "
+        f"{PodSettings.store_secret}, which KFP brings along; of a CronJob: {STORE})",
     )
+    for option, default in (
+        ("--store-access-key", PodSettings.store_access_key),
+        ("--store-secret-key", PodSettings.store_secret_key),
+    ):
+        text = f"the entry of that secret (default: {default})"
+        group.add_argument(option, metavar="ENTRY", help=text)
     group.add_argument(
         "--store-config",
-        default=PodSettings.store_config,
         metavar="NAME",
-        help="ConfigMap with AWS_ENDPOINT_URL and AWS_REGION (default: %(default)s)",
+        help="ConfigMap with AWS_ENDPOINT_URL and AWS_REGION (default: "
+        f"{PodSettings.store_config})",
     )
     group.add_argument(
         "--image-pull-secret",

@@ -9,11 +9,21 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from percmae.errors import ConfigError
-from percmae.jobs.names import ACCESS_KEY, PULL_SECRETS_VARIABLE, SECRET_KEY, STORE
+from percmae.jobs.names import (
+    ACCESS_KEY,
+    KFP_SECRET,
+    PULL_SECRETS_VARIABLE,
+    SECRET_KEY,
+    STORE,
+)
 from percmae.jobs.parts import EFFECTS
 from percmae.jobs.schema import PullPolicy
 
 POLICIES = get_args(PullPolicy)
+
+
+START_SECONDS = 600
+"""Seconds after which KFP ends a step that does little: its pod has a node, but cannot start."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +37,7 @@ class PodSettings:
     tolerations: (key, value or "" for any, effect or "" for any).
     """
 
-    store_secret: str = STORE
+    store_secret: str = KFP_SECRET
     store_access_key: str = ACCESS_KEY
     store_secret_key: str = SECRET_KEY
     store_config: str = STORE
@@ -39,22 +49,20 @@ class PodSettings:
     train_image: str = ""
 
 
-def configure(task: Any, pod: PodSettings | None) -> Any:
-    """Give a step's task these settings and return it; None leaves it as it is, for local runs."""
+def configure(task: Any, pod: PodSettings | None, store: bool = True, short: bool = False) -> Any:
+    """Give a step's task these settings and return it; None leaves it as it is, for local runs.
+
+    store: whether it reaches the store; without, it starts where there are no keys. short: whether
+    it does little, so that what has not ended within START_SECONDS could not start.
+    """
     if pod is None:
         return task
     import kfp.kubernetes as kubernetes  # so that the error says what is missing, if it is
 
-    keys = {
-        pod.store_access_key: "AWS_ACCESS_KEY_ID",
-        pod.store_secret_key: "AWS_SECRET_ACCESS_KEY",
-    }
-    kubernetes.use_secret_as_env(task, pod.store_secret, keys)
-    for name in ("AWS_ENDPOINT_URL", "AWS_REGION"):
-        # AWS S3 itself has no endpoint to set. A ConfigMap that is not there at all is a mistake.
-        optional = name == "AWS_ENDPOINT_URL"
-        kubernetes.use_config_map_as_env(task, pod.store_config, {name: name}, optional=optional)
-    kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=pod.shm)
+    if store:
+        _give_store(task, pod)
+    if short:
+        kubernetes.set_timeout(task, START_SECONDS)
     if pod.image_pull_policy is not None:
         kubernetes.set_image_pull_policy(task, pod.image_pull_policy)
     if pod.image_pull_secrets:
@@ -73,14 +81,62 @@ def configure(task: Any, pod: PodSettings | None) -> Any:
     return task
 
 
+def _give_store(task: Any, pod: PodSettings) -> None:
+    import kfp.kubernetes as kubernetes
+
+    keys = {pod.store_access_key: _ACCESS, pod.store_secret_key: _SECRET}
+    kubernetes.use_secret_as_env(task, pod.store_secret, keys)
+    for name in ("AWS_ENDPOINT_URL", "AWS_REGION"):
+        # AWS S3 itself has no endpoint to set. A ConfigMap that is not there at all is a mistake.
+        optional = name == "AWS_ENDPOINT_URL"
+        kubernetes.use_config_map_as_env(task, pod.store_config, {name: name}, optional=optional)
+    kubernetes.empty_dir_mount(task, "shm", _SHM, medium="Memory", size_limit=pod.shm)
+
+
+_ACCESS, _SECRET, _SHM = "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "/dev/shm"
+
+
+def pod_of(platform: dict[str, Any]) -> PodSettings:
+    """The settings that a compiled pipeline's platform spec was made with.
+
+    The defaults for what it does not say, as a spec that somebody else has made.
+    """
+    kubernetes = platform.get("platforms", {}).get("kubernetes", {})
+    steps = kubernetes.get("deploymentSpec", {}).get("executors", {}).values()
+    step: dict[str, Any] = next((each for each in steps if "secretAsEnv" in each), {})
+    found: dict[str, Any] = {}
+    for secret in step.get("secretAsEnv", [])[:1]:
+        keys = {entry["envVar"]: entry["secretKey"] for entry in secret["keyToEnv"]}
+        found |= {
+            "store_secret": secret["secretName"],
+            "store_access_key": keys.get(_ACCESS, ACCESS_KEY),
+            "store_secret_key": keys.get(_SECRET, SECRET_KEY),
+        }
+    for config in step.get("configMapAsEnv", [])[:1]:
+        found["store_config"] = config["configMapName"]
+    for mount in step.get("emptyDirMounts", []):
+        if mount["mountPath"] == _SHM:
+            found["shm"] = mount["sizeLimit"]
+    found["image_pull_policy"] = step.get("imagePullPolicy")
+    pull = step.get("imagePullSecret", [])
+    found["image_pull_secrets"] = tuple(secret["secretName"] for secret in pull)
+    labels = step.get("nodeSelector", {}).get("labels", {})
+    found["node_selector"] = tuple(labels.items())
+    found["tolerations"] = tuple(
+        (taint["key"], taint.get("value", ""), taint.get("effect", ""))
+        for taint in step.get("tolerations", [])
+    )
+    return PodSettings(**found)
+
+
 def pod_settings(
     *,
     node_selector: list[str] | None = None,
     tolerations: list[str] | None = None,
     image_pull_secrets: list[str] | None = None,
     **values: Any,
-) -> PodSettings:
-    """PodSettings from words as on a command line.
+) -> dict[str, Any]:
+    """Fields of PodSettings from words as on a command line, without those that were not given.
 
     node_selector: ``label=value``; tolerations: ``key[=value][:effect]`` as kubectl writes taints.
     Raises ConfigError for one that is not of this form.
@@ -88,12 +144,10 @@ def pod_settings(
     policy = values.get("image_pull_policy")
     if policy is not None and policy not in POLICIES:
         raise ConfigError(f"image pull policy {policy!r}: one of {', '.join(POLICIES)}")
-    return PodSettings(
-        node_selector=tuple(_label(text) for text in node_selector or ()),
-        tolerations=tuple(_toleration(text) for text in tolerations or ()),
-        image_pull_secrets=tuple(image_pull_secrets or ()),
-        **{name: value for name, value in values.items() if value is not None},
-    )
+    values["node_selector"] = tuple(_label(text) for text in node_selector or ())
+    values["tolerations"] = tuple(_toleration(text) for text in tolerations or ())
+    values["image_pull_secrets"] = tuple(image_pull_secrets or ())
+    return {name: value for name, value in values.items() if value not in (None, ())}
 
 
 def _label(text: str) -> tuple[str, str]:

@@ -1,8 +1,8 @@
 """The training pipeline: how the components hang together.
 
-ingest → for each seed: pretrain ┬→ finetune ─────────────┬→ evaluate each → report
-                                 ├→ probe ────────────────┤
-                                 └→ probe, untrained ─────┘
+check → ingest → for each seed: pretrain ┬→ finetune ─────────────┬→ evaluate each → report
+                                         ├→ probe ────────────────┤
+                                         └→ probe, untrained ─────┘
 """
 
 from typing import Any
@@ -11,12 +11,14 @@ from kfp import dsl
 from kfp.compiler import Compiler
 
 from components import IMAGE
+from components.check.component import check
 from components.clean.component import clean
 from components.evaluate.component import evaluate
 from components.finetune.component import finetune
 from components.ingest.component import ingest
 from components.pretrain.component import pretrain
 from components.probe.component import probe
+from components.reconstruct.component import reconstruct
 from components.report.component import report
 from percmae.data.archives import ARCHIVES
 from percmae.jobs.names import BUCKET
@@ -32,12 +34,12 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
 
     jobs_image = pod.train_image if pod is not None else ""
 
-    def in_image(task: dsl.PipelineTask, title: str) -> dsl.PipelineTask:
+    def in_image(task: dsl.PipelineTask, title: str, **how: bool) -> dsl.PipelineTask:
         # KFP's cache is off: it would take a step as done for equal inputs, although the store has
         # lost its result, and not for the same archives under another address. The steps
         # look for themselves (percmae.stages) and end within seconds when nothing is to be done.
         task.set_container_image(image).set_caching_options(False).set_display_name(title)
-        return configure(task, pod)
+        return configure(task, pod, **how)
 
     @dsl.pipeline(
         name=NAME,
@@ -84,17 +86,28 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
             gpus: Jobs: GPUs of each pod; 0 trains on the CPU.
             job: Jobs: further settings; "memory=64Gi" in all stages, "probe.memory=8Gi" in one.
         """
-        launch = {
+        where = {
             "launcher": launcher,
             "train_image": train_image,
             "nodes": nodes,
             "gpus": gpus,
             "job": job,
-            "pipeline_run": dsl.PIPELINE_JOB_ID_PLACEHOLDER,
         }
+        what = {
+            "variant": variant,
+            "recipe": recipe,
+            "size": size,
+            "tag": tag,
+            "overrides": overrides,
+            "store": store,
+        }
+        launch = {**where, "pipeline_run": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
         last = clean(pipeline_run=dsl.PIPELINE_JOB_ID_PLACEHOLDER, launcher=launcher, job=job)
-        in_image(last, "Clean up")
+        in_image(last, "Clean up", store=False, short=True)
         with dsl.ExitHandler(last, name="Whatever happens"):
+            # Its pod needs what all the others do: where it cannot start, the run ends with it.
+            checked = check(seeds=seeds, **what, **where)
+            in_image(checked, "Check the parameters", short=True)
             ingested = ingest(
                 archive_train=archive_train,
                 archive_val=archive_val,
@@ -102,24 +115,14 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
                 store=store,
                 name=dataset,
             )
-            in_image(ingested, "Ingest")
+            in_image(ingested, "Ingest").after(checked)
             shards = ingested.outputs["dataset"]
 
             def evaluated(model: Any, title: str) -> None:
                 in_image(evaluate(model=model, dataset=shards, **launch), f"Evaluate {title}")
 
             with dsl.ParallelFor(seeds, name="For each seed") as seed:
-                pretrained = pretrain(
-                    dataset=shards,
-                    store=store,
-                    seed=seed,
-                    variant=variant,
-                    recipe=recipe,
-                    size=size,
-                    tag=tag,
-                    overrides=overrides,
-                    **launch,
-                )
+                pretrained = pretrain(dataset=shards, seed=seed, **what, **launch)
                 in_image(pretrained, "Pretrain")
                 encoder = pretrained.outputs["model"]
                 common = {
@@ -133,7 +136,8 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
                 with dsl.If(fine_tune == True, name="If fine-tuning"):  # noqa: E712 (an expression)
                     tuned = in_image(finetune(**common), "Fine-tune")
                     evaluated(tuned.outputs["model"], "fine-tuned")
-                evaluated(encoder, "reconstructions")
+                pictured = reconstruct(model=encoder, dataset=shards, **launch)
+                in_image(pictured, "Evaluate reconstructions")
                 evaluated(probed.outputs["model"], "probe")
                 evaluated(control.outputs["model"], "untrained probe")
             # Collecting from the loop makes the report wait for all of it, evaluations included.

@@ -1,4 +1,4 @@
-"""Figures of a finished run on the test set."""
+"""Figures of a classifier on the test set."""
 
 from kfp import dsl
 from kfp.dsl import ClassificationMetrics, Dataset, Input, Metrics, Model, Output
@@ -20,13 +20,13 @@ def evaluate(
     metrics: Output[Metrics],
     confusion: Output[ClassificationMetrics],
 ) -> None:
-    """Evaluate a run on the test set: a classifier's accuracy, a pretraining's reconstructions.
+    """Evaluate a probe or fine-tuning on the test set.
 
     Args:
-        model: Any finished run.
+        model: A finished probe or fine-tuning.
         dataset: The dataset whose test set is used.
-        metrics: Top-1, top-5, calibration error and random guess; or PSNR (dB) and SSIM.
-        confusion: Confusion matrix of a classifier of up to 100 classes, otherwise empty.
+        metrics: Top-1, top-5, calibration error and random guess.
+        confusion: Confusion matrix; of more than 100 classes, those with most mistakes.
     """
     from percmae.stages import steps
 

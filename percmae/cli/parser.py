@@ -58,13 +58,19 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("rest", nargs=argparse.REMAINDER, help=f"see `percmae {name} --help`")
 
     sub = verb("sample-data", "write real images as small ILSVRC archives")
-    sub.add_argument("--out", required=True, metavar="DIR", help="where the archives go")
+    sub.add_argument("--out", required=True, metavar="URI", help="where the archives go")
     sub.add_argument(
         "--source",
         default="mnist",
         metavar="NAME|DIR",
         help="mnist (default), fashion-mnist, cifar10, imagenette, or a class-per-folder directory",
     )
+
+    sub = verb("put", "bring files of this machine, such as archives, into the store")
+    sub.add_argument("files", nargs="+", metavar="FILE", help="kept under its own name")
+    sub.add_argument("--to", required=True, metavar="URI", help="folder in the store")
+    text = "also where one of the same name is there"
+    sub.add_argument("--force", action="store_true", help=text)
 
     sub = verb("ingest", "turn ILSVRC archives into a dataset of shards")
     for name, text in (
@@ -161,8 +167,8 @@ def _doctor(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--namespace", metavar="NS", help=text)
     text = "beside Kubeflow Pipelines: with its store, secret and accounts"
     sub.add_argument("--kfp", action="store_true", help=text)
-    text = "the bucket a pod must reach (default: %(default)s)"
-    sub.add_argument("--store", metavar="URI", default=BUCKET, help=text)
+    text = f"the bucket a pod must reach (default: as the store's ConfigMap says, else {BUCKET})"
+    sub.add_argument("--store", metavar="URI", help=text)
     text = "for each thing that is tried in the cluster (default: 180)"
     sub.add_argument("--timeout", metavar="SECONDS", type=float, default=180.0, help=text)
     _overrides(sub)

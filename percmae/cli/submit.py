@@ -13,7 +13,7 @@ from percmae.storage import StorePath
 
 _URI = re.compile(r"(--[a-z-]+=|)(s3://.+)")
 
-VERBS = ("ingest", "pretrain", "probe", "finetune", "evaluate", "report", "export")
+VERBS = ("sample-data", "ingest", "pretrain", "probe", "finetune", "evaluate", "report", "export")
 
 
 def work_of(arguments: list[str]) -> Work:
@@ -30,7 +30,7 @@ def work_of(arguments: list[str]) -> Work:
     # In their normal form, so that the same work has the same name.
     arguments = [_normal(argument) for argument in arguments]
     args = parse(build_parser(), arguments)
-    for name in ("data", "to", "run"):
+    for name in ("data", "to", "run", "out"):
         value = getattr(args, name, None)
         if value is not None and not value.startswith("s3://"):
             raise UserError(
@@ -40,7 +40,8 @@ def work_of(arguments: list[str]) -> Work:
         return _pretraining(args)
     if args.verb in ("probe", "finetune"):
         return _downstream(args)
-    named = getattr(args, "run", None) or getattr(args, "to", None) or args.verb
+    given = (getattr(args, name, None) for name in ("run", "to", "out"))
+    named = next((uri for uri in given if uri), args.verb)
     return command(args.verb, StorePath(named).name, *arguments[1:])
 
 

@@ -24,10 +24,22 @@ if TYPE_CHECKING:
 
 
 def _sample_data(args: argparse.Namespace) -> None:
-    from percmae.data.sample import make_sample_archives
+    from percmae.data.archives import ARCHIVES
+    from percmae.data.sample import make_sample_archives, put_sample_archives
+    from percmae.storage import StorePath
 
-    archives = make_sample_archives(args.out, args.source)
-    print(archives.train, archives.val, archives.devkit, sep="\n")
+    out = StorePath(args.out)
+    if out.is_s3:
+        put_sample_archives(out, args.source)
+    else:
+        make_sample_archives(args.out, args.source)
+    print(*((out / name).uri for name in ARCHIVES.values()), sep="\n")
+
+
+def _put(args: argparse.Namespace) -> None:
+    from percmae.storage.put import put
+
+    print(*put(args.files, args.to, args.force), sep="\n")
 
 
 def _ingest(args: argparse.Namespace) -> None:
@@ -285,6 +297,7 @@ _WORK: dict[str, Callable[[argparse.Namespace], None]] = {
     "run": _run,
     "compare": _run,
     "sample-data": _sample_data,
+    "put": _put,
     "ingest": _ingest,
     "pretrain": _pretrain,
     "finetune": _downstream,

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from percmae.doctor.context import Context
 from percmae.doctor.finding import Finding, show
+from percmae.doctor.kfp import absent_service, pipelines
 from percmae.doctor.tries import try_operator, try_pod
 from percmae.jobs.client import Client, Refused
 from percmae.jobs.names import (
     BUCKET,
+    BUCKET_VARIABLE,
     EVENT,
     GPU_TYPE_LABEL,
     JOB,
@@ -27,6 +28,7 @@ from percmae.jobs.names import (
     NAMESPACE,
     POD,
     PYTORCH_JOB,
+    STORE_NOTES,
     TRAIN_JOB,
     Object,
     Resource,
@@ -69,27 +71,42 @@ def doctor_cluster(
     namespace: str | None = None,
     kfp: bool = False,
     overrides: list[str] | tuple[str, ...] = (),
-    store: str = BUCKET,
+    store: str | None = None,
     timeout: float = 180.0,
 ) -> bool:
     """Print the findings on stdout; True when nothing that jobs need is missing.
 
     namespace: default percmae, with kfp kubeflow; kfp: beside Kubeflow Pipelines, whose store,
     secret and accounts are used; overrides: job settings as for a job (image=…, queue=…); store:
-    the bucket; timeout: seconds for each thing that is tried. Raises ConfigError for settings that
-    are none, UserError without a kubeconfig, Unreachable when no API server answers.
+    the bucket, by default as the store's ConfigMap says; timeout: seconds for each thing that is
+    tried. Raises ConfigError for settings that are none, UserError without a kubeconfig,
+    Unreachable when no API server answers.
     """
-    values: dict[str, Any] = {"store_secret": KFP_SECRET} if kfp else {}
     given = frozenset(override.partition("=")[0].strip() for override in overrides)
-    settings = job_settings(overrides, **values)
+    settings = job_settings(overrides)
     chosen = namespace or settings.namespace or (KFP_NAMESPACE if kfp else NAMESPACE)
-    context = Context(Client(chosen), settings, given, kfp, store, timeout)
+    client = Client(chosen)
+    config = _config(client, settings.store_config)
+    if kfp:
+        notes = config.get("metadata", {}).get("annotations") or {}
+        said = {name: notes[key] for name, key in STORE_NOTES.items() if key in notes}
+        settings = job_settings(overrides, **({"store_secret": KFP_SECRET} | said))
+    bucket = store or (config.get("data") or {}).get(BUCKET_VARIABLE) or BUCKET
+    context = Context(client, settings, given, kfp, bucket, timeout)
     fine = True
     for check in _CHECKS:
         fine &= _shown(check, context)
         if check is _namespace and not _there(context):
             break  # everything in it would only be missing too
     return fine
+
+
+def _config(client: Client, name: str) -> Object:
+    """The ConfigMap of the store; an empty one where there is none, or it may not be looked at."""
+    try:
+        return client.get(client.path(Resource("v1", "configmaps"), name)) or {}
+    except Refused:
+        return {}  # whatever is wrong comes up in its place among the findings
 
 
 def _shown(check: Check, context: Context) -> bool:
@@ -226,7 +243,10 @@ def _store_config(context: Context) -> Iterator[Line]:
     config = context.find("configmaps", name)
     endpoint = _first((config or {}).get("data") or {}, "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
     found = endpoint or ("none" if config is None else "without AWS_ENDPOINT_URL")
-    yield True, Finding(endpoint is not None, f"ConfigMap {name}", found, context.apply("config"))
+    fine, apply = endpoint is not None, context.apply("config")
+    if endpoint is not None and (absent := absent_service(context, endpoint)):
+        fine, found = False, f"{endpoint}, but {absent}"
+    yield True, Finding(fine, f"ConfigMap {name}", found, apply)
 
 
 def _store_secret(context: Context) -> Iterator[Line]:
@@ -255,7 +275,10 @@ def _store_secret(context: Context) -> Iterator[Line]:
     elif unchanged:
         yield True, Finding(False, what, "still the template's CHANGE-ME", again)
     else:
-        yield True, Finding(True, what, f"has {keys[0]} and {keys[1]}")
+        found = f"has {keys[0]} and {keys[1]}"
+        if context.kfp and name != KFP_SECRET:
+            found += f"; submit, schedule and compile take --store-secret {name}"
+        yield True, Finding(True, what, found)
 
 
 def _first(data: dict[str, str], *keys: str) -> str | None:
@@ -289,6 +312,8 @@ def _is_default(item: Object) -> bool:
 
 def _gpus(context: Context) -> Iterator[Line]:
     settings, per_node = context.settings, {}
+    if settings.gpus == 0:
+        return
     for node in context.client.request("GET", "/api/v1/nodes")["items"]:
         kind = (node["metadata"].get("labels") or {}).get(GPU_TYPE_LABEL)
         if settings.gpu_type is not None and kind != settings.gpu_type:
@@ -296,18 +321,15 @@ def _gpus(context: Context) -> Iterator[Line]:
         count = int((node["status"].get("allocatable") or {}).get(settings.gpu_resource, 0))
         if count:
             per_node[node["metadata"]["name"]] = count
-    enough = sum(count >= max(1, settings.gpus) for count in per_node.values())
+    enough = sum(count >= settings.gpus for count in per_node.values())
     found = f"{sum(per_node.values())} on {len(per_node)} nodes"
     if settings.gpu_type is not None:
         found += f" with {settings.gpu_type}"
     if enough < settings.nodes:
-        found += f"; jobs want {settings.nodes} nodes with {max(1, settings.gpus)}"
+        found += f"; jobs want {settings.nodes} nodes with {settings.gpus}"
     what = f"{settings.gpu_resource} to allocate"
     fix = f"{DEVICE_PLUGIN}; or gpus=0 to train on the CPU"
-    yield (
-        "gpus" in context.given and settings.gpus > 0,
-        Finding(enough >= settings.nodes, what, found, fix),
-    )
+    yield "gpus" in context.given, Finding(enough >= settings.nodes, what, found, fix)
 
 
 def _queue(context: Context) -> Iterator[Line]:
@@ -335,15 +357,6 @@ def _queue(context: Context) -> Iterator[Line]:
     yield True, Finding(fine, f"LocalQueue {name}", found, fix)
 
 
-def _pipelines(context: Context) -> Iterator[Line]:
-    if not context.kfp:
-        return
-    there = context.find("services", "ml-pipeline") is not None
-    found = "there" if there else f"no Service ml-pipeline in {context.namespace}"
-    fix = "install Kubeflow Pipelines, or give the namespace it is in (--namespace)"
-    yield True, Finding(there, "Kubeflow Pipelines", found, fix)
-
-
 def _inside(context: Context) -> Iterator[Line]:
     for finding in try_pod(context):
         yield True, finding
@@ -353,7 +366,7 @@ _CHECKS: tuple[Check, ...] = (
     _server,
     _kinds,
     _namespace,
-    _pipelines,
+    pipelines,
     _operator,
     _accounts,
     _rights,

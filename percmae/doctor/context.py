@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
-from percmae.jobs.client import Client
-from percmae.jobs.names import NAMESPACE, Object, Resource
+from percmae.jobs.client import Client, Refused
+from percmae.jobs.names import KFP_NAMESPACE, NAMESPACE, Object, Resource
 from percmae.jobs.schema import JobSettings
+
+# The Service of the store that a Kubeflow Pipelines brings along, and the overlay for it.
+_STORES = {"seaweedfs": "kfp", "minio-service": "kfp-minio"}
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,32 @@ class Context:
     def apply(self, part: str) -> str:
         """The command that applies one part of k8s/base to the namespace."""
         if self.kfp:
-            return "kubectl apply -k k8s/overlays/kfp"
+            return f"kubectl apply -k k8s/overlays/{self.kfp_overlay}"
         if self.namespace == NAMESPACE:
             return f"kubectl apply -k k8s/base/{part}"
         renamed = f"sed 's/namespace: {NAMESPACE}/namespace: {self.namespace}/'"
         return f"kubectl kustomize k8s/base/{part} | {renamed} | kubectl apply -f -"
+
+    @cached_property
+    def kfp_overlay(self) -> str:
+        """The overlay beside Kubeflow Pipelines that goes with the store it has here."""
+        if self.namespace != KFP_NAMESPACE and not self.has_service("ml-pipeline", self.namespace):
+            return "kfp-profile"
+        where = KFP_NAMESPACE if self.has_service("ml-pipeline") else self.namespace
+        for service, overlay in _STORES.items():
+            if self.has_service(service, where):
+                return overlay
+        return "kfp-s3"
+
+    def has_service(self, name: str, namespace: str = KFP_NAMESPACE) -> bool:
+        """Whether a namespace has this Service, as far as one may look."""
+        try:
+            path = f"/api/v1/namespaces/{namespace}/services/{name}"
+            return self.client.get(path) is not None
+        except Refused as error:
+            if error.status != 403:
+                raise
+            return False
 
     @property
     def kubectl(self) -> str:

@@ -28,13 +28,22 @@ from percmae.config import load_config
 from percmae.config.load import VARIANTS
 from percmae.data.archives import ARCHIVES
 from percmae.errors import UserError
-from percmae.jobs.names import BUCKET, DIGEST_ANNOTATION, NAMESPACE, Object
+from percmae.jobs.names import (
+    BUCKET,
+    DIGEST_ANNOTATION,
+    KFP_NAMESPACE,
+    KFP_SECRET,
+    NAMESPACE,
+    Object,
+)
 from percmae.jobs.settings import job_settings
 from percmae.jobs.spec import job_object, object_digest
 from percmae.jobs.trainjob import training_runtime
 from percmae.jobs.work import Work, command, training
+from percmae.storage import local_path
 
 RUNTIME = "trainer/runtime.yaml"
+KFP_ARCHIVES = "overlays/kfp/jobs/archives.yaml"
 # Feature networks' weights are not downloaded in a cluster: `percmae import` puts them there.
 VGG16 = f"perceptual.weights={BUCKET}/models/vgg16.safetensors"
 
@@ -130,6 +139,10 @@ def write(root: Path, overrides: list[str] | None = None) -> list[Path]:
             for old in folder.glob("*.yaml"):
                 if old not in written and old.read_text(encoding="utf-8").startswith(_MARK):
                     old.unlink()
+        archives = root / KFP_ARCHIVES
+        archives.parent.mkdir(parents=True, exist_ok=True)
+        archives.write_text(_kfp_archives(overrides or []), encoding="utf-8")
+        written.append(archives)
         runtime = root / RUNTIME
         runtime.parent.mkdir(parents=True, exist_ok=True)
         runtime.write_text(_runtime(overrides or []), encoding="utf-8")
@@ -137,6 +150,21 @@ def write(root: Path, overrides: list[str] | None = None) -> list[Path]:
     except OSError as error:
         raise UserError(f"cannot write {root}: {error.strerror or error}") from None
     return written
+
+
+def _kfp_archives(overrides: list[str]) -> str:
+    """Sample archives put where the pipeline looks for ImageNet's, in the store that KFP has."""
+    work = _named(
+        command("sample-data", "sample", "--out", f"{BUCKET}/archives"), "sample-archives"
+    )
+    small = {"gpus": 0, "cpu": "1", "memory": "2Gi", "shm": "64Mi", "scratch": "4Gi"}
+    store: dict[str, Any] = {"namespace": KFP_NAMESPACE, "store_secret": KFP_SECRET}
+    settings = job_settings(overrides, work.stage, **small, **store)
+    header = (
+        f"{_MARK}; do not edit.\n# The pipeline's own archives, for a first run beside Kubeflow "
+        f"Pipelines.\n#\n#   kubectl apply -f k8s/{KFP_ARCHIVES}\n"
+    )
+    return header + _yaml(job_object(work, settings))
 
 
 def _runtime(overrides: list[str]) -> str:
@@ -222,7 +250,7 @@ def _main(args: argparse.Namespace) -> None:
         raise UserError(
             "the committed files have no settings of their own: give a folder (--to DIR) for yours"
         )
-    root = Path(args.to) if args.to is not None else Path("k8s")
+    root = local_path(args.to, "--to") if args.to is not None else Path("k8s")
     if args.to is None and not (root / "base").is_dir():
         raise UserError(
             "there is no k8s/base here: run this at the top of a checkout, or give --to"

@@ -46,6 +46,9 @@ NAMESPACE = "percmae"
 BUCKET = "s3://percmae"
 """Where the store's datasets, runs and models are, unless another place is named."""
 
+BUCKET_VARIABLE = "PERCMAE_BUCKET"
+"""Entry of the store's ConfigMap: the bucket, or what of it is ours."""
+
 PIPELINE_IMAGE = f"percmae-pipeline:{__version__}"
 """Image that runs the pipeline's steps, or all of its DAG (``docker/``): no torch in it."""
 LAUNCHER = "percmae-launcher"
@@ -60,6 +63,12 @@ KFP_ACCOUNTS = ("pipeline-runner", "default-editor")
 """Service accounts of Kubeflow Pipelines' steps: standalone, and in a profile of Kubeflow."""
 KFP_SECRET = "mlpipeline-minio-artifact"
 """Secret with the keys of the store that comes with Kubeflow Pipelines."""
+STORE_NOTES = {
+    "store_secret": "percmae.dev/secret",
+    "store_access_key": "percmae.dev/access-key",
+    "store_secret_key": "percmae.dev/secret-key",
+}
+"""Job settings that the store's ConfigMap may say beside its address, and in which annotation."""
 
 PULL_SECRETS_VARIABLE = "PERCMAE_IMAGE_PULL_SECRETS"
 """Variable of who launches: secrets for the registry of the jobs' images, with commas between."""

@@ -29,6 +29,9 @@ _STAYS = {
     "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
     "karpenter.sh/do-not-disrupt": "true",
 }
+# Istio's sidecar, which every pod in a profile of Kubeflow would get, does not end with the work.
+# Its newer versions look for a label, older ones for an annotation.
+_NO_SIDECAR = {"sidecar.istio.io/inject": "false"}
 
 
 def pod_template(work: Work, settings: JobSettings, command: list[str], name: str) -> Object:
@@ -44,8 +47,11 @@ def pod_template(work: Work, settings: JobSettings, command: list[str], name: st
     spec |= _scheduling(work, settings)
     if settings.image_pull_secrets:
         spec["imagePullSecrets"] = [{"name": secret} for secret in settings.image_pull_secrets]
-    notes = {**_STAYS, **settings.annotations}
-    return {"metadata": {"labels": labels_of(work, settings), "annotations": notes}, "spec": spec}
+    metadata: Object = {
+        "labels": {**_NO_SIDECAR, **labels_of(work, settings)},
+        "annotations": {**_NO_SIDECAR, **_STAYS, **settings.annotations},
+    }
+    return {"metadata": metadata, "spec": spec}
 
 
 def _security(settings: JobSettings) -> Object:

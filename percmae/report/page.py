@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from percmae.report.charts import Series, line_chart
-from percmae.report.read import Axis, ReportedRun
+from percmae.report.read import Axis, ReconstructionGrid, ReportedRun
 from percmae.report.rerun import rerun_commands
 from percmae.report.stats import Json, points, spread
-from percmae.runs.evaluation import EVALUATION_PICTURE
+from percmae.runs.evaluation import EVALUATION_PICTURE, ReconstructionEvaluation
 
 MANY = 20
 """Up to this many classes the page shows the whole confusion matrix and every class."""
@@ -40,6 +40,29 @@ def render(report: Json, runs: list[ReportedRun]) -> str:
     report: the figures (:func:`percmae.report.figures.collect`); runs: the run folders they came
     from. Every name, address and setting is escaped.
     """
+    return _template("report.html.j2").render(
+        r=report,
+        kinds=KIND_NAMES,
+        colours=COLOURS,
+        charts=[{**chart, "svg": _markup(chart["svg"])} for chart in _charts(report, runs)],
+        pictures=[_picture(run.seed, run.picture) for run in runs if run.picture],
+        confusions=[_confusion(report, kind) for kind in report["confusion"]],
+        classes=_class_table(report),
+        configs=_configs(runs),
+        commands=rerun_commands(runs),
+    )
+
+
+def render_reconstructions(evaluation: ReconstructionEvaluation, grid: ReconstructionGrid) -> str:
+    """HTML text of what one pretraining run's evaluation has made of its fixed images."""
+    return _template("reconstructions.html.j2").render(
+        evaluation=evaluation,
+        shown=evaluation.reconstruction,
+        picture=_picture(evaluation.seed, grid),
+    )
+
+
+def _template(name: str) -> Any:
     import jinja2
 
     environment = jinja2.Environment(
@@ -58,17 +81,7 @@ def render(report: Json, runs: list[ReportedRun]) -> str:
         short=short_digest,
         unbroken=lambda text: text.replace(" %", "\u00a0%").replace(" ± ", "\u00a0±\u00a0"),
     )
-    return environment.get_template("report.html.j2").render(
-        r=report,
-        kinds=KIND_NAMES,
-        colours=COLOURS,
-        charts=[{**chart, "svg": _markup(chart["svg"])} for chart in _charts(report, runs)],
-        pictures=[_picture(run) for run in runs if run.picture],
-        confusions=[_confusion(report, kind) for kind in report["confusion"]],
-        classes=_class_table(report),
-        configs=_configs(runs),
-        commands=rerun_commands(runs),
-    )
+    return environment.get_template(name)
 
 
 def duration(seconds: float | None) -> str:
@@ -183,13 +196,11 @@ def _alt(title: str, series: list[Series]) -> str:
     )
 
 
-def _picture(run: ReportedRun) -> Json:
+def _picture(seed: int, picture: ReconstructionGrid) -> Json:
     """A reconstruction grid as a data: URI; small ones are enlarged by a whole factor, crisp."""
-    picture = run.picture
-    assert picture is not None
     factor = max(1, SCALED_UP // picture.width)
     return {
-        "seed": run.seed,
+        "seed": seed,
         "uri": picture.uri,
         "source": "data:image/png;base64," + base64.b64encode(picture.data).decode(),
         "width": picture.width * factor,

@@ -100,12 +100,16 @@ def read_run(uri: str) -> ReportedRun:
         config=config.read_text() if config.exists() else None,
         history=read_history(folder),
         evaluation=read_evaluation(folder, record),
-        picture=_picture(folder / PICTURES) if pretrain else None,
+        picture=read_picture(folder) if pretrain else None,
     )
 
 
-def _picture(folder: StorePath) -> ReconstructionGrid | None:
-    """The grid that evaluate made or, before that, the last one of the training."""
+def read_picture(run: StorePath) -> ReconstructionGrid | None:
+    """The grid that evaluate made of a run or, before that, the last one of its training.
+
+    Raises DataError for a damaged one.
+    """
+    folder = run / PICTURES
     path = folder / EVALUATION_PICTURE
     if not path.exists():
         names = (entry for entry in folder.iter() if entry.name.startswith("step-"))

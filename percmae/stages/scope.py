@@ -15,6 +15,8 @@ from percmae.errors import ConfigError
 from percmae.jobs.schema import OF_TRAININGS
 
 STAGES = (*TRAININGS, "evaluate")
+"""Whose settings a pipeline's parameters may hold."""
+_SCOPES = (*STAGES, "all")
 """What may stand in front of a setting. ``all.`` is an older spelling of nothing in front."""
 
 
@@ -57,6 +59,20 @@ def job_settings_for(stage: str, job: Iterable[str]) -> list[str]:
     return _for_stage(stage, "job setting", job, parts, stages)
 
 
+def job_namespaces(job: Iterable[str]) -> list[str]:
+    """The namespaces that the jobs of any stage are put into by ``key=value`` job settings.
+
+    Nothing else in them is looked at, so this holds for settings that no job could have.
+    """
+    found = []
+    for setting in job:
+        scope, dot, rest = setting.strip().partition(".")
+        key, _, value = (rest if dot and scope in _SCOPES else setting).strip().partition("=")
+        if key.strip() == "namespace" and value.strip():
+            found.append(value.strip().strip("'\""))
+    return list(dict.fromkeys(found))
+
+
 def _for_stage(
     stage: str,
     what: str,
@@ -72,7 +88,7 @@ def _for_stage(
     general, own = [], []
     for setting in given:
         scope, dot, rest = setting.strip().partition(".")
-        if not dot or scope not in (*STAGES, "all"):
+        if not dot or scope not in _SCOPES:
             scope, rest = "all", setting.strip()
         for key, part in parts(rest):
             known = stages(key)

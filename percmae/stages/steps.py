@@ -18,20 +18,23 @@ import functools
 import importlib.util
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol
 
+import numpy as np
+
 from percmae.command import exit_code
-from percmae.config import Config, load_config
+from percmae.config import Config
 from percmae.errors import UserError
 from percmae.stages import launch
+from percmae.stages.check import check_placement, check_training, pretrain_config
 from percmae.stages.placement import LOCAL, Placement
-from percmae.stages.scope import overrides_for
+from percmae.stages.scope import job_namespaces, overrides_for
 from percmae.storage import StorePath
 
 if TYPE_CHECKING:
-    from percmae.runs.evaluation import Evaluation
+    from percmae.runs.evaluation import ClassifierEvaluation, EvaluationResult
     from percmae.runs.record import Run, RunResult
 
 P = ParamSpec("P")
@@ -74,16 +77,6 @@ def report_folder(store: str, name: str) -> str:
     return (StorePath(store) / "reports" / name).uri
 
 
-def pretrain_config(
-    variant: str, recipe: str, size: str, tag: str, overrides: Iterable[str], seed: int
-) -> Config:
-    """The configuration of one seed's pretraining; empty strings stand for what is not given."""
-    chosen = [*overrides_for("pretrain", overrides), f"seed={seed}"]
-    return load_config(
-        variant, recipe, "pretrain", overrides=chosen, tag=tag or None, size=size or None
-    )
-
-
 def _step(work: Callable[P, None]) -> Callable[P, None]:
     """End the process of a step as the command line would: one line, and an exit code."""
 
@@ -94,6 +87,25 @@ def _step(work: Callable[P, None]) -> Callable[P, None]:
             raise SystemExit(code)
 
     return step
+
+
+@_step
+def check(
+    variant: str,
+    recipe: str,
+    size: str,
+    tag: str,
+    seeds: Sequence[int],
+    overrides: Sequence[str],
+    store: str,
+    placement: Placement,
+) -> None:
+    """Refuse, before anything is read, parameters that some later step would refuse."""
+    from percmae.progress import note
+
+    check_placement(placement, store)
+    name = check_training(variant, tag, recipe, size, seeds, overrides)
+    note(f"{name}: the parameters fit")
 
 
 @_step
@@ -251,31 +263,72 @@ def _check_torch() -> None:
 def evaluate(
     model: Artifact, dataset: Artifact, metrics: Metrics, confusion: Confusion, placement: Placement
 ) -> None:
-    """A run's figures on the test set, also as ``<run>/evaluation.json``."""
-    run, data = model.metadata["uri"], dataset.metadata["uri"]
-    if placement.launcher == LOCAL:
-        _check_torch()
-        from percmae.engine.evaluate import evaluate
+    """A classifier's figures on the test set, also as ``<run>/evaluation.json``."""
+    from percmae.runs.evaluation import ClassifierEvaluation
 
-        result = evaluate(run, data)
-    else:
-        result = launch.evaluate(run, data, placement)
+    result = _evaluated(model, dataset, placement)
     confusion.metadata["reused"] = result.reused
-    _log_evaluation(result.evaluation, metrics, confusion)
+    evaluation = result.evaluation
+    if not isinstance(evaluation, ClassifierEvaluation):
+        raise UserError(
+            f"{model.metadata['uri']} is no classifier: a pretraining has no such figures"
+        )
+    _log(metrics, evaluation.model_dump(include={"top1", "top5", "ece", "loss"}))
+    guess = evaluation.random_guess
+    _log(metrics, {"random_guess_top1": guess.top1, "random_guess_top5": guess.top5})
+    confusion.log_confusion_matrix(*_shown_confusion(evaluation))
 
 
-def _log_evaluation(evaluation: Evaluation, metrics: Metrics, confusion: Confusion) -> None:
-    from percmae.runs.evaluation import ClassifierEvaluation, ReconstructionEvaluation
+@_step
+def reconstruct(
+    model: Artifact, dataset: Artifact, metrics: Metrics, page: Artifact, placement: Placement
+) -> None:
+    """How well a pretraining run reconstructs images of the test set, and pictures of it.
 
-    if isinstance(evaluation, ReconstructionEvaluation):
-        _log(metrics, evaluation.reconstruction.model_dump(include={"psnr", "ssim"}))
-    if isinstance(evaluation, ClassifierEvaluation):
-        _log(metrics, evaluation.model_dump(include={"top1", "top5", "ece", "loss"}))
-        guess = evaluation.random_guess
-        _log(metrics, {"random_guess_top1": guess.top1, "random_guess_top5": guess.top5})
-        if len(evaluation.classes) <= MOST_CLASSES_SHOWN:
-            names = [item.name for item in evaluation.classes]
-            confusion.log_confusion_matrix(names, evaluation.confusion)
+    The figures also as ``<run>/evaluation.json``.
+    """
+    from percmae.report.page import render_reconstructions
+    from percmae.report.read import read_picture
+    from percmae.runs.evaluation import ReconstructionEvaluation
+
+    result = _evaluated(model, dataset, placement)
+    page.metadata["reused"] = result.reused
+    evaluation, run = result.evaluation, StorePath(model.metadata["uri"])
+    if not isinstance(evaluation, ReconstructionEvaluation):
+        raise UserError(f"{run}: only a pretraining reconstructs images")
+    _log(metrics, evaluation.reconstruction.model_dump(include={"psnr", "ssim"}))
+    grid = read_picture(run)
+    if grid is None:
+        raise UserError(f"{run}: its evaluation has left no picture; evaluate it again")
+    Path(page.path).write_text(render_reconstructions(evaluation, grid), encoding="utf-8")
+
+
+def _evaluated(model: Artifact, dataset: Artifact, placement: Placement) -> EvaluationResult:
+    run, data = model.metadata["uri"], dataset.metadata["uri"]
+    if placement.launcher != LOCAL:
+        return launch.evaluate(run, data, placement)
+    _check_torch()
+    from percmae.engine.evaluate import evaluate
+
+    return evaluate(run, data)
+
+
+def _shown_confusion(evaluation: ClassifierEvaluation) -> tuple[list[str], list[list[int]]]:
+    """Names and counts of a confusion matrix that a UI can show.
+
+    Of many classes those with most mistakes, and all others as one.
+    """
+    names, counts = [item.name for item in evaluation.classes], evaluation.confusion
+    if len(names) <= MOST_CLASSES_SHOWN:
+        return names, counts
+    matrix = np.asarray(counts)
+    wrong = matrix.sum(axis=1) - matrix.diagonal()
+    shown = np.sort(np.argsort(-wrong, kind="stable")[: MOST_CLASSES_SHOWN - 1])
+    group = np.full(len(names), len(shown))
+    group[shown] = np.arange(len(shown))
+    together = np.zeros((len(shown) + 1,) * 2, dtype=matrix.dtype)
+    np.add.at(together, (group[:, None], group[None, :]), matrix)
+    return [*(names[i] for i in shown), "all other classes"], together.tolist()
 
 
 @_step
@@ -306,16 +359,19 @@ def report(
 
 
 @_step
-def clean(pipeline_run: str, placement: Placement) -> None:
-    """Remove the jobs that a pipeline's run has left under way: they were cancelled, or lost."""
+def clean(pipeline_run: str, launcher: str, job: Sequence[str]) -> None:
+    """Remove the jobs that a pipeline's run has left under way: they were cancelled, or lost.
+
+    job: of these job settings the namespaces count, which are looked at beside this process's own.
+    """
     from percmae.jobs.launcher import clean
     from percmae.progress import note
 
-    settings = placement.settings("pretrain")
-    if settings is None:
+    if launcher == LOCAL:
         return
-    for name in clean(pipeline_run, settings.namespace):
-        note(f"{name} was still under way: removed")
+    for namespace in (None, *job_namespaces(job)):
+        for name in clean(pipeline_run, namespace):
+            note(f"{name} was still under way: removed")
 
 
 def _log(metrics: Metrics, values: Mapping[str, float | None]) -> None:

@@ -9,7 +9,7 @@ Importing this stays cheap: minio and urllib3 are loaded at the first S3 request
 """
 
 from percmae.storage.base import Stat
-from percmae.storage.path import Entry, StorePath
+from percmae.storage.path import Entry, StorePath, local_path
 from percmae.storage.settings import StoreSettings
 
-__all__ = ["Entry", "Stat", "StorePath", "StoreSettings"]
+__all__ = ["Entry", "Stat", "StorePath", "StoreSettings", "local_path"]

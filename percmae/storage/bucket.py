@@ -33,12 +33,15 @@ _NO_SUCH_RULES = {"MalformedXML", "NotImplemented", "InvalidRequest", "InvalidAr
 def setup_bucket(uri: str) -> bool:
     """Make the bucket of ``uri`` where it is absent, and have unfinished uploads removed.
 
-    Other lifecycle rules of the bucket stay. Returns whether the store keeps the rule; some have
-    none and clear up in their own way. Raises StoreError, or StoreAccessError where trying again
-    will not help.
+    Other lifecycle rules of the bucket stay; where ``uri`` is but a part of it (as a profile of
+    Kubeflow has), so do all. Returns whether the store keeps the rule; some have none and clear up
+    in their own way. Raises StoreError, or StoreAccessError where trying again will not help.
     """
     bucket = _bucket(uri)
-    StorePath(f"s3://{bucket.bucket}").prepare()
+    whole = StorePath(f"s3://{bucket.bucket}")
+    whole.prepare()
+    if StorePath(uri) != whole:
+        return False
     try:
         with bucket.errors("set the lifecycle of"):
             return _set_rule(bucket)
@@ -49,13 +52,13 @@ def setup_bucket(uri: str) -> bool:
 
 
 def check_bucket(uri: str) -> None:
-    """Write, read and delete one small object in the bucket of ``uri``.
+    """Write, read and delete one small object below ``uri``.
 
     Raises StoreAccessError for an absent bucket or what the keys may not do, StoreError for a
     store that does not answer or answers wrongly.
     """
-    bucket = _bucket(uri)
-    probe = StorePath(f"s3://{bucket.bucket}") / f".percmae-check/{secrets.token_hex(8)}"
+    _bucket(uri)
+    probe = StorePath(uri) / f".percmae-check/{secrets.token_hex(8)}"
     text = secrets.token_hex(16)
     probe.write_text(text)
     try:

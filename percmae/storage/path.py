@@ -232,6 +232,21 @@ class StorePath:
         return hash(self.uri)
 
 
+def local_path(text: str | os.PathLike[str], what: str) -> Path:
+    """A path on this machine, for what is kept nowhere else.
+
+    Raises UserError, naming ``what``, for an address in a store: as a path it would be a folder
+    called ``s3:``.
+    """
+    if _is_address(os.fspath(text)):
+        raise UserError(f"{what} {text}: is kept on this machine; give a path")
+    return Path(text).expanduser()
+
+
+def _is_address(text: str) -> bool:
+    return "://" in text or text.startswith("s3:")
+
+
 @dataclass(frozen=True)
 class Entry:
     """One line of a listing: the object, its key relative to the listed path, size in bytes."""
@@ -247,7 +262,7 @@ def _parse(text: str) -> tuple[str, str, Path | None]:
         raise UserError(f"{text!r} is not a path or an s3://bucket/key URI")
     if text.startswith(_SCHEME):
         return (*_parse_s3(text), None)
-    if "://" in text or text.startswith("s3:"):
+    if _is_address(text):
         raise UserError(f"{text!r}: only local paths and s3://bucket/key are understood")
     try:
         # POSIX lets two slashes mean something else; here they do not.

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from percmae.stages.check import check_placement, check_training
 from percmae.stages.placement import Placement
-from pipelines.check import check_placement, check_training
+from percmae.storage import local_path
 
 
 @dataclass(frozen=True)
@@ -41,5 +42,6 @@ class RunOptions:
 
     def check(self, variant: str) -> str:
         """The name of a variant's runs; raises UserError for what could not work."""
+        local_path(self.to, "--to")
         check_placement(self.placement, self.store)
         return check_training(variant, self.tag, self.recipe, self.size, self.seeds, self.overrides)

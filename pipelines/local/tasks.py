@@ -301,7 +301,7 @@ class _StepInfo:
         ]
         model = models[0] if models and name != "report" else {}
         seed = values.get("seed", model.get("seed"))
-        if name == "evaluate" and "stage" in model:
+        if name in ("evaluate", "reconstruct") and "stage" in model:
             name = f"evaluate {'control' if model.get('baseline') else model['stage']}"
         elif values.get("untrained"):
             name = "control"

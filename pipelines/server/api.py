@@ -93,6 +93,12 @@ def connect(where: Connection) -> Iterator[Kfp]:
         yield Kfp(_client(host, where), host, where)
 
 
+def found_inside(where: Connection) -> bool:
+    """Whether KFP is that of the cluster in which this process runs: nothing says another."""
+    named = where.host or os.environ.get(HOST_VARIABLE)
+    return named is None and bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
+
+
 def _host(where: Connection) -> str:
     host = where.host or os.environ.get(HOST_VARIABLE)
     if host is not None:
@@ -100,7 +106,7 @@ def _host(where: Connection) -> str:
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise UserError(f"KFP host {host!r}: give its URL, such as https://kfp.example")
         return host.rstrip("/")
-    if os.environ.get("KUBERNETES_SERVICE_HOST"):
+    if found_inside(where):
         return f"http://ml-pipeline.{where.kfp_namespace}.svc.cluster.local:8888"
     raise UserError(
         f"where is KFP? Give --host URL (or {HOST_VARIABLE}), or --port-forward to go through "

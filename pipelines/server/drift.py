@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from percmae.errors import ConfigError, UserError
 from percmae.jobs.crontab import Cron, from_kfp, parse_cron
-from pipelines import EXPERIMENT
-from pipelines.pod import PodSettings
+from pipelines import EXPERIMENT, NAME
+from pipelines.pod import PodSettings, pod_of
 from pipelines.server.api import Connection, Kfp, connect
 from pipelines.server.package import Change, Package, changes, compiled, fits, parameters
 from pipelines.server.submit import Uploaded, version_title
@@ -21,6 +22,7 @@ class WantedSchedule:
     """What a schedule should be.
 
     pinned: it runs the version that is the repo's now; otherwise always the latest in KFP.
+    defaults: of the parameters, which a value may as well be given as.
     """
 
     name: str
@@ -29,6 +31,7 @@ class WantedSchedule:
     pinned: bool
     experiment: str = EXPERIMENT
     service_account: str | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,10 @@ def wanted_schedule(
     if not name.strip():
         raise ConfigError("schedule name: is empty")
     values = parameters(package, given)
-    return WantedSchedule(name, parse_cron(cron), values, pinned, experiment, service_account)
+    defaults = {key: of.get("defaultValue", _DEFAULT) for key, of in package.inputs.items()}
+    return WantedSchedule(
+        name, parse_cron(cron), values, pinned, experiment, service_account, defaults
+    )
 
 
 def diff(
@@ -91,16 +97,16 @@ def diff(
 
 
 def deployed_schedules(
-    where: Connection, image: str | None, pod: PodSettings, default: str
+    where: Connection, image: str | None, pod: Mapping[str, Any], default: str
 ) -> list[DeployedSchedule]:
     """The pipeline's schedules in KFP.
 
-    image: what the repo's pipeline would run in; None takes what the deployed one has, so that only
-    other differences are drift. default: the image where nothing is deployed.
+    image: what the repo's pipeline would run in; pod: fields of PodSettings. What is not given is
+    as it is deployed, so that only other differences are drift. default: the image where nothing is
+    deployed.
     """
-    _, package = compiled(image or default, pod)
     with connect(where) as kfp:
-        pipeline_id = kfp.pipeline(package.name)
+        pipeline_id = kfp.pipeline(NAME)
         if pipeline_id is None:
             return []
         versions = kfp.versions(pipeline_id)
@@ -110,7 +116,8 @@ def deployed_schedules(
                 version = _version_of(run, versions)
                 deployed = Package.from_api(version.pipeline_spec if version else None)
                 with_image = image or next(iter(deployed.images), default)
-                found.append(_row(run, version, deployed, compiled(with_image, pod)[1]))
+                settings = dataclasses.replace(pod_of(deployed.platform), **pod)
+                found.append(_row(run, version, deployed, compiled(with_image, settings)[1]))
         return found
 
 
@@ -193,8 +200,10 @@ def differences(
         told.append(Change("period", f"{trigger.start_time} to {trigger.end_time}", "always"))
     parameters = _parameters_of(run)
     for name in sorted({*parameters, *want.parameters}):
-        old, new = parameters.get(name, _DEFAULT), want.parameters.get(name, _DEFAULT)
-        compare(f"parameter {name}", old, new)
+        default = want.defaults.get(name, _DEFAULT)
+        if parameters.get(name, default) != want.parameters.get(name, default):
+            old, new = parameters.get(name, _DEFAULT), want.parameters.get(name, _DEFAULT)
+            told.append(Change(f"parameter {name}", str(old), str(new)))
     pin = _pinned_to(run)
     if version is not None and want.pinned:
         compare("version", pin or "latest", version.version_id)

@@ -24,8 +24,8 @@ from percmae.errors import ConfigError
 from percmae.jobs.names import PIPELINE_IMAGE
 from percmae.jobs.schema import TRAIN_IMAGE
 from percmae.plain import read_yaml
+from percmae.stages.check import check_placement, check_training
 from percmae.stages.placement import LOCAL, Placement
-from pipelines.check import check_placement, check_training
 from pipelines.pod import PodSettings
 
 OURS = tuple(image.partition(":")[0] for image in (PIPELINE_IMAGE, TRAIN_IMAGE))
@@ -212,21 +212,14 @@ def _check_training(package: Package, values: dict[str, Any]) -> None:
     whole: dict[str, Any] = {
         name: values.get(name, given.get("defaultValue")) for name, given in package.inputs.items()
     }
-    seeds, overrides = whole["seeds"], whole["overrides"]
-    if not all(fits(seed, "NUMBER_INTEGER") for seed in seeds):
-        raise ConfigError(f"parameter seeds={seeds}: should be whole numbers such as [0, 1]")
-    for name, example in (("overrides", "optim.epochs=3"), ("job", "memory=64Gi")):
-        if not all(isinstance(text, str) for text in whole[name]):
-            raise ConfigError(
-                f"parameter {name}={whole[name]}: should be texts such as [{example}]"
-            )
-    seeds = [int(seed) for seed in seeds]
     nodes, gpus = int(whole["nodes"]), int(whole["gpus"])
     placement = Placement(whole["launcher"], whole["train_image"], nodes, gpus, whole["job"])
     check_placement(placement, whole["store"])
     if placement.launcher == LOCAL:
         _check_local(package.images)
-    check_training(whole["variant"], whole["tag"], whole["recipe"], whole["size"], seeds, overrides)
+    check_training(
+        *(whole[name] for name in ("variant", "tag", "recipe", "size", "seeds", "overrides"))
+    )
 
 
 def _check_local(images: list[str]) -> None:

@@ -20,6 +20,7 @@ from percmae.errors import Interrupted, UserError
 from percmae.jobs.check import warn_unpinned
 from pipelines.pod import PodSettings
 from pipelines.server.api import Connection, Kfp, KfpError, connect
+from pipelines.server.cluster import Cluster
 from pipelines.server.drift import (
     WantedSchedule,
     differences,
@@ -64,6 +65,7 @@ def schedule(
     want = wanted_schedule(name, cron, given, package, **options)
     warn_unpinned(image)
     with connect(where) as kfp:
+        Cluster(where, package).check(pod)
         version = upload(kfp, text, package, newest=not want.pinned)
         experiment = kfp.experiment(want.experiment)
         deployed = schedules_named(kfp, want.name, version.pipeline_id)

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from copy import deepcopy
@@ -15,12 +17,13 @@ from typing import Any
 import pytest
 from doctor.kube_server import NS, PODS, TRAININGS, KubeServer
 
-from percmae.errors import UserError
+from percmae.errors import Interrupted, UserError
 from percmae.jobs import client, launcher
 from percmae.jobs.client import Refused, Unreachable
 from percmae.jobs.launcher import JobFailed, JobRefused, clean, launch, submit
 from percmae.jobs.names import CLAIMS, Object
 from percmae.jobs.settings import job_settings
+from percmae.jobs.signals import StopSignals
 from percmae.jobs.work import Work
 
 WORK = Work("pretrain", ("pretrain",), "toy", "0" * 16, trains=True)
@@ -192,3 +195,31 @@ def test_clean_removes_what_a_run_left_under_way(
     server.forbidden = [TRAININGS]
     assert clean("run-a", "percmae") == []
     assert "PyTorchJobs not looked for: " in capsys.readouterr().err
+
+
+def test_told_to_stop_it_deletes_the_job_first(
+    server: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever stops it may leave it less than a second."""
+    monkeypatch.setattr(launcher, "INTERVAL", 60.0)
+    asked: list[tuple[str, str]] = []
+    send, wait = client.Client._send, StopSignals.wait
+
+    def record(self: client.Client, method: str, path: str, *rest: Any) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            asked.append((method, path))
+        return send(self, method, path, *rest)
+
+    def told(self: StopSignals, seconds: float) -> bool:
+        if self.received is None:
+            asked.clear()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return wait(self, seconds)
+
+    monkeypatch.setattr(client.Client, "_send", record)
+    monkeypatch.setattr(StopSignals, "wait", told)
+    with pytest.raises(Interrupted, match="the same command goes on") as stopped:
+        launch(WORK, settings())
+    assert stopped.value.exit_code == 143
+    assert asked[0] == ("DELETE", JOB)
+    assert JOB not in server.objects

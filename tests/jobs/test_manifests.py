@@ -22,13 +22,29 @@ from percmae.data.archives import ARCHIVES
 from percmae.doctor import cluster
 from percmae.errors import ConfigError, UserError
 from percmae.jobs import manifests
-from percmae.jobs.manifests import FOLDERS, RUNTIME, Folder, render, write
-from percmae.jobs.names import DIGEST_ANNOTATION, KFP_ACCOUNTS, LAUNCHER, Object
+from percmae.jobs.manifests import FOLDERS, KFP_ARCHIVES, RUNTIME, Folder, render, write
+from percmae.jobs.names import (
+    BUCKET,
+    BUCKET_VARIABLE,
+    DIGEST_ANNOTATION,
+    KFP_ACCOUNTS,
+    KFP_SECRET,
+    LAUNCHER,
+    STORE_NOTES,
+    Object,
+)
 from percmae.jobs.schema import JobSettings
 from percmae.jobs.spec import object_digest
+from pipelines.pod import PodSettings
 
 K8S = Path(__file__).parents[2] / "k8s"
-OVERLAYS = ("base", "overlays/minimal", "overlays/gpu", "overlays/multi-node", "overlays/kfp")
+NAMESPACES = {
+    "overlays/kfp": "kubeflow",
+    "overlays/kfp-minio": "kubeflow",
+    "overlays/kfp-s3": "kubeflow",
+    "overlays/kfp-profile": "my-profile",
+}
+OVERLAYS = ("base", *(f"overlays/{path.name}" for path in sorted((K8S / "overlays").iterdir())))
 # Several, such as the oldest that we support and one of today: PERCMAE_KUBECTL=/path/one:/path/two
 GIVEN = os.environ.get("PERCMAE_KUBECTL", "").split(os.pathsep)
 KUBECTLS = [path for path in GIVEN if path] or [shutil.which("kubectl")]
@@ -78,6 +94,23 @@ def test_committed_jobs_are_what_is_rendered(tmp_path: Path) -> None:
         assert there.keys() == rendered.keys(), place.folder
         for name, text in rendered.items():
             assert there[name] == text, f"{place.folder}/{name} is out of date: make manifests"
+
+
+def test_the_archives_for_kfp_are_what_is_rendered(tmp_path: Path) -> None:
+    write(tmp_path)
+    text = (K8S / KFP_ARCHIVES).read_text()
+    assert (tmp_path / KFP_ARCHIVES).read_text() == text
+    job = yaml.safe_load(text)
+    validate(job)
+    objects = build("overlays/kfp", KUBECTLS[0])
+    assert job["metadata"]["namespace"] == NAMESPACES["overlays/kfp"]
+    (pod,) = pods([job])
+    (container,) = containers(pod)
+    assert container["envFrom"][0]["configMapRef"]["name"] in of_kind(objects, "ConfigMap")
+    secrets = [e["valueFrom"]["secretKeyRef"]["name"] for e in container["env"] if "valueFrom" in e]
+    assert secrets == [KFP_SECRET] * 2
+    # Where the pipeline's own defaults look for them.
+    assert container["command"][2:] == ["percmae", "sample-data", "--out", f"{BUCKET}/archives"]
 
 
 def test_the_runtime_of_trainjobs_is_what_is_rendered(tmp_path: Path) -> None:
@@ -164,7 +197,7 @@ def test_own_settings_reach_every_job_and_need_a_folder_of_their_own(
     image = "registry.example.com/percmae-train@sha256:" + "0" * 64
     written = write(tmp_path, [f"image={image}", "kind=job", "nodes=1"])
     *jobs, runtime = written
-    assert len(jobs) == sum(len(list(render(place))) for place in FOLDERS)
+    assert len(jobs) == sum(len(list(render(place))) for place in FOLDERS) + 1  # KFP_ARCHIVES
     assert runtime == tmp_path / RUNTIME
     assert f"image: {image}\n" in runtime.read_text()
     for path in jobs:
@@ -203,7 +236,7 @@ def test_overlays_build_and_validate(overlay: str, kubectl: str | None) -> None:
             validate(each, OLDEST)
     names = [(o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"]) for o in objects]
     assert len(set(names)) == len(names)
-    namespace = "kubeflow" if overlay.endswith("kfp") else "percmae"
+    namespace = NAMESPACES.get(overlay, "percmae")
     for each in objects:
         expected = None if each["kind"] == "Namespace" else namespace
         assert each["metadata"].get("namespace") == expected
@@ -239,8 +272,10 @@ def _name(value: Any) -> str:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_everything_referred_to_is_there(overlay: str) -> None:
     objects = build(overlay, KUBECTLS[0])
-    secret = "mlpipeline-minio-artifact" if overlay.endswith("kfp") else "percmae-store"
-    jobs = [job for place in FOLDERS if place.folder.startswith(overlay) for job in _jobs(place)]
+    # Beside KFP the ConfigMap says which; everywhere else it has the ConfigMap's own name.
+    (config,) = of_kind(objects, "ConfigMap").values()
+    secret = config["metadata"].get("annotations", {}).get("percmae.dev/secret", "percmae-store")
+    jobs = [job for place in FOLDERS if place.folder == f"{overlay}/jobs" for job in _jobs(place)]
     assert list(pods(objects))
     for pod in pods([*objects, *jobs]):
         assert pod["serviceAccountName"] in of_kind(objects, "ServiceAccount")
@@ -338,8 +373,37 @@ def test_the_launcher_has_the_rights_that_doctor_asks_for_and_no_others() -> Non
     assert [subject["name"] for subject in binding["subjects"]] == [LAUNCHER]
 
 
-def test_kfp_steps_may_launch() -> None:
-    objects = build("overlays/kfp", KUBECTLS[0])
+STORES = {
+    "overlays/kfp": ("http://seaweedfs.kubeflow:9000", "s3://percmae", KFP_SECRET),
+    "overlays/kfp-minio": ("http://minio-service.kubeflow:9000", "s3://percmae", KFP_SECRET),
+    "overlays/kfp-s3": ("https://s3.us-east-1.amazonaws.com", "s3://percmae", "percmae-store"),
+    "overlays/kfp-profile": (
+        "http://seaweedfs.kubeflow:9000",
+        "s3://mlpipeline/private-artifacts/my-profile/percmae",
+        KFP_SECRET,
+    ),
+}
+
+
+@pytest.mark.parametrize("overlay", NAMESPACES)
+def test_kfps_store_is_said_in_one_place(overlay: str) -> None:
+    objects = build(overlay, KUBECTLS[0])
+    config = of_kind(objects, "ConfigMap")["percmae-store"]
+    endpoint, bucket, secret = STORES[overlay]
+    assert config["data"]["AWS_ENDPOINT_URL"] == endpoint
+    assert config["data"][BUCKET_VARIABLE] == bucket
+    assert {config["metadata"]["annotations"][note] for note in STORE_NOTES.values()} == {
+        secret, "accesskey", "secretkey"
+    }  # fmt: skip
+    assert PodSettings().store_secret == KFP_SECRET
+    words = [word for pod in pods(objects) for each in containers(pod) for word in each["command"]]
+    assert {f"$({BUCKET_VARIABLE})", f"$({BUCKET_VARIABLE})/runs"} < set(words)
+    assert not any(word.startswith("s3://") for word in words)
+
+
+@pytest.mark.parametrize("overlay", NAMESPACES)
+def test_kfp_steps_may_launch(overlay: str) -> None:
+    objects = build(overlay, KUBECTLS[0])
     assert not {"Namespace", "StatefulSet", "ResourceQuota"} & {o["kind"] for o in objects}
     binding = of_kind(objects, "RoleBinding")["percmae-steps"]
     assert [subject["name"] for subject in binding["subjects"]] == list(KFP_ACCOUNTS)

@@ -329,6 +329,14 @@ def test_own_labels_and_annotations_are_on_the_job_and_its_pods(kind: str) -> No
         assert metadata["annotations"]["example.com/note"] == "x"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_pods_ask_for_no_sidecar_unless_told_to(kind: str) -> None:
+    name = "sidecar.istio.io/inject"
+    for job, wanted in ((each(kind), "false"), (each(kind, labels={name: "true"}), "true")):
+        assert all(pod["metadata"]["labels"][name] == wanted for pod in pods(job))
+        assert all(pod["metadata"]["annotations"][name] == "false" for pod in pods(job))
+
+
 def test_torchrun_waits_for_its_processes_as_long_as_kubernetes_waits_for_the_pod() -> None:
     for grace, patience in ((120, "115"), (3, "1")):
         env = {e["name"]: e.get("value") for e in container(each("job", grace=grace))["env"]}

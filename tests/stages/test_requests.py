@@ -142,13 +142,27 @@ def test_an_evaluation_in_a_pipeline(
                           ("run", "data", "figures"))  # fmt: skip
     for reused in (False, True):
         with counted() as seen:
-            steps.evaluate(run, data, figures, figures, placement)
+            steps.reconstruct(run, data, figures, figures, placement)
         opened_once(seen, stored)
         assert figures.metadata["reused"] is reused
         by_job = placement.launcher != "local"
         assert seen[f"GET {stored.run}/evaluation.json"] == (1 if reused or by_job else 0)
     assert len(jobs) == (1 if by_job else 0)
     assert figures.logged["psnr"] > 5
+    page = Path(figures.path).read_text(encoding="utf-8")
+    assert 'src="data:image/png;base64,' in page
+    assert f"PSNR <strong>{figures.logged['psnr']:.1f} dB" in page
+
+
+def test_each_evaluation_is_for_its_kind_of_run(
+    stored: Stored, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, data, figures = (artifact(tmp_path / name, getattr(stored, name, "")) for name in
+                          ("run", "data", "figures"))  # fmt: skip
+    with pytest.raises(SystemExit) as ended:
+        steps.evaluate(run, data, figures, figures, Placement())
+    assert ended.value.code == 2
+    assert "is no classifier" in capsys.readouterr().err
 
 
 def test_a_probe_from_the_command_line(stored: Stored) -> None:

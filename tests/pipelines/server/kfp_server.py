@@ -2,8 +2,9 @@
 
 Written from KFP's protocol definitions and what its API server checks (2.17): field names, paging,
 filters, error forms, conflicts, unknown ids, parameters, and the cron it understands. It runs
-nothing; a test says how its runs go (``script``). Not the same code as KFP's, so what it accepts is
-evidence, not proof.
+nothing; a test says how its runs go (``script``). As in KFP, no run, task or state history has an
+error, and a run that is terminated is CANCELING, then FAILED. Not the same code as KFP's, so what
+it accepts is evidence, not proof.
 
 ``events`` keeps each change of a recurring run with the enabled ones of that name after it, and
 ``faults`` makes calls fail.
@@ -218,15 +219,33 @@ def create_run(server: Server, query: Json, body: Json) -> Json:
 
 
 def get_run(server: Server, query: Json, body: Any, identity: str) -> Json:
-    """Each look takes a run one step on in the script."""
+    """Each look takes a run one step on in the script; one to be terminated fails at the second."""
     run = known(server.runs, "Run", identity)
-    run.update(server.script[min(run["asked"], len(server.script) - 1)])
-    run["asked"] += 1
+    if run["state"] == "CANCELING":
+        run["terminating"] += 1
+        if run["terminating"] > 1:
+            run["state"] = "FAILED"
+    elif not run.get("terminating"):
+        run.update(server.script[min(run["asked"], len(server.script) - 1)])
+        run["asked"] += 1
     return shown_run(run)
 
 
+def terminate_run(server: Server, query: Json, body: Any, identity: str) -> Json:
+    """What is written into the state history of KFP's tasks and runs says nothing of it."""
+    run = known(server.runs, "Run", identity)
+    if run["state"] not in ("PENDING", "RUNNING", "PAUSED"):
+        raise invalid(f"Failed to terminate a run {identity}. Row not found")
+    run.update(state="CANCELING", terminating=0)
+    return {}
+
+
 def shown_run(run: Json) -> Json:
-    return {name: value for name, value in run.items() if name != "asked"}
+    tasks = run.get("run_details", {}).get("task_details", [])
+    for thing in (run, *tasks):
+        histories = thing.get("state_history", [])
+        assert not any("error" in each for each in (thing, *histories)), "KFP has no such thing"
+    return {name: value for name, value in run.items() if name not in ("asked", "terminating")}
 
 
 def version_for(server: Server, body: Json) -> Json:
@@ -319,6 +338,7 @@ ROUTES: list[tuple[str, str, Callable[..., Json]]] = [
     ("GET", f"{API}/experiments/{ID}", get_experiment),
     ("POST", f"{API}/runs", create_run),
     ("GET", f"{API}/runs/{ID}", get_run),
+    ("POST", f"{API}/runs/{ID}:terminate", terminate_run),
     ("POST", f"{API}/recurringruns", create_recurring),
     ("GET", f"{API}/recurringruns", list_recurring),
     ("POST", f"{API}/recurringruns/{ID}:(enable|disable)", set_mode),

@@ -229,6 +229,37 @@ def only_named(server: Server, name: str) -> dict[str, Any]:
     return run
 
 
+def test_what_is_not_given_is_as_it_is_deployed(
+    kfp: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = ("--store-secret", "keys", "--toleration", "a=b:NoSchedule", "--image-pull-secret", "r")
+    assert sent(kfp, *SUNDAYS, *made) == 0
+    capsys.readouterr()
+    for words, drift in (
+        ((), "none"),
+        (made, "none"),
+        (("--store-secret", "others"), "pipeline"),
+        (("--toleration", "c"), "pipeline"),
+    ):
+        assert sent(kfp, "--list", *words, image=None) == 0
+        _, row = capsys.readouterr().out.splitlines()
+        assert re.search(rf"  {drift}( \(\d+ fields\))?$", row), (words, row)
+
+
+def test_a_parameter_given_as_its_default_is_no_change(
+    kfp: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sent(kfp, *SUNDAYS, "--param", "tag=weekly") == 0
+    for words in (("size=", "seeds=[0]", "tag=weekly"), ("tag=weekly", "gpus=1")):
+        given = [part for word in words for part in ("--param", word)]
+        assert sent(kfp, *SUNDAYS, *given) == 0
+        assert sent(kfp, *SUNDAYS, "--diff", *given) == 0
+    assert kfp.events == [("create enabled", 1)]
+    capsys.readouterr()
+    assert sent(kfp, *SUNDAYS, "--param", "size=") == 0
+    assert "parameter tag: weekly → (the default)" in capsys.readouterr().out
+
+
 def test_drift_of_what_is_deployed(kfp: Server, capsys: pytest.CaptureFixture[str]) -> None:
     """Fields that were changed in KFP, one after the other."""
     assert sent(kfp, *SUNDAYS, "--param", "seeds=[0]") == 0

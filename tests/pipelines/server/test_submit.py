@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import urllib3
 from kfp_server import Server, running
 
 from pipelines.__main__ import main
@@ -291,30 +292,35 @@ def test_waiting_for_the_end(kfp: Server, capsys: pytest.CaptureFixture[str]) ->
 
 
 def task(name: str, state: str, **more: object) -> dict[str, object]:
-    return {"display_name": name, "state": state, **more}
+    return {"display_name": name, "state": state, "state_history": [{"state": state}], **more}
+
+
+def details(*tasks: dict[str, object]) -> dict[str, object]:
+    return {"run_details": {"task_details": list(tasks)}}
+
+
+# Tasks as the API server reports an Argo workflow: loops and the whole fail as well.
+FAILED = details(
+    task("root", "FAILED"),
+    task("root-driver", "SUCCEEDED"),
+    task("ingest", "SUCCEEDED"),
+    task("for-loop-2", "FAILED"),
+    task("pretrain-driver", "SUCCEEDED"),
+    task("pretrain", "FAILED"),
+    task("executor", "FAILED"),
+)
 
 
 @pytest.mark.usefixtures("quick")
 def test_a_run_that_fails(kfp: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    """Tasks as the API server reports an Argo workflow: loops and the whole fail as well."""
-    history = [{"state": "FAILED", "error": {"code": 2, "message": "exit code 2:\nbad tag"}}]
-    details = [
-        task("root", "FAILED"),
-        task("root-driver", "SUCCEEDED"),
-        task("ingest", "SUCCEEDED"),
-        task("for-loop-1", "FAILED"),
-        task("pretrain-driver", "SUCCEEDED"),
-        task("pretrain", "FAILED", state_history=history),
-        task("executor", "FAILED"),
-    ]
-    end = {"state": "FAILED", "run_details": {"task_details": details}}
-    kfp.script = [{"state": "RUNNING"}, end]
+    """KFP's API itself does not say why."""
+    kfp.script = [{"state": "RUNNING"}, {"state": "FAILED", **FAILED}]
     assert sent(kfp, "--wait") == 1
     (run_id,) = kfp.runs
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == (
-        "percmae: error: run failed: Pretrain (exit code 2: bad tag); "
-        f"{kfp.url}/#/runs/details/{run_id}"
+        "percmae: error: run failed: Pretrain; its log says why: kubectl -n kubeflow logs -l "
+        f"pipeline/runid={run_id} -c main --tail 3; {kfp.url}/#/runs/details/{run_id}"
     )
 
 
@@ -323,17 +329,7 @@ def test_a_run_that_fails(kfp: Server, capsys: pytest.CaptureFixture[str]) -> No
     ("end", "message"),
     [
         ({"state": "CANCELED"}, "run canceled: KFP names no failed step"),
-        (
-            {"state": "FAILED", "error": {"code": 13, "message": "no quota"}},
-            "run failed: no quota",
-        ),
-        (
-            {
-                "state": "FAILED",
-                "run_details": {"task_details": [task("root", "FAILED"), task("odd", "FAILED")]},
-            },
-            "run failed: odd;",
-        ),
+        ({"state": "FAILED", **details(task("root", "FAILED"), task("odd", "FAILED"))}, "odd;"),
     ],
 )
 def test_ends_that_say_less(
@@ -342,6 +338,44 @@ def test_ends_that_say_less(
     kfp.script = [end]
     assert sent(kfp, "--wait") == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_run_that_somebody_terminates(
+    kfp: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KFP says in the end that it failed, and that steps did, as of any other."""
+    kfp.script = [{"state": "RUNNING", **FAILED}]
+    sleep = time.sleep
+
+    def terminate(seconds: float) -> None:
+        (run_id,) = kfp.runs
+        if kfp.runs[run_id]["state"] == "RUNNING":
+            url = f"{kfp.url}/apis/v2beta1/runs/{run_id}:terminate"
+            assert urllib3.request("POST", url).status == 200
+        sleep(seconds)
+
+    monkeypatch.setattr("pipelines.server.submit.time.sleep", terminate)
+    assert sent(kfp, "--wait") == 1
+    err = capsys.readouterr().err
+    assert re.findall(r"run is (\w+)", err) == ["running", "canceling", "failed"]
+    assert "error: run terminated: somebody has told KFP to end it; http" in err.splitlines()[-1]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_run_of_which_nothing_starts(
+    kfp: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "_STILL", 0.0)
+    waits = details(task("root", "RUNNING"), task("root-driver", "PENDING"))
+    works = details(task("root", "RUNNING"), task("root-driver", "RUNNING"))
+    end = {"state": "SUCCEEDED"}
+    for middle, times in ((waits, 1), (works, 0)):
+        kfp.script = [{"state": "RUNNING", **middle}] * 4 + [end]
+        assert sent(kfp, "--wait") == 0
+        err = capsys.readouterr().err
+        assert err.count("nothing of the run has started for") == times
+        assert err.count("describe pods -l pipeline/runid=") == times
 
 
 @pytest.mark.usefixtures("quick")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from percmae.errors import ConfigError, UserError
+from percmae.stages.check import check_placement, check_training
 from percmae.stages.placement import Placement
-from pipelines.check import check_placement, check_training
 
 
 @pytest.mark.parametrize("override", ["data.image_size=224", "pretrain.data.image_size=224"])

@@ -7,9 +7,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
-from percmae.errors import Interrupted, PeerLost, PercmaeError
+from percmae import unforeseen
+from percmae.errors import Interrupted, PeerLost, PercmaeError, UserError
 from percmae.progress import log_to_stderr
+from percmae.streams import ReaderGone, prepare
 
 
 def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
@@ -31,21 +34,54 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Nam
 def exit_code(work: Callable[[], object]) -> int:
     """Do the work; 0, or after one line on stderr the code that percmae.errors documents.
 
+    The one line is for whatever is raised, SystemExit with a code apart (``percmae.unforeseen``).
     Notes and progress go to stderr meanwhile. Ends the process itself where it must not be taken
     apart (:class:`PeerLost`).
     """
+    prepare()
+    code = _code(_look_around) or _code(work)
+    # What was printed may be written only now.
+    return _code(sys.stdout.flush) or code
+
+
+def _code(work: Callable[[], object]) -> int:
     try:
         with log_to_stderr():
             work()
-    except PercmaeError as error:
-        kind = "stopped" if isinstance(error, Interrupted | PeerLost) else "error"
-        print(f"percmae: {kind}: {error}", file=sys.stderr, flush=True)
+    except SystemExit as ended:
+        if ended.code is None or isinstance(ended.code, int):
+            return ended.code or 0
+        return _told("error", str(ended.code), 1)
+    except (Interrupted, PeerLost) as error:
+        code = _told("stopped", str(error), error.exit_code)
         if isinstance(error, PeerLost) and error.in_midst:
             # Before the error goes, and with it what its traceback holds.
-            sys.stdout.flush()
-            os._exit(error.exit_code)
-        return error.exit_code
+            with suppress(OSError, PercmaeError):
+                sys.stdout.flush()
+            os._exit(code)
+        return code
+    except PercmaeError as error:
+        return _told("error", str(error), error.exit_code)
     except KeyboardInterrupt:
-        print("percmae: stopped: nothing half-written is left", file=sys.stderr, flush=True)
-        return 128 + signal.SIGINT
+        return _told("stopped", "nothing half-written is left", 128 + signal.SIGINT)
+    except ReaderGone:
+        return 128 + signal.SIGPIPE
+    except Exception as error:
+        known = unforeseen.in_words(error)
+        return _told("error", str(known), known.exit_code)
     return 0
+
+
+def _told(kind: str, message: str, code: int) -> int:
+    print(f"percmae: {kind}: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+def _look_around() -> None:
+    """Raises UserError for surroundings that libraries end the process in, or fail in obscurely."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError(
+            f"the current folder cannot be used ({error.strerror}); change to one that is there"
+        ) from None

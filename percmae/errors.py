@@ -21,7 +21,8 @@ code   meaning                                                       pod
 
 (128 + N means ended by signal N.) ``percmae.engine.torchrun`` hands on the code of the process that
 failed first, so the same holds for a pod with several. How often a pod is restarted is limited by
-job setting backoff_limit where the kind of job counts restarts, and by its deadline.
+job setting backoff_limit and by its deadline; where the kind of job counts no restarts, the pods do
+(percmae.runs.restarts).
 """
 
 from __future__ import annotations

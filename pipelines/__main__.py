@@ -202,15 +202,17 @@ def _add_placement(group: Any, default: Placement) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code (percmae.errors says what they mean)."""
-    args = parse(_parser("python -m pipelines"), sys.argv[1:] if argv is None else argv)
+    return exit_code(lambda: _main(sys.argv[1:] if argv is None else argv))
+
+
+def _main(arguments: list[str]) -> None:
+    args = parse(_parser("python -m pipelines"), arguments)
     try:
-        return exit_code(lambda: args.work(args))
+        args.work(args)
     except ModuleNotFoundError as error:
         if error.name is None or not error.name.startswith("kfp"):
             raise
-        message = "percmae: error: the pipeline needs kfp: pip install 'percmae[pipelines]'"
-        print(message, file=sys.stderr)
-        return UserError.exit_code
+        raise UserError("the pipeline needs kfp: pip install 'percmae[pipelines]'") from None
 
 
 if __name__ == "__main__":

@@ -133,8 +133,10 @@ def _cronjob(args: argparse.Namespace) -> str:
     from percmae.jobs.cron import cron_job, launcher_settings
     from percmae.jobs.crontab import parse_cron
 
-    if args.param:
-        raise UserError("--cronjob takes --run, the words of `percmae run`, and no --param")
+    if args.param or args.train_image:
+        raise UserError(
+            "--cronjob takes --run, the words of `percmae run`, and no --param or --train-image"
+        )
     given = {
         "image": args.image,
         "namespace": args.namespace,
@@ -168,6 +170,7 @@ def _pod(args: argparse.Namespace) -> PodSettings:
         store_config=args.store_config,
         image_pull_policy=args.image_pull_policy,
         image_pull_secrets=args.image_pull_secret,
+        train_image=args.train_image,
         node_selector=args.node_selector,
         tolerations=args.toleration,
     )
@@ -327,7 +330,13 @@ def _step_options(sub: argparse.ArgumentParser, image: str | None) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="for a private registry; may be repeated",
+        help="for a private registry, of steps and the jobs they launch; may be repeated",
+    )
+    group.add_argument(
+        "--train-image",
+        metavar="IMAGE",
+        help="of the jobs that steps launch, where a run's parameter train_image names none "
+        "(default: percmae's own)",
     )
     group.add_argument("--image-pull-policy", metavar="P", help=f"one of {', '.join(POLICIES)}")
     group.add_argument(

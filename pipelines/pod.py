@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from percmae.errors import ConfigError
-from percmae.jobs.names import ACCESS_KEY, SECRET_KEY, STORE
+from percmae.jobs.names import ACCESS_KEY, PULL_SECRETS_VARIABLE, SECRET_KEY, STORE
 from percmae.jobs.parts import EFFECTS
 from percmae.jobs.schema import PullPolicy
 
@@ -23,7 +23,8 @@ class PodSettings:
     store_secret, store_access_key, store_secret_key: the secret with the store's keys, and its
     entries. store_config: the ConfigMap with AWS_ENDPOINT_URL and AWS_REGION. Only names: nothing
     secret is compiled into a pipeline, and it fits any namespace that has them. shm: size of the
-    memory-backed /dev/shm. tolerations: (key, value or "" for any, effect or "" for any).
+    memory-backed /dev/shm. train_image: of the jobs that they launch, where a run names none.
+    tolerations: (key, value or "" for any, effect or "" for any).
     """
 
     store_secret: str = STORE
@@ -35,6 +36,7 @@ class PodSettings:
     image_pull_secrets: tuple[str, ...] = ()
     node_selector: tuple[tuple[str, str], ...] = ()
     tolerations: tuple[tuple[str, str, str], ...] = ()
+    train_image: str = ""
 
 
 def configure(task: Any, pod: PodSettings | None) -> Any:
@@ -57,6 +59,7 @@ def configure(task: Any, pod: PodSettings | None) -> Any:
         kubernetes.set_image_pull_policy(task, pod.image_pull_policy)
     if pod.image_pull_secrets:
         kubernetes.set_image_pull_secrets(task, list(pod.image_pull_secrets))
+        task.set_env_variable(PULL_SECRETS_VARIABLE, ",".join(pod.image_pull_secrets))
     for key, value in pod.node_selector:
         kubernetes.add_node_selector(task, key, value)
     for key, value, effect in pod.tolerations:

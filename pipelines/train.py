@@ -30,6 +30,8 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
     pod: what the steps' pods need of a cluster; None for a run on this machine.
     """
 
+    jobs_image = pod.train_image if pod is not None else ""
+
     def in_image(task: dsl.PipelineTask, title: str) -> dsl.PipelineTask:
         # KFP's cache is off: it would take a step as done for equal inputs, although the store has
         # lost its result, and not for the same archives under another address. The steps
@@ -56,7 +58,7 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
         overrides: list[str] = [],  # noqa: B006
         fine_tune: bool = True,
         launcher: str = "pytorchjob",
-        train_image: str = "",
+        train_image: str = jobs_image,
         nodes: int = 1,
         gpus: int = 1,
         job: list[str] = [],  # noqa: B006

@@ -22,6 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 LONG_FILES = {
     "cli/test_cli.py",
     "data/test_ingest.py",
+    "data/test_ingest_state.py",
     "data/test_loader.py",
     "data/test_odd_archives.py",
     "data/test_workers.py",

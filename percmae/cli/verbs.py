@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from percmae.cli.parser import build_parser
 from percmae.command import exit_code, parse
+from percmae.engine.place import copies, find_place
 from percmae.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def _pretrain(args: argparse.Namespace) -> None:
     _spread_over_gpus(config)
     from percmae.engine.pretrain import pretrain
 
-    _result(pretrain(config, args.data, args.to, args.resume).uri)
+    _trained(pretrain(config, args.data, args.to, args.resume).uri)
 
 
 def _downstream(args: argparse.Namespace) -> None:
@@ -67,9 +68,9 @@ def _downstream(args: argparse.Namespace) -> None:
 
     common = (config, parent, args.data, args.to, args.resume)
     if args.verb == "probe":
-        _result(finetune.probe(*common, untrained=args.untrained).uri)
+        _trained(finetune.probe(*common, untrained=args.untrained).uri)
     else:
-        _result(finetune.finetune(*common).uri)
+        _trained(finetune.finetune(*common).uri)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -77,13 +78,13 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     document = evaluate(args.run, args.data).evaluation.model_dump(mode="json")
     if args.json:
-        _result(json.dumps(document))
+        print(json.dumps(document))
         return
     figures = document.get("reconstruction") or {
         name: document[name] for name in ("top1", "top5", "loss", "ece")
     }
     for name, value in figures.items():
-        _result(f"{name:12} {value:.4f}" if isinstance(value, float) else f"{name:12} {value}")
+        print(f"{name:12} {value:.4f}" if isinstance(value, float) else f"{name:12} {value}")
 
 
 def _reconstruct(args: argparse.Namespace) -> None:
@@ -193,9 +194,8 @@ def _config_diff(args: argparse.Namespace) -> None:
 
 
 def _stored_config(uri: str) -> Config:
-    import yaml
-
     from percmae.config.load import config_from_dict
+    from percmae.plain import read_yaml
     from percmae.runs.record import CONFIG
     from percmae.storage import StorePath
 
@@ -203,10 +203,10 @@ def _stored_config(uri: str) -> Config:
     file = path if path.name.endswith((".yaml", ".yml")) else path / CONFIG
     if not file.exists():
         raise UserError(f"{file}: there is no such file; give a run or a saved config.yaml")
-    try:
-        return config_from_dict(yaml.safe_load(file.read_text()))
-    except (yaml.YAMLError, AttributeError):
-        raise UserError(f"{file}: not a saved configuration") from None
+    values = read_yaml(file.read_bytes(), str(file))
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: not a saved configuration")
+    return config_from_dict(values)
 
 
 def _bench(args: argparse.Namespace) -> None:
@@ -252,23 +252,33 @@ def _run(args: argparse.Namespace) -> None:
     raise SystemExit(code if code >= 0 else 128 - code)
 
 
-def _result(line: str) -> None:
-    """Print a result once, however many processes torchrun has started."""
-    if os.environ.get("RANK", "0") == "0":
-        print(line, flush=True)
+def _trained(uri: str) -> None:
+    """Print a run's URI once, however many processes have trained it."""
+    place = find_place()
+    if place is None or place.rank == 0:
+        print(uri, flush=True)
 
 
 def _spread_over_gpus(config: Config) -> None:
     """Start over under torchrun, one process a GPU, when all GPUs are to be used."""
-    if "RANK" in os.environ or config.trainer.devices != -1:
+    if find_place() is not None or config.trainer.devices != -1:
         return
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-        command = [sys.executable, *launcher, "-m", "percmae", *sys.argv[1:]]
-        os.execv(sys.executable, command)
+        launcher = ["-m", "percmae.engine.torchrun", "--standalone", f"--nproc-per-node={count}"]
+        os.execv(sys.executable, [sys.executable, *launcher, "--", *sys.argv[1:]])
+
+
+def _refuse_copies(verb: str) -> None:
+    """Several processes share a training; of anything else they would each do the whole."""
+    number = 1 if verb in _SHARED else copies()
+    if number > 1:
+        raise UserError(
+            f"{verb} is the work of one process, and this is one of {number}: start it once, "
+            "without torchrun or mpirun; under SLURM by srun --ntasks=1"
+        )
 
 
 _WORK: dict[str, Callable[[argparse.Namespace], None]] = {
@@ -291,20 +301,23 @@ _WORK: dict[str, Callable[[argparse.Namespace], None]] = {
     "doctor": _doctor,
 }
 
+# Trainings share their work; the rest only looks.
+_SHARED = ("pretrain", "finetune", "probe", "config", "doctor")
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    arguments = sys.argv[1:] if argv is None else argv
+    return exit_code(lambda: _main(sys.argv[1:] if argv is None else argv))
+
+
+def _main(arguments: list[str]) -> None:
     if arguments[:1] in (["run"], ["compare"]):
         # All that follows belongs to the pipeline's own parser, --help included.
         args = argparse.Namespace(verb=arguments[0], rest=arguments[1:])
     else:
         args = parse(build_parser(), arguments)
-    try:
-        return exit_code(lambda: _WORK[args.verb](args))
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+    _refuse_copies(args.verb)
+    _WORK[args.verb](args)
 
 
 def entry() -> NoReturn:

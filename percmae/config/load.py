@@ -10,7 +10,6 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
 from importlib import resources
@@ -25,19 +24,11 @@ from pydantic.fields import FieldInfo
 from percmae.config.check import check
 from percmae.config.schema import Config, Stage, Variant
 from percmae.errors import ConfigError
+from percmae.plain import read_yaml
 
 VARIANTS: tuple[str, ...] = get_args(Variant)
 TRAININGS: tuple[str, ...] = get_args(Stage)
 """The stages that are a training, and have a configuration."""
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as people write it: ``1e-4`` is a number (YAML 1.1 would read a string)."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
 
 
 @dataclasses.dataclass
@@ -166,6 +157,9 @@ def config_from_dict(values: Mapping[str, Any]) -> Config:
     Raises ConfigError with one line for the first fault found.
     """
     _check_keys(values, Config, "")
+    for key, value in _leaves(values):
+        if isinstance(value, str) and not value.isascii():
+            _check_text(key, value)
     try:
         # Strict JSON rules: 3 is a float where one is wanted, but "3" or true is not an int.
         config = _adapter().validate_json(json.dumps(values), strict=True)
@@ -282,18 +276,14 @@ def _presets(kind: str) -> Any:
 
 
 def _read_preset(kind: str, name: str) -> dict[str, Any]:
-    text = (_presets(kind) / f"{name}.yaml").read_text()
-    return yaml.load(text, Loader=_Loader) or {}
+    return read_yaml((_presets(kind) / f"{name}.yaml").read_bytes(), f"preset {name}") or {}
 
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.load(path.read_text(), Loader=_Loader)
+        values = read_yaml(path.read_bytes(), f"config file {path}")
     except OSError as error:
         raise ConfigError(f"config file {path}: {error.strerror}; check the path") from None
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"config file {path} is not YAML: {reason}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -311,8 +301,8 @@ def parse_override(override: str) -> dict[str, Any]:
     if key in ("variant", "recipe", "stage"):
         raise ConfigError(f"override {override!r}: choose it with --{key} instead")
     try:
-        value = yaml.load(text, Loader=_Loader) if text.strip() else None
-    except yaml.YAMLError:
+        value = read_yaml(text, key) if text.strip() else None
+    except ConfigError:
         value = text
     nested: Any = value
     for part in reversed(key.split(".")):
@@ -379,6 +369,14 @@ def _section_message(dotted: str, fields: Mapping[str, FieldInfo]) -> str:
         f"config key {dotted!r} is a section; set one of its keys, such as "
         f"{dotted}.{next(iter(fields))}"
     )
+
+
+def _check_text(key: str, value: str) -> None:
+    """Bytes of the command line that are no text cannot be kept in a run's record."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"config key {key}={value!r}: not UTF-8 text") from None
 
 
 def _nearest_key(dotted: str) -> str:

@@ -89,7 +89,7 @@ class Dataset:
             raise DataError(_absent(path))
         try:
             manifest = json.loads(path.read_bytes())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path} is not a manifest: {error}; run ingest again") from None
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise DataError(f"{path} is not a manifest of format {FORMAT}; run ingest again")

@@ -301,8 +301,9 @@ def _send(link: socket.socket, item: Any) -> None:
 
 
 def _unpack(layout: bytes, memory: list[int]) -> Any:
-    """The item whose arrays lie in ``memory``, a descriptor; it lasts as long as they do.
+    """The item whose arrays lie in ``memory``, a descriptor.
 
+    The memory, and a copy of the descriptor that Python's mmap keeps, last as long as the arrays.
     Without one, this process could not open any more: raises OSError, as for want of memory.
     """
     if not memory:

@@ -7,7 +7,9 @@ with 1 for everything; in a cluster the exit code decides whether a pod is repla
 - the exit code of the process that failed first (128 + N when signal N killed it);
 - 128 + N when torchrun itself was told to stop by signal N (after its processes have saved);
 - PeerLost's when the other pods could not be found or were lost;
-- 2 when its own options or the PET_* variables make no sense.
+- 2 when its own options or the PET_* variables make no sense;
+- 1 when this pod has started too often (percmae.runs.restarts; options ``--run-folder`` and
+  ``--backoff-limit``).
 
 RANK and WORLD_SIZE, which a training operator sets in the pod, count pods there: torchrun does not
 read them and gives its processes their own.
@@ -16,15 +18,21 @@ read them and gives its processes their own.
 from __future__ import annotations
 
 import argparse
+import logging
+import os
+import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from percmae.command import exit_code
-from percmae.errors import PeerLost, UserError
+from percmae.errors import PeerLost, PercmaeError, UserError
+from percmae.progress import note
+from percmae.runs.restarts import BACKOFF_LIMIT, RUN_FOLDER, Restarts
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+_LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
 _USAGE = "python -m percmae.engine.torchrun [torchrun's options] -- VERB [options of percmae]"
 
 
@@ -34,20 +42,23 @@ def torchrun(arguments: list[str]) -> int:
 
     def work() -> None:
         nonlocal code
-        code = _run(_parse(arguments))
+        code = _counted(_parse(arguments))
 
     return exit_code(work) or code
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     """torchrun's options. Raises UserError where it would print two pages of usage."""
-    from torch.distributed.run import get_args_parser, parse_min_max_nnodes
-
     if "--" not in arguments or arguments[-1] == "--":
         raise UserError(f"no verb behind --; usage: {_USAGE}")
+    _import_quietly()
+    from torch.distributed.run import get_args_parser, parse_min_max_nnodes
+
     split = arguments.index("--")
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]
+    for option in (RUN_FOLDER, BACKOFF_LIMIT):  # ours
+        parser.add_argument(option, type=int if option == BACKOFF_LIMIT else str)
     # Behind another --, so that no option of percmae is taken for one of torchrun's (--run).
     given = [*arguments[:split], "--module", "--", "percmae", *arguments[split + 1 :]]
     options = parser.parse_args(given)
@@ -58,8 +69,42 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
+def _import_quietly() -> None:
+    """Import torch so that this process prints none of its pages about sockets and processes.
+
+    Those that it starts still do.
+    """
+    before = os.environ.get(_LOG_LEVEL)
+    os.environ[_LOG_LEVEL] = "FATAL"
+    import torch.distributed.run  # noqa: F401
+
+    if before is None:
+        del os.environ[_LOG_LEVEL]
+    else:
+        os.environ[_LOG_LEVEL] = before
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+
+
 def _refuse(message: str) -> NoReturn:
     raise UserError(f"torchrun's options (or PET_* variables): {message}")
+
+
+def _counted(options: argparse.Namespace) -> int:
+    """As :func:`_run`; a start too many of this pod ends at once, where the pod was told a limit.
+
+    Raises also TooManyRestarts, StoreError.
+    """
+    if options.run_folder is None:
+        return _run(options)
+    restarts = Restarts(options.run_folder, options.backoff_limit)
+    restarts.begin()
+    try:
+        code = _run(options)
+    except PercmaeError as error:
+        restarts.end(error.exit_code)
+        raise
+    restarts.end(code)
+    return code
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -77,7 +122,13 @@ def _run(options: argparse.Namespace) -> int:
     except SignalException as error:
         return 128 + int(error.sigval)
     except (DistError, RendezvousError) as error:
-        raise PeerLost(f"the other pods were not found, or left: {_line(error)}") from None
+        reason = _line(error.__cause__ or error)
+        if "EADDRINUSE" in reason:
+            raise UserError(
+                "another program has the port at which the processes were to meet: choose a free "
+                f"one (--master-port, or the port of --rdzv-endpoint): {reason}"
+            ) from None
+        raise PeerLost(f"the other pods were not found, or left: {reason}") from None
     except (ValueError, AssertionError) as error:  # torchrun's way to refuse what it was given
         _refuse(_line(error))
     return 0
@@ -86,15 +137,19 @@ def _run(options: argparse.Namespace) -> int:
 def _cause(error: ChildFailedError) -> int:
     """The exit code of the process that failed first.
 
-    Those that only missed another one are asked last: two failures are seen as one where they lie
-    less than a second apart.
+    Those that only missed another one, or that torchrun told to stop because of it, are asked last:
+    two failures are seen as one where they lie less than a second apart.
     """
+    of_others = (PeerLost.exit_code, 128 + signal.SIGTERM, -signal.SIGTERM)
 
     def order(rank: int) -> tuple[bool, int, int]:
         failure = error.failures[rank]
-        return failure.exitcode == PeerLost.exit_code, failure.timestamp, rank
+        return failure.exitcode in of_others, failure.timestamp, rank
 
-    code = error.failures[min(error.failures, key=order)].exitcode
+    first = min(error.failures, key=order)
+    code = error.failures[first].exitcode
+    if code < 0:  # it could say nothing itself
+        note(f"percmae: stopped: process {first} was ended by {signal.Signals(-code).name}")
     return code if code >= 0 else 128 - code
 
 

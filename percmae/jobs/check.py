@@ -27,6 +27,7 @@ from percmae.jobs.parts import (
     check_affinity,
     check_env,
     check_tolerations,
+    check_topology_spread,
     check_volumes,
 )
 from percmae.jobs.schema import JobSettings
@@ -39,6 +40,7 @@ from percmae.jobs.syntax import (
     label_value,
     memory,
     qualified_name,
+    quantity,
     subdomain,
 )
 from percmae.jobs.work import Work
@@ -47,7 +49,7 @@ from percmae.progress import warn
 MOST_ENTRIES = 128
 """Entries of a list in a TrainJob."""
 # What a TrainJob takes from its runtime, and can say nothing about.
-_OF_THE_RUNTIME = ("image_pull_policy", "priority_class", "backoff_limit", "ttl", "clean_pods")
+_OF_THE_RUNTIME = ("image_pull_policy", "priority_class", "backoff_limit", "clean_pods")
 _LONGEST_INT32 = 2**31 - 1
 # Labels and annotations that others look for, and must find as they were put there.
 _RESERVED = re.compile(
@@ -62,11 +64,13 @@ def check_settings(settings: JobSettings) -> None:
     image(settings.image, "job setting image")
     _check_names(settings)
     _check_sizes(settings)
+    _check_resources(settings)
     _check_labels(settings)
     check_env(settings.env)
     check_volumes(settings.volumes, settings.volume_mounts)
     check_tolerations(settings.tolerations)
     check_affinity(settings.affinity)
+    check_topology_spread(settings.topology_spread)
     if settings.kind == "trainjob":
         _check_runtime(settings)
 
@@ -108,14 +112,15 @@ def _check_names(settings: JobSettings) -> None:
 
 
 def _check_sizes(settings: JobSettings) -> None:
-    cpu = cores(settings.cpu, "job setting cpu")
+    settings = settings.for_stage("", trains=True)  # sizes that are not given
+    cpu = cores(settings.cpu or "", "job setting cpu")
     if settings.cpu_limit is not None and cores(settings.cpu_limit, "job setting cpu_limit") < cpu:
         raise ConfigError(
             f"job setting cpu_limit={settings.cpu_limit} is less than cpu={settings.cpu}, which is "
             "promised; raise it or lower cpu"
         )
-    total = memory(settings.memory, "job setting memory")
-    if memory(settings.shm, "job setting shm") > total:
+    total = memory(settings.memory or "", "job setting memory")
+    if memory(settings.shm or "", "job setting shm") > total:
         raise ConfigError(
             f"job setting shm={settings.shm} is more than memory={settings.memory}, of which "
             "/dev/shm is a part; raise memory or lower shm"
@@ -155,6 +160,30 @@ def _check_gpus(settings: JobSettings) -> None:
         )
 
 
+def _check_resources(settings: JobSettings) -> None:
+    """Devices, whole; and huge pages, of memory. What has a setting of its own has it there."""
+    for name, count in settings.resources.items():
+        where = f"job setting resources, {name}"
+        qualified_name(name, "job setting resources")
+        domain, slash, _ = name.rpartition("/")
+        if name.startswith("hugepages-"):
+            memory(count, where)
+        elif name == settings.gpu_resource:
+            raise ConfigError(f"{where}: set gpus={count} instead")
+        elif not slash or domain.endswith("kubernetes.io"):
+            raise ConfigError(
+                f"{where}: a vendor's resource with its domain, such as rdma/ib, or hugepages-…; "
+                "cpu, memory and scratch are settings of their own"
+            )
+        elif quantity(count, where).denominator != 1:
+            raise ConfigError(f"{where}={count}: a whole number of devices")
+    for name in settings.capabilities:
+        if not re.fullmatch(r"(?!CAP_)[A-Z][A-Z_]*", name):
+            raise ConfigError(
+                f"job setting capabilities: {name!r}: as in a container, such as IPC_LOCK"
+            )
+
+
 def _check_labels(settings: JobSettings) -> None:
     for setting in ("labels", "annotations", "node_selector"):
         what = f"job setting {setting}"
@@ -177,6 +206,11 @@ def _check_labels(settings: JobSettings) -> None:
 
 def _check_runtime(settings: JobSettings) -> None:
     """A TrainJob has no place for some settings, and little for others."""
+    if settings.topology_spread:
+        raise ConfigError(
+            "job setting topology_spread: a TrainJob takes it from its runtime; set it there, or "
+            "give affinity"
+        )
     for field in dataclasses.fields(JobSettings):
         if field.name in _OF_THE_RUNTIME and getattr(settings, field.name) != field.default:
             raise ConfigError(

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import urllib3
 
@@ -118,18 +119,35 @@ class Client:
     def create(self, resource: Resource, wanted: Object) -> Object:
         """Create an object and return it as the server completed it.
 
-        Raises Refused (409: there is one of that name), Unreachable.
+        Every field counts: an older definition of a custom kind would drop what it does not know,
+        and carry out something else. Raises UserError for such a field, Refused (409: there is one
+        of that name), Unreachable.
         """
-        return self._collection("POST", resource, wanted, {})
+        try:
+            return self._collection("POST", resource, wanted, {"fieldValidation": "Strict"})
+        except Refused as error:
+            if error.status != 400 or "unknown field" not in error.message:
+                raise
+            newer = f"; percmae needs {resource.since} or newer" if resource.since else ""
+            raise UserError(
+                f"the cluster's {resource.kind} is an older one: {error.message}{newer}"
+            ) from None
 
-    def delete(self, path: str, uid: str) -> None:
-        """Delete the object with this uid and all it owns, pods first; nothing if it has gone."""
-        body = {"propagationPolicy": "Foreground", "preconditions": {"uid": uid}}
+    def delete(self, path: str, uid: str, version: str | None = None) -> bool:
+        """Delete the object with this uid and all it owns, pods first; nothing if it has gone.
+
+        version: only as it was then. Whether it was: False when it has changed since, or another
+        object has the name by now.
+        """
+        wanted = {"uid": uid} if version is None else {"uid": uid, "resourceVersion": version}
+        body = {"propagationPolicy": "Foreground", "preconditions": wanted}
         try:
             self.request("DELETE", path, body)
         except Refused as error:
-            if error.status not in (404, 409):  # 409: another object has the name by now
+            if error.status not in (404, 409):
                 raise
+            return error.status == 404
+        return True
 
     def stream(self, path: str, stop: threading.Event, **query: str) -> Iterator[str]:
         """Lines of an answer that goes on, until the connection ends or ``stop`` is set.
@@ -223,8 +241,7 @@ class Client:
             headers["Content-Type"] = patch if method == "PATCH" else "application/json"
         return self._api.rest_client.pool_manager.request(
             method,
-            self.host + path,
-            fields=fields if body is None else None,
+            self.host + path + (f"?{urlencode(fields)}" if fields else ""),
             body=None if body is None else json.dumps(body),
             headers=headers,
             timeout=timeout,

@@ -19,6 +19,7 @@ from percmae.jobs.names import (
     LONGEST_CRONJOB_NAME,
     NAMESPACE,
     PIPELINE_IMAGE,
+    PULL_SECRETS_VARIABLE,
     Object,
 )
 from percmae.jobs.schema import JobSettings
@@ -76,7 +77,11 @@ def cron_job(
     pod = job["spec"]["template"]["spec"]
     pod["automountServiceAccountToken"] = True  # to create jobs and follow them
     # Everything but /tmp is read-only, the working directory too.
-    pod["containers"][0]["env"].append({"name": "PERCMAE_HOME", "value": "/tmp/percmae"})
+    env = pod["containers"][0]["env"]
+    env.append({"name": "PERCMAE_HOME", "value": "/tmp/percmae"})
+    if settings.image_pull_secrets:  # for the jobs that it launches
+        secrets = ",".join(settings.image_pull_secrets)
+        env.append({"name": PULL_SECRETS_VARIABLE, "value": secrets})
     pod["containers"][0]["workingDir"] = "/tmp"
     spec: Object = {
         "schedule": cron.standard,

@@ -18,7 +18,14 @@ from percmae.jobs.work import Work
 
 def pytorch_job(work: Work, settings: JobSettings) -> Object:
     """Spec of the PyTorchJob that has a training carried out."""
-    template = pod_template(work, settings, torchrun_command(work), PYTORCH)
+    counting: tuple[str, ...] = ()
+    if work.folder:  # the operator counts none of the pods that it makes anew
+        limit = str(settings.backoff_limit)
+        counting = ("--run-folder", work.folder, "--backoff-limit", limit)
+    template = pod_template(work, settings, torchrun_command(work, *counting), PYTORCH)
+    if settings.deadline is not None:
+        # The operator looks at the job's own deadline when something happens to a pod: this does.
+        template["spec"]["activeDeadlineSeconds"] = settings.deadline
     policy: Object = {
         "backoffLimit": settings.backoff_limit,
         "cleanPodPolicy": settings.clean_pods,

@@ -10,18 +10,20 @@ known by the digest of what it was made of (percmae.jobs.spec):
 
 Two clocks: a job may wait as long as its queue takes (``queue_deadline``), and run as long as
 ``deadline`` allows, which the job's own object says too. Told to stop by SIGTERM or SIGINT, the
-launcher removes the job; killed outright in a cluster, its pod owns the job and takes it along.
+launcher removes the job, unless others follow it (percmae.jobs.claims), or its own pod is only
+being moved: the launcher in the next one finds the job. Trainings of several pods make room for
+each other (percmae.jobs.turns).
 """
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import closing
 
 from percmae.errors import Interrupted, PercmaeError, UserError
-from percmae.jobs import state
-from percmae.jobs.check import warn_unpinned
+from percmae.jobs import claims, state
+from percmae.jobs.advice import advise
+from percmae.jobs.claims import Claim
 from percmae.jobs.client import Client, ClusterError, Refused, Unreachable
 from percmae.jobs.logs import Follower, last_lines
 from percmae.jobs.names import (
@@ -29,16 +31,15 @@ from percmae.jobs.names import (
     EVENT,
     INSTANCE_LABEL,
     JOBS,
-    PIPELINE_RUN_LABEL,
-    POD,
     Object,
 )
 from percmae.jobs.pods import Pods
 from percmae.jobs.schema import JobSettings
 from percmae.jobs.signals import StopSignals, stop_signals
 from percmae.jobs.spec import job_object
+from percmae.jobs.turns import Turns
 from percmae.jobs.work import Work
-from percmae.progress import note, relay, warn
+from percmae.progress import note, relay
 
 PATIENCE = 600.0
 """Seconds to bear an API server that does not answer: the job goes on meanwhile."""
@@ -77,43 +78,8 @@ def submit(work: Work, settings: JobSettings, pipeline_run: str = "") -> str:
 
 
 def clean(pipeline_run: str, namespace: str | None) -> list[str]:
-    """Remove the jobs that a pipeline's run has left under way; their names.
-
-    What the run's steps do themselves when they are told to stop, for steps that were not asked.
-    """
-    client, removed = Client(namespace, PATIENCE), []
-    for resource in JOBS.values():
-        try:
-            jobs, _ = client.select(resource, labelSelector=f"{PIPELINE_RUN_LABEL}={pipeline_run}")
-        except ClusterError as error:
-            warn(f"{resource.kind}s not looked for: {error}")
-            continue
-        for job in jobs:
-            if state.ending(job) is None:
-                name, uid = job["metadata"]["name"], job["metadata"]["uid"]
-                client.delete(client.path(resource, name), uid)
-                removed.append(f"{resource.kind} {name}")
-    return removed
-
-
-def _owner(client: Client) -> Object | None:
-    """An ownerReferences entry for the pod this process runs in; None outside a cluster.
-
-    KFP tells a step its pod's name; elsewhere a pod's host name is its name.
-    """
-    if not client.inside:
-        return None
-    name = os.environ.get("KFP_POD_NAME") or os.environ.get("HOSTNAME", "")
-    pod = client.get(client.path(POD, name)) if name else None
-    if pod is None:
-        warn(f"pod {name!r} is not in namespace {client.namespace}: the job will have no owner")
-        return None
-    return {
-        "apiVersion": POD.api_version,
-        "kind": POD.kind,
-        "name": name,
-        "uid": pod["metadata"]["uid"],
-    }
+    """Give up what a pipeline's run has left under way: :func:`percmae.jobs.claims.clean`."""
+    return claims.clean(pipeline_run, namespace, PATIENCE)
 
 
 class _Launcher:
@@ -122,18 +88,21 @@ class _Launcher:
     def __init__(
         self, work: Work, settings: JobSettings, stop: StopSignals, pipeline_run: str
     ) -> None:
-        self.settings, self.stop = settings, stop
+        self.settings, self.stop = settings.for_stage(work.stage, work.trains), stop
         self.client = client = Client(settings.namespace, PATIENCE)
-        self.owner = _owner(client)
-        self.wanted = job_object(work, settings, self.owner)
-        if pipeline_run:  # not part of the digest: another run may follow the same job
-            self.wanted["metadata"]["labels"][PIPELINE_RUN_LABEL] = pipeline_run
+        self.claim = Claim(client, pipeline_run)
+        self.wanted = job_object(work, settings, self.claim.owner)
+        self.claim.mark(self.wanted)  # not part of the digest: others may follow the same job
         self.name = self.wanted["metadata"]["name"]
         self.resource = JOBS[self.wanted["kind"]]
         self.path = client.path(self.resource, self.name)
+        self.job: Object = {}  # as it was last seen
         self.uid = ""
         self.follower: Follower | None = None
         self.pods = Pods(client, f"{INSTANCE_LABEL}={self.name}", stop.wake)
+        queued = settings.queue is not None or settings.volcano_queue is not None
+        alone = state.needed(self.wanted) < 2
+        self.turns = None if alone or queued else Turns(client, self.resource, self.path)
         self._shown: set[str] = set()  # pods whose log was
         self._said = ""
         self._stuck_since: float | None = None
@@ -146,7 +115,8 @@ class _Launcher:
 
     def begin(self) -> str:
         """Have the job in the cluster; its name."""
-        warn_unpinned(self.settings.image)
+        advise(self.settings)
+        self._sweep()
         job: Object | None = None
         while job is None:
             try:
@@ -156,7 +126,7 @@ class _Launcher:
                 if error.status != 409:
                     raise
                 job = self._adopt()
-        self.uid = job["metadata"]["uid"]
+        self.job, self.uid = job, job["metadata"]["uid"]
         return self.name
 
     def _adopt(self) -> Object | None:
@@ -179,27 +149,21 @@ class _Launcher:
         if metadata.get("annotations", {}).get(DIGEST_ANNOTATION) != self._digest():
             self._refuse(job)
         note(f"{self._what()} is under way: following it")
-        return self._own(job)
+        return self.claim.add(self.path, job)
 
-    def _own(self, job: Object) -> Object | None:
-        """The job, with this process's pod among its owners; None when it has just gone."""
-        owners = job["metadata"].get("ownerReferences", [])
-        if self.owner is None or self.owner in owners:
-            return job
-        body = {"metadata": {"ownerReferences": [*owners, self.owner]}}
+    def _sweep(self) -> None:
+        """Remove what earlier launchers could not: see :func:`percmae.jobs.claims.sweep`."""
         try:
-            return self.client.request("PATCH", self.path, body)
-        except Refused as error:
-            if error.status != 404:
-                raise
-            return None
+            claims.sweep(self.client, self.resource)
+        except Refused as error:  # no right to list is no reason not to launch
+            note(f"no look for {self.resource.kind}s that have ended long ago: {error}")
 
     def _digest(self) -> str:
         return str(self.wanted["metadata"]["annotations"][DIGEST_ANNOTATION])
 
     def _refuse(self, job: Object) -> None:
         labels = dict(self.wanted["metadata"]["labels"])
-        labels.pop(PIPELINE_RUN_LABEL, None)
+        labels.pop(self.claim.label)
         wanted = {"spec": self.wanted["spec"], "metadata": {"labels": labels}}
         differs = list(state.differences(wanted, job))[:4] or ["made by another version of percmae"]
         raise UserError(
@@ -247,7 +211,9 @@ class _Launcher:
             if ended is not None:
                 self._finish(ended)
                 return
-            began = first is not None and state.phase(first) != "Pending"
+            if self.turns is not None and self.turns.look(job, pods):
+                self.pods.forget()
+            began = first is not None and state.begun(job, pods)
             if began and not running:
                 self._say(f"{self._what()} is running, {len(pods)} pod(s)")
                 since, running = time.monotonic(), True
@@ -265,6 +231,7 @@ class _Launcher:
                 f"{self._what()} was removed from the cluster by someone else; what it had saved "
                 "is in the store"
             )
+        self.job = job
         return job
 
     def _leaving(self, job: Object) -> bool:
@@ -360,9 +327,19 @@ class _Launcher:
         raise JobFailed(f"{self._what()} {reason}; it was removed")
 
     def _cancel(self) -> None:
+        """Told to stop. KFP leaves a step little more than half a second: the request first."""
         assert self.stop.received is not None
+        if self.claim.moved():
+            raise Interrupted(
+                self.stop.received,
+                f"this pod is being moved; {self._what()} goes on, the next launcher follows it",
+            )
+        others = self.claim.give_up(self.path, self.job)
+        if others:
+            raise Interrupted(
+                self.stop.received, f"{self._what()} goes on: {', '.join(others)} follows it too"
+            )
         note(f"stopping {self._what()}: its pods save their work (again: leave at once)")
-        self.client.delete(self.path, self.uid)
         self._end_log()
         self._wait_gone(self.uid)
         raise Interrupted(

@@ -54,8 +54,8 @@ class Named(Work):
 class Folder:
     """One folder of jobs: for which machines, on which data, by which recipe.
 
-    settings: of every job; training: further ones of trainings; pretraining: and of those alone;
-    sample: whether a job makes the dataset of images that come with the image.
+    settings: of every job; pretraining: further ones of pretrainings; sample: whether a job makes
+    the dataset of images that come with the image.
     """
 
     folder: str
@@ -63,7 +63,6 @@ class Folder:
     dataset: str
     recipe: str
     settings: dict[str, Any]
-    training: dict[str, Any]
     pretraining: dict[str, Any]
     sample: bool = False
 
@@ -76,7 +75,6 @@ FOLDERS = (
         dataset="sample",
         recipe="demo",
         settings={"gpus": 0, "cpu": "1", "memory": "3Gi", "shm": "512Mi", "scratch": "4Gi"},
-        training={},
         pretraining={},
         sample=True,
     ),
@@ -85,8 +83,7 @@ FOLDERS = (
         needs="a node with one GPU; k8s/overlays/gpu",
         dataset="imagenet",
         recipe="mae",
-        settings={"gpus": 1, "cpu": "4", "memory": "16Gi"},
-        training={"cpu": "8", "memory": "48Gi", "shm": "8Gi"},
+        settings={"gpus": 1},
         pretraining={},
     ),
     Folder(
@@ -94,8 +91,7 @@ FOLDERS = (
         needs="four nodes with eight GPUs each, Kueue; k8s/overlays/multi-node",
         dataset="imagenet",
         recipe="mae",
-        settings={"gpus": 8, "cpu": "8", "memory": "32Gi", "queue": "percmae"},
-        training={"cpu": "64", "memory": "512Gi", "shm": "64Gi"},
+        settings={"gpus": 8, "queue": "percmae"},
         pretraining={"nodes": 4},
     ),
 )
@@ -109,8 +105,6 @@ def render(place: Folder, overrides: list[str] | None = None) -> Iterator[tuple[
     """
     for work in _works(place):
         values = {"namespace": NAMESPACE, **place.settings}
-        if work.trains:
-            values |= place.training
         if work.stage == "pretrain":
             values |= place.pretraining
         job = job_object(work, job_settings(overrides or (), work.stage, **values))

@@ -12,11 +12,12 @@ Objects = list[Object]
 
 
 class Resource(NamedTuple):
-    """Objects of one kind, as the API has them."""
+    """Objects of one kind, as the API has them; ``since`` what release of whom ours are for."""
 
     api_version: str
     plural: str
     kind: str = ""
+    since: str = ""
 
     @property
     def group(self) -> str:
@@ -29,8 +30,11 @@ class Resource(NamedTuple):
         return self.api_version.rpartition("/")[2]
 
 
-PYTORCH_JOB = Resource("kubeflow.org/v1", "pytorchjobs", "PyTorchJob")
-TRAIN_JOB = Resource("trainer.kubeflow.org/v1alpha1", "trainjobs", "TrainJob")
+PYTORCH_JOB = Resource("kubeflow.org/v1", "pytorchjobs", "PyTorchJob", "training operator 1.9")
+# (The first release with runtimePatches and activeDeadlineSeconds.)
+TRAIN_JOB = Resource(
+    "trainer.kubeflow.org/v1alpha1", "trainjobs", "TrainJob", "Kubeflow Trainer 2.2"
+)
 JOB = Resource("batch/v1", "jobs", "Job")
 JOBS = {each.kind: each for each in (PYTORCH_JOB, TRAIN_JOB, JOB)}
 """What carries out a work, by its kind; in lower case that is the job setting ``kind``."""
@@ -57,6 +61,9 @@ KFP_ACCOUNTS = ("pipeline-runner", "default-editor")
 KFP_SECRET = "mlpipeline-minio-artifact"
 """Secret with the keys of the store that comes with Kubeflow Pipelines."""
 
+PULL_SECRETS_VARIABLE = "PERCMAE_IMAGE_PULL_SECRETS"
+"""Variable of who launches: secrets for the registry of the jobs' images, with commas between."""
+
 PYTORCH = "pytorch"
 """What the training operator requires as name of the container that trains."""
 NODE = "node"
@@ -74,8 +81,12 @@ PART_OF_LABEL = "app.kubernetes.io/part-of"
 """Label of everything of ours."""
 RUN_LABEL = "percmae.dev/run"
 """Label of a job and its pods: the run it is about."""
-PIPELINE_RUN_LABEL = "percmae.dev/pipeline-run"
-"""Label of a job: the pipeline's run that launched it."""
+CLAIMS, OUTSIDE = "followers.percmae.dev/", "submit"
+"""Labels of a job: who follows it. Behind the prefix, the id of a pipeline's run, or OUTSIDE."""
+YIELDS_ANNOTATION = "percmae.dev/makes-room-for"
+"""Annotation of a job that is suspended meanwhile: the older one that needs its nodes."""
+TTL_ANNOTATION = "percmae.dev/ttl"
+"""Annotation of a TrainJob: seconds to keep it when it has ended."""
 DIGEST_ANNOTATION = "percmae.dev/spec-digest"
 """Annotation of a job: what it was made of, so that a launcher knows its own job again."""
 

@@ -38,6 +38,8 @@ _SECRET_WORD = re.compile(
     r"(^|_)(SECRETS?|TOKEN|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|(API)?KEY)(_|$)", re.IGNORECASE
 )
 _LOGIN = re.compile(r"://[^/@\s:]*:[^/@\s]+@")
+# Clusters set these in every pod, with the password, and stores are reached by nothing else then.
+_PROXY = re.compile(r"(HTTPS?|ALL)_PROXY", re.IGNORECASE)
 
 
 def check_env(env: Objects) -> None:
@@ -77,11 +79,16 @@ def _check_value(entry: Object, where: str) -> None:
 
 def _looks_secret(name: str, value: str) -> bool:
     """A password in a URL, or a variable named like one that is neither a path nor a reference."""
-    if _LOGIN.search(value):
-        return True
+    if has_login(value):
+        return not _PROXY.fullmatch(name)
     if value.startswith(("/", "$(")) or name.upper().endswith(("_FILE", "_PATH")):
         return False
     return _SECRET_WORD.search(name) is not None
+
+
+def has_login(value: str) -> bool:
+    """Whether a URL in it has a password."""
+    return _LOGIN.search(value) is not None
 
 
 def check_volumes(volumes: Objects, mounts: Objects) -> None:
@@ -153,6 +160,21 @@ def check_tolerations(tolerations: Objects) -> None:
         label_value(entry.get("value", ""), f"{where}.value")
         if "tolerationSeconds" in entry and entry.get("effect") != "NoExecute":
             raise ConfigError(f"{where}: tolerationSeconds needs effect: NoExecute")
+
+
+def check_topology_spread(constraints: Objects) -> None:
+    """Topology spread constraints: names, and numbers that Kubernetes knows."""
+    check_shape(constraints, "list[V1TopologySpreadConstraint]", "job setting topology_spread")
+    for number, entry in enumerate(constraints):
+        where = f"job setting topology_spread[{number}]"
+        qualified_name(entry["topologyKey"], f"{where}.topologyKey")
+        _one_of(
+            entry["whenUnsatisfiable"],
+            ("DoNotSchedule", "ScheduleAnyway"),
+            f"{where}.whenUnsatisfiable",
+        )
+        if entry["maxSkew"] < 1:
+            raise ConfigError(f"{where}.maxSkew={entry['maxSkew']}: 1 or more")
 
 
 def check_affinity(affinity: Object) -> None:

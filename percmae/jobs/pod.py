@@ -23,8 +23,12 @@ from percmae.jobs.parts import OWN_VOLUMES
 from percmae.jobs.schema import JobSettings
 from percmae.jobs.work import Work
 
-USER = 10001
-"""User and group of the processes: one that no system has a name for."""
+# A training that is moved loses what it has done since its last checkpoint, and for several pods
+# that of all: what makes room on nodes asks for other pods first.
+_STAYS = {
+    "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+    "karpenter.sh/do-not-disrupt": "true",
+}
 
 
 def pod_template(work: Work, settings: JobSettings, command: list[str], name: str) -> Object:
@@ -33,23 +37,26 @@ def pod_template(work: Work, settings: JobSettings, command: list[str], name: st
         "serviceAccountName": settings.service_account,
         "automountServiceAccountToken": False,
         "terminationGracePeriodSeconds": settings.grace,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": _security(settings),
         "containers": [container(work, settings, command, name)],
         "volumes": _volumes(settings),
     }
-    spec |= _scheduling(settings)
+    spec |= _scheduling(work, settings)
     if settings.image_pull_secrets:
         spec["imagePullSecrets"] = [{"name": secret} for secret in settings.image_pull_secrets]
-    metadata: Object = {"labels": labels_of(work, settings)}
-    if settings.annotations:
-        metadata["annotations"] = dict(settings.annotations)
-    return {"metadata": metadata, "spec": spec}
+    notes = {**_STAYS, **settings.annotations}
+    return {"metadata": {"labels": labels_of(work, settings), "annotations": notes}, "spec": spec}
+
+
+def _security(settings: JobSettings) -> Object:
+    """Of the pod. Without a user the cluster gives one (OpenShift: one of the namespace's own)."""
+    user = settings.run_as_user
+    ids = {} if user is None else {"runAsUser": user, "runAsGroup": user, "fsGroup": user}
+    return {
+        "runAsNonRoot": user != 0,
+        **ids,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
 
 
 def labels_of(work: Work, settings: JobSettings) -> dict[str, str]:
@@ -71,8 +78,9 @@ def _label_value(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).lstrip("-_.")[:LONGEST_LABEL].rstrip("-_.")
 
 
-def _scheduling(settings: JobSettings) -> Object:
+def _scheduling(work: Work, settings: JobSettings) -> Object:
     """Where pods may run: fields of a pod's spec."""
+    own = {"labelSelector": {"matchLabels": {INSTANCE_LABEL: work.name}}}
     selector = dict(settings.node_selector)
     if settings.gpu_type is not None:
         selector[GPU_TYPE_LABEL] = settings.gpu_type
@@ -80,6 +88,7 @@ def _scheduling(settings: JobSettings) -> Object:
         "nodeSelector": selector,
         "tolerations": settings.tolerations,
         "affinity": settings.affinity,
+        "topologySpreadConstraints": [{**own, **each} for each in settings.topology_spread],
         "priorityClassName": settings.priority_class,
     }
     return {key: value for key, value in given.items() if value}
@@ -87,6 +96,9 @@ def _scheduling(settings: JobSettings) -> Object:
 
 def container(work: Work, settings: JobSettings, command: list[str], name: str) -> Object:
     """The one container of a pod."""
+    capabilities: Object = {"drop": ["ALL"]}
+    if settings.capabilities:
+        capabilities["add"] = list(settings.capabilities)
     main: Object = {
         "name": name,
         "image": settings.image,
@@ -100,7 +112,7 @@ def container(work: Work, settings: JobSettings, command: list[str], name: str) 
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
+            "capabilities": capabilities,
         },
         "volumeMounts": [
             *({"name": name, "mountPath": path} for name, path in OWN_VOLUMES.items()),
@@ -133,10 +145,12 @@ def _environment(work: Work, settings: JobSettings) -> Objects:
 
 
 def _resources(settings: JobSettings) -> Object:
-    """Requests and limits: memory and GPUs exactly, CPU at least."""
-    gpus = {settings.gpu_resource: str(settings.gpus)} if settings.gpus else {}
-    requests = {"cpu": settings.cpu, "memory": settings.memory, **gpus}
-    limits = {"memory": settings.memory, **gpus}
+    """Requests and limits: memory, GPUs and other resources exactly, CPU at least."""
+    exactly = {"memory": settings.memory, **settings.resources}
+    if settings.gpus:
+        exactly[settings.gpu_resource] = str(settings.gpus)
+    requests = {"cpu": settings.cpu, **exactly}
+    limits = exactly.copy()
     if settings.cpu_limit is not None:
         limits["cpu"] = settings.cpu_limit
     return {"requests": requests, "limits": limits}

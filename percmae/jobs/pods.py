@@ -33,9 +33,13 @@ class Pods:
 
     def watch(self) -> None:
         """Begin; what was there before is forgotten."""
+        self.forget()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def forget(self) -> None:
+        """What was there before: it was not lost, but taken away."""
         with self._lock:
             self._seen.clear()
-        threading.Thread(target=self._watch, daemon=True).start()
 
     def close(self) -> None:
         """Stop watching."""

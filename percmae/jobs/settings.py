@@ -43,8 +43,9 @@ def job_settings(
                 "lists them"
             )
     for key in _QUANTITIES:  # cpu=4 is a number to YAML, and a quantity to Kubernetes
-        if isinstance(merged.get(key), int | float) and not isinstance(merged[key], bool):
-            merged[key] = str(merged[key])
+        merged |= {key: _quantity(merged[key])} if key in merged else {}
+    if isinstance(resources := merged.get("resources"), dict):
+        merged["resources"] = {name: _quantity(count) for name, count in resources.items()}
     try:
         settings = _adapter().validate_json(json.dumps(merged), strict=True)
     except ValidationError as error:
@@ -53,6 +54,11 @@ def job_settings(
         settings = settings.for_stage(stage, stage in TRAININGS)
     check_settings(settings)
     return settings
+
+
+def _quantity(value: Any) -> Any:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value) if number else value
 
 
 @cache

@@ -13,6 +13,7 @@ from percmae.jobs.names import (
     PYTORCH_JOB,
     QUEUE_LABEL,
     TRAIN_JOB,
+    TTL_ANNOTATION,
     Object,
 )
 from percmae.jobs.pod import labels_of
@@ -67,4 +68,7 @@ def _metadata(work: Work, settings: JobSettings) -> Object:
     labels = labels_of(work, settings)
     if settings.queue is not None:
         labels[QUEUE_LABEL] = settings.queue
-    return {"name": work.name, "labels": labels, "annotations": dict(settings.annotations)}
+    annotations = dict(settings.annotations)
+    if settings.kind == "trainjob" and settings.ttl is not None:  # which has no field for it
+        annotations[TTL_ANNOTATION] = str(settings.ttl)
+    return {"name": work.name, "labels": labels, "annotations": annotations}

@@ -6,7 +6,14 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from percmae.jobs.names import NODE, PYTORCH_JOB, QUEUE_LABEL, TRAIN_JOB, Object
+from percmae.jobs.names import (
+    NODE,
+    PYTORCH_JOB,
+    QUEUE_LABEL,
+    TRAIN_JOB,
+    YIELDS_ANNOTATION,
+    Object,
+)
 
 NO_IMAGE = ("InvalidImageName", "ErrImageNeverPull", "ImagePullBackOff")
 NO_START = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
@@ -34,6 +41,45 @@ def ending(job: Object) -> Ending | None:
             reason, message = condition.get("reason", ""), condition.get("message", "")
             return Ending(False, message if reason in message else f"{reason}: {message}")
     return None
+
+
+def ended_at(job: Object) -> datetime | None:
+    """When a job ended; None while it has not."""
+    for condition in _true_conditions(job):
+        if condition["type"] in ("Succeeded", "Complete", "Failed"):
+            return _time(condition["lastTransitionTime"])
+    return None
+
+
+def failing(job: Object) -> bool:
+    """Whether a Job has ended, or is about to: it says so before the last of its pods has gone."""
+    about_to = any(c["type"] == "FailureTarget" for c in _true_conditions(job))
+    return about_to or ending(job) is not None
+
+
+def needed(job: Object) -> int:
+    """How many pods a job has to have before it can begin."""
+    spec = job["spec"]
+    if job["kind"] == PYTORCH_JOB.kind:
+        least = (spec.get("elasticPolicy") or {}).get("minReplicas")
+        replicas = spec["pytorchReplicaSpecs"].values()
+        return int(least or sum(each.get("replicas", 1) for each in replicas))
+    return int(spec["trainer"].get("numNodes") or 1) if job["kind"] == TRAIN_JOB.kind else 1
+
+
+def placed(pods: Iterable[Object]) -> int:
+    """How many pods hold a place on a node, or have done their part."""
+    return sum(
+        bool(pod["spec"].get("nodeName"))
+        and phase(pod) != "Failed"
+        and "deletionTimestamp" not in pod["metadata"]
+        for pod in pods
+    )
+
+
+def begun(job: Object, pods: list[Object]) -> bool:
+    """Whether as many pods have started as the job needs."""
+    return sum(phase(pod) != "Pending" for pod in pods) >= needed(job)
 
 
 def suspended(job: Object) -> bool:
@@ -67,6 +113,9 @@ def phase(pod: Object) -> str:
 def waits_for(job: Object, pods: list[Object], events: Iterable[Object]) -> str:
     """Why a job that has not begun is waiting, in words for a person."""
     if suspended(job):
+        older = job["metadata"].get("annotations", {}).get(YIELDS_ANNOTATION)
+        if older:
+            return f"makes room for {older}, which began before it"
         queue = job["metadata"].get("labels", {}).get(QUEUE_LABEL)
         return f"suspended, waiting in queue {queue}" if queue else "suspended"
     for pod in pods:

@@ -31,6 +31,9 @@ STORE_VARIABLES = (
 def train_job(work: Work, settings: JobSettings) -> Object:
     """Spec of the TrainJob that has a training carried out.
 
+    A time to live is kept by our own clean-up: with the runtime's, JobSet would remove what the
+    TrainJob consists of, and the Trainer make it anew.
+
     Kueue suspends a job with its label when it is created, so ``suspend`` is left to it.
     """
     command = torchrun_command(work)
@@ -103,8 +106,8 @@ _PATCHED = (
 def training_runtime(settings: JobSettings) -> Object:
     """A ClusterTrainingRuntime under which TrainJobs restart as PyTorchJobs do.
 
-    Carries what no TrainJob can: which exit codes are final, restarts, time to live, pull policy,
-    priority, and that pods get no token of the API. Use it by job setting ``runtime``.
+    Carries what no TrainJob can: which exit codes are final, restarts, pull policy, priority, and
+    that pods get no token of the API. Use it by job setting ``runtime``.
     """
     labels = {
         "app.kubernetes.io/name": "percmae",
@@ -133,8 +136,6 @@ def training_runtime(settings: JobSettings) -> Object:
         "failurePolicy": {"maxRestarts": 0},
         "replicatedJobs": [{"name": NODE, "template": job}],
     }
-    if settings.ttl is not None:
-        jobs["ttlSecondsAfterFinished"] = settings.ttl
     return {
         "apiVersion": TRAIN_JOB.api_version,
         "kind": "ClusterTrainingRuntime",

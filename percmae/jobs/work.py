@@ -23,7 +23,7 @@ class Work:
     stage: the verb; arguments: of ``percmae``, the verb first; run: name of what is made, for
     people and labels; digest: hex, of everything that the result depends on; trains: whether it is
     a training, which may be spread over several processes; config: what is trained, to see whether
-    it fits the pods.
+    it fits the pods; folder: of the run that is trained, in the store.
     """
 
     stage: str
@@ -32,6 +32,7 @@ class Work:
     digest: str
     trains: bool
     config: Config | None = field(default=None, compare=False, repr=False)
+    folder: str = field(default="", compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -73,7 +74,8 @@ def training(
     identity = [digest(config), config.run_name, data, to, run, untrained]
     name = config.run_name + (UNTRAINED if untrained else "")
     short = _short(name, config.stage)
-    return Work(config.stage, tuple(arguments), short, _hash(identity), True, config)
+    folder = f"{to.rstrip('/')}/{name}"
+    return Work(config.stage, tuple(arguments), short, _hash(identity), True, config, folder)
 
 
 def differences(config: Config, base: Config) -> list[str]:

@@ -34,5 +34,8 @@ def report(runs: list[str], to: str) -> dict[str, Any]:
     folder.prepare()
     # Figures first: a page that is there has its figures beside it.
     data.write_json(figures)
-    html.write_bytes(page.encode(), content_type="text/html; charset=utf-8")
+    # Bytes of a file name that are no text are shown as in Python's own messages.
+    html.write_bytes(
+        page.encode("utf-8", "backslashreplace"), content_type="text/html; charset=utf-8"
+    )
     return figures

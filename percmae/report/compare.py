@@ -139,13 +139,12 @@ def _budget(runs: list[ReportedRun]) -> Json:
 
 
 def _config(run: ReportedRun) -> Any:
-    import yaml
-
     from percmae.config import config_from_dict
+    from percmae.plain import read_yaml
 
     try:
-        return config_from_dict(yaml.safe_load(run.config or ""))
-    except (UserError, yaml.YAMLError, AttributeError, TypeError) as error:
+        return config_from_dict(read_yaml(run.config or "", "it"))
+    except (UserError, AttributeError, TypeError) as error:
         raise DataError(
             f"{run.uri}/config.yaml cannot be read by this percmae "
             f"({' '.join(str(error).split())}); compare runs of one version"

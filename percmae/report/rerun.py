@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 
-import yaml
-
 from percmae.errors import ConfigError
+from percmae.plain import read_yaml
 from percmae.report.read import ReportedRun
 
 
@@ -36,7 +35,7 @@ def _command(run: ReportedRun) -> str:
 
     if run.config is None:
         raise ConfigError("it has no config.yaml, so its command is not known")
-    values = yaml.safe_load(run.config)
+    values = read_yaml(run.config, "its config.yaml")
     if not isinstance(values, dict):
         raise ConfigError("its config.yaml is not a mapping, so its command is not known")
     config = config_from_dict(values)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from percmae.config.load import nearest
 from percmae.errors import ConfigError
-from percmae.jobs.names import Object, Objects
+from percmae.jobs.names import PULL_SECRETS_VARIABLE, Object, Objects
 from percmae.jobs.parts import OWN_VARIABLES, OWN_VOLUMES
 from percmae.jobs.schema import KINDS, JobSettings
 from percmae.jobs.settings import job_settings
@@ -60,6 +61,9 @@ class Placement:
         values: dict[str, Any] = {"kind": self.launcher, "nodes": self.nodes, "gpus": self.gpus}
         if self.image:
             values["image"] = self.image
+        # Those that pulled this step's image: KFP hands no task its own.
+        if secrets := os.environ.get(PULL_SECRETS_VARIABLE):
+            values["image_pull_secrets"] = secrets.split(",")
         return job_settings(
             job_settings_for(stage, self.job), stage, **(values | _of_task(self.task))
         )
@@ -85,7 +89,7 @@ def _of_task(task: TaskConfig | None) -> dict[str, Any]:
     for name, source, settings in _STORE:
         reference = (env.get(name) or {}).get("valueFrom", {}).get(source) or {}
         values |= {setting: reference.get(part) for setting, part in settings.items()}
-    taken = {*OWN_VARIABLES, *(name for name, *_ in _STORE), *_STORE_TOO}
+    taken = {*OWN_VARIABLES, *(name for name, *_ in _STORE), *_STORE_TOO, PULL_SECRETS_VARIABLE}
     values["env"] = [entry for name, entry in env.items() if name not in taken]
     own = OWN_VOLUMES.values()
     mounts = [mount for mount in task.volume_mounts or [] if mount["mountPath"] not in own]

@@ -131,7 +131,7 @@ class StorePath:
         """The content as JSON. Raises ``DataError`` naming the line if it is not."""
         try:
             return json.loads(self.read_text())
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise DataError(f"{self.uri} is not valid JSON: {error}") from error
 
     def open(self) -> BinaryIO:
@@ -156,13 +156,14 @@ class StorePath:
             stream.write(data)
 
     def write_text(self, text: str) -> None:
-        """Write ``text`` as UTF-8."""
-        self.write_bytes(text.encode("utf-8"))
+        """Write ``text`` as UTF-8; bytes of a file name that are no text, as ``\\udcXX``."""
+        self.write_bytes(text.encode("utf-8", "backslashreplace"))
 
     def write_json(self, value: Any) -> None:
         """Write ``value`` as indented JSON; NaN and infinity, which JSON lacks, are ValueErrors."""
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-        self.write_bytes(f"{text}\n".encode(), "application/json")
+        # JSON writes and reads bytes of a file name that are no text (\udcXX) in the same way.
+        self.write_bytes(f"{text}\n".encode("utf-8", "backslashreplace"), "application/json")
 
     def write_file(self, local_path: str | os.PathLike[str]) -> None:
         """Upload the file at ``local_path``."""

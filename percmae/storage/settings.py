@@ -133,13 +133,13 @@ def _from_environment(env: Mapping[str, str]) -> dict[str, Any]:
 
 def _from_file(env: Mapping[str, str]) -> dict[str, Any]:
     """Fields in the file of settings, or the endpoint in a profile where there is no such file."""
-    import yaml
+    from percmae.plain import read_yaml
 
     named = env.get(CONFIG_VARIABLE)
-    path = Path(os.path.expanduser(named or DEFAULT_CONFIG))
+    path = Path(os.path.expanduser(named or DEFAULT_CONFIG))  # without a home it stays as it is
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        data = read_yaml(path.read_bytes(), f"store settings file {path}")
+    except (FileNotFoundError, NotADirectoryError):
         if named:
             raise UserError(f"{CONFIG_VARIABLE} names {path}, which does not exist") from None
         endpoint = Profile.of(env).values.get("endpoint_url")
@@ -152,11 +152,6 @@ def _from_file(env: Mapping[str, str]) -> dict[str, Any]:
         ) from None
     except OSError as error:
         raise UserError(f"cannot read the store settings in {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        # Not the text of the error, which has lines of the file in it.
-        mark = getattr(error, "problem_mark", None)
-        line = f" (line {mark.line + 1})" if mark else ""
-        raise UserError(f"cannot read the store settings in {path}: not YAML{line}") from None
     if not isinstance(data, dict) or "endpoint" not in data:
         raise UserError(f"{path} must be a YAML mapping with at least the key 'endpoint'")
     _check_types(data, path)

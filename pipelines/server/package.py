@@ -21,9 +21,15 @@ import yaml
 from percmae import __version__
 from percmae.config.load import nearest
 from percmae.errors import ConfigError
-from percmae.stages.placement import Placement
+from percmae.jobs.names import PIPELINE_IMAGE
+from percmae.jobs.schema import TRAIN_IMAGE
+from percmae.plain import read_yaml
+from percmae.stages.placement import LOCAL, Placement
 from pipelines.check import check_placement, check_training
 from pipelines.pod import PodSettings
+
+OURS = tuple(image.partition(":")[0] for image in (PIPELINE_IMAGE, TRAIN_IMAGE))
+"""Names of our images, without a registry."""
 
 
 class Change(NamedTuple):
@@ -193,8 +199,8 @@ def _value(name: str, text: str, kind: str) -> Any:
     if kind == "STRING":
         return text
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = read_yaml(text, name)
+    except ConfigError:
         value = None
     if not fits(value, kind):
         raise ConfigError(f"parameter {name}={text}: should be {_KINDS[kind][1]}")
@@ -218,7 +224,22 @@ def _check_training(package: Package, values: dict[str, Any]) -> None:
     nodes, gpus = int(whole["nodes"]), int(whole["gpus"])
     placement = Placement(whole["launcher"], whole["train_image"], nodes, gpus, whole["job"])
     check_placement(placement, whole["store"])
+    if placement.launcher == LOCAL:
+        _check_local(package.images)
     check_training(whole["variant"], whole["tag"], whole["recipe"], whole["size"], seeds, overrides)
+
+
+def _check_local(images: list[str]) -> None:
+    """Steps that train themselves need both torch and KFP, which no image of ours has."""
+    for image in images:
+        name = image.partition("@")[0].rpartition("/")[2].partition(":")[0]
+        if name in OURS:
+            lacks = "torch" if name == OURS[0] else "KFP"
+            raise ConfigError(
+                f"launcher=local: steps would train in {image}, which lacks {lacks}; choose "
+                "launcher=job (no operator needed), pytorchjob or trainjob, or give an --image of "
+                "your own with both"
+            )
 
 
 def changes(deployed: Package, wanted: Package) -> list[Change]:

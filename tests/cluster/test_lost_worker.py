@@ -30,10 +30,11 @@ def test_a_lost_worker_costs_only_the_steps_since_the_checkpoint(
     mine = [s for s in TINY if not s.startswith(("optim.epochs", "data.batch_size"))]
     mine += ["optim.epochs=150", "checkpoint.every_steps=20", "trainer.val_interval=50"]
     mine += ["tracking.images_every=50"]
-    common = ["--recipe", "demo", "--data", data, *TINY]
+    common = ["--recipe", "demo", "--data", data, *mine]
     to = "s3://percmae/lost"
     work = ["pretrain", "--tag", "lost", "--to", to, *common, "data.batch_size=16"]
-    settings = [f"image={TRAIN}", "gpus=0", "nodes=2", *SMALL]
+    # As a user that the image knows nothing of, such as OpenShift chooses.
+    settings = [f"image={TRAIN}", "gpus=0", "nodes=2", "run_as_user=1000660000", *SMALL]
     command = [sys.executable, "-m", "percmae", "submit", *jobs(settings), *work]
     output = tmp_path / "said"
     with output.open("w") as log:

@@ -20,7 +20,6 @@ import webdataset
 from percmae.data import ingest as ingest_module
 from percmae.data.ingest import IngestResult, ingest
 from percmae.data.sample import SampleArchives
-from percmae.data.shard_writer import ShardWriter
 from percmae.data.shards import Dataset
 from percmae.errors import DataError, StoreAccessError
 from percmae.storage import StorePath
@@ -170,7 +169,7 @@ def test_published_md5_is_checked_after_resuming_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archives = ab.build(tmp_path / "in")
-    interrupt_after(monkeypatch, images=12)
+    ab.interrupt_after(monkeypatch, images=12)
     with pytest.raises(KeyboardInterrupt):
         run(archives, tmp_path / "out")
     monkeypatch.undo()
@@ -197,21 +196,6 @@ def test_the_real_archives_are_known_by_name_and_size() -> None:
 # Interruptions --------------------------------------------------------------------------------
 
 
-def interrupt_after(monkeypatch: pytest.MonkeyPatch, images: int) -> list[str]:
-    """Ctrl-C before image number ``images`` + 1 is written; gives the list of those written."""
-    written: list[str] = []
-    add: Callable[..., None] = ShardWriter.add
-
-    def counted(self: ShardWriter, key: str, *rest: Any) -> None:
-        if len(written) == images:
-            raise KeyboardInterrupt
-        written.append(key)
-        add(self, key, *rest)
-
-    monkeypatch.setattr(ShardWriter, "add", counted)
-    return written
-
-
 @pytest.mark.parametrize("images", [0, 1, 4, 7, 14, 15, 17, 20])
 def test_resuming_gives_the_dataset_of_an_uninterrupted_ingest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: int
@@ -219,7 +203,7 @@ def test_resuming_gives_the_dataset_of_an_uninterrupted_ingest(
     archives = ab.build(tmp_path / "in")
     whole = run(archives, tmp_path / "whole").dataset
     out = tmp_path / "out"
-    interrupt_after(monkeypatch, images)
+    ab.interrupt_after(monkeypatch, images)
     with pytest.raises(KeyboardInterrupt):
         run(archives, out)
     monkeypatch.undo()
@@ -228,7 +212,7 @@ def test_resuming_gives_the_dataset_of_an_uninterrupted_ingest(
     state = out / ".ingest" / "state.json"
     saved = json.loads(state.read_text())["splits"] if state.exists() else {}
     kept = sum(s["samples"] for split in saved.values() for s in split["shards"])
-    written = interrupt_after(monkeypatch, images=10**6)
+    written = ab.interrupt_after(monkeypatch, images=10**6)
     resumed = run(archives, out).dataset
     assert len(written) == 15 + 6 - kept, "finished shards are not made again"
     assert resumed.digest == whole.digest
@@ -280,7 +264,7 @@ def test_a_state_of_other_archives_is_dropped_with_its_shards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     big = ab.build(tmp_path / "big", train=ab.tar_bytes(ab.class_tars(per_class=30)))
-    interrupt_after(monkeypatch, images=60)
+    ab.interrupt_after(monkeypatch, images=60)
     with pytest.raises(KeyboardInterrupt):
         run(big, tmp_path / "out")
     monkeypatch.undo()

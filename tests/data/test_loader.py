@@ -376,7 +376,7 @@ def test_no_process_is_left_behind(sample_dataset: Dataset, how: signal.Signals)
     else:
         process.send_signal(how)
     try:
-        _, stderr = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=600)
     finally:
         process.kill()
     assert process.returncode != 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import json
 import lzma
 import tarfile
 from collections.abc import Callable
@@ -18,11 +17,8 @@ from test_bad_archives import refused
 
 from percmae.data import devkit as devkit_module
 from percmae.data import ingest as ingest_module
-from percmae.data import ingest_state
 from percmae.data.devkit import Devkit, read_devkit
 from percmae.data.ingest import IngestResult, ingest
-from percmae.data.shard_writer import ShardWriter
-from percmae.errors import DataError, StoreAccessError
 from percmae.storage import StorePath
 
 SMALL = 12 << 10
@@ -113,7 +109,7 @@ def test_resuming_within_joined_archives(
         files = {f"{wnid}_{n}.JPEG": ab.picture(1000 * k + n) for n in range(5)}
         inner[f"{wnid}.tar"] = halves(files)
     archives = ab.build(tmp_path / "in", train=halves(inner), val=halves(ab.val_files()))
-    interrupt_after(monkeypatch, images)
+    ab.interrupt_after(monkeypatch, images)
     with pytest.raises(KeyboardInterrupt):
         run(archives, tmp_path / "out")
     monkeypatch.undo()
@@ -146,6 +142,13 @@ def test_the_image_of_one_class_in_the_archive_of_another(tmp_path: Path) -> Non
     tars[f"{WNID}.tar"] += tars[f"{ab.WNIDS[1]}.tar"]
     message = refused(ab.build(tmp_path / "in", train=ab.tar_bytes(tars)), tmp_path / "out")
     assert f"image {ab.WNIDS[1]}_0.JPEG is named as one of class {ab.WNIDS[1]}" in message
+
+
+def test_a_header_of_a_link_behind_an_archive(tmp_path: Path) -> None:
+    link = tarfile.TarInfo("link.JPEG")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    val = ab.tar_bytes(ab.val_files()) + ab.tar_bytes([(link, b"")])
+    assert "is a link or device" in refused(ab.build(tmp_path / "in", val=val), tmp_path / "out")
 
 
 # Numbers of images ------------------------------------------------------------------------------
@@ -317,119 +320,7 @@ def test_faults_that_show_before_images_are_read(
 def test_the_val_archive_is_read_before_the_large_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written = interrupt_after(monkeypatch, images=10**6)
+    written = ab.interrupt_after(monkeypatch, images=10**6)
     fewer = ab.tar_bytes([*ab.val_files().items()][:5])
     assert "holds 5 images" in refused(ab.build(tmp_path / "in", val=fewer), tmp_path / "out")
     assert all(key.startswith("ILSVRC2012_val") for key in written)
-
-
-# The state of an ingest -------------------------------------------------------------------------
-
-
-def interrupt_after(monkeypatch: pytest.MonkeyPatch, images: int) -> list[str]:
-    """Ctrl-C before image number ``images`` + 1 is written; gives the list of those written."""
-    written: list[str] = []
-    add: Callable[..., None] = ShardWriter.add
-
-    def counting(self: ShardWriter, key: str, *rest: Any) -> None:
-        if len(written) == images:
-            raise KeyboardInterrupt
-        written.append(key)
-        add(self, key, *rest)
-
-    monkeypatch.setattr(ShardWriter, "add", counting)
-    return written
-
-
-def test_mending_one_archive_keeps_the_work_on_the_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tars, last = ab.class_tars(per_class=40), f"{ab.WNIDS[2]}.tar"
-    bad = bytearray(tars[last])
-    at = bad.index(f"{ab.WNIDS[2]}_39".encode())
-    bad[at : at + 512] = b"\xa5" * 512
-    archives = ab.build(tmp_path / "in", train=ab.tar_bytes(tars | {last: bytes(bad)}))
-    assert "truncated or damaged" in refused(archives, tmp_path / "out")
-    archives.train.write_bytes(ab.tar_bytes(tars))
-    capsys.readouterr()
-    written = interrupt_after(monkeypatch, images=10**6)
-    dataset = run(archives, tmp_path / "out").dataset
-    assert len(written) == 3 * 40, "the images of val are not written again"
-    err = capsys.readouterr().err
-    assert "of another train archive, or made with other settings; starting afresh there" in err
-    assert "going on after 6 images ingested before" in err
-    assert run(archives, tmp_path / "again").dataset.digest == dataset.digest
-
-
-@pytest.mark.parametrize("mended", ["val", "devkit"])
-def test_mending_val_or_its_labels_keeps_the_work_on_train(
-    tmp_path: Path, mended: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    archives = ab.build(tmp_path / "in")
-    interrupt_after(monkeypatch, images=6 + 12)
-    with pytest.raises(KeyboardInterrupt):
-        run(archives, tmp_path / "out")
-    monkeypatch.undo()
-    state = json.loads((tmp_path / "out" / ingest_state.STATE).read_text())["splits"]
-    kept = sum(shard["samples"] for shard in state["train"]["shards"])
-    assert kept > 0
-    if mended == "val":
-        files = ab.val_files() | {"ILSVRC2012_val_00000003.JPEG": ab.picture(99)}
-        archives.val.write_bytes(ab.tar_bytes(files))
-    else:
-        archives.devkit.write_bytes(ab.devkit_bytes(truth=(1, 1, 2, 1, 3, 2)))
-    written = interrupt_after(monkeypatch, images=10**6)
-    dataset = run(archives, tmp_path / "out").dataset
-    assert len(written) == 6 + 15 - kept
-    assert run(archives, tmp_path / "again").dataset.digest == dataset.digest
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"{",
-        b"[]",
-        b"\xff",
-        json.dumps({"format": "percmae-ingest/1", "sources": [], "splits": {}}).encode(),
-        json.dumps({"format": "percmae-ingest/2", "splits": {"train": {"x": 1}}}).encode(),
-    ],
-)
-def test_a_state_that_is_of_no_use_is_told_and_dropped(
-    tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]
-) -> None:
-    state = tmp_path / "out" / ingest_state.STATE
-    state.parent.mkdir(parents=True)
-    state.write_bytes(content)
-    dataset = run(ab.build(tmp_path / "in"), tmp_path / "out").dataset
-    assert dataset.digest == plain(tmp_path).dataset.digest
-    assert "damaged or was written by another version; starting afresh" in capsys.readouterr().err
-    assert not state.exists()
-
-
-def test_settings_that_change_what_shards_hold_are_part_of_the_state(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    archives = ab.build(tmp_path / "in")
-    interrupt_after(monkeypatch, images=15)
-    with pytest.raises(KeyboardInterrupt):
-        run(archives, tmp_path / "out")
-    monkeypatch.undo()
-    dataset = run(archives, tmp_path / "out", formats=["JPEG"]).dataset
-    assert capsys.readouterr().err.count("starting afresh there") == 2
-    assert dataset.manifest["formats"] == ["JPEG"]
-
-
-def test_places_that_cannot_be_written(tmp_path: Path) -> None:
-    archives = ab.build(tmp_path / "in")
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises((StoreAccessError, DataError)) as caught:
-        run(archives, tmp_path / "file" / "out")
-    assert "\n" not in str(caught.value)
-    assert caught.value.exit_code == 2
-
-
-def test_a_header_of_a_link_behind_an_archive(tmp_path: Path) -> None:
-    link = tarfile.TarInfo("link.JPEG")
-    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-    val = ab.tar_bytes(ab.val_files()) + ab.tar_bytes([(link, b"")])
-    assert "is a link or device" in refused(ab.build(tmp_path / "in", val=val), tmp_path / "out")

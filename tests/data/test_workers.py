@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
-import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from torch import Tensor
 from percmae.data.shards import Dataset
 from percmae.data.stream import Loader
 from percmae.data.workers import Workers
-from percmae.errors import DataError, UserError, WorkerLost
+from percmae.errors import DataError, WorkerLost
 
 
 def numbers(worker: int, count: int) -> Iterator[Any]:
@@ -85,35 +84,34 @@ def test_a_batch_lies_in_memory_that_belongs_to_no_file_system(sample_dataset: D
     assert "memfd:percmae-batch" not in Path("/proc/self/maps").read_text()
 
 
-READ_ONLY = """
-import sys, torch
+SMALL = """
+import subprocess, sys, torch
 from percmae.data.shards import Dataset
 from percmae.data.stream import Loader
+split = Dataset.open(sys.argv[1]).split("val")
+large = lambda image: torch.zeros(3, 256, 256)
+loader = Loader(split, large, batch_size=32, seed=0, shuffle=True, drop_last=True, workers=3)
+print(sum(len(batch.ids) for _, _, batch in loader.batches()))
+subprocess.run(["mount", "-o", "remount,ro", "/dev/shm"], check=True)
 try:
     open("/dev/shm/x", "w")
 except OSError as error:
     print(error.strerror)
-split = Dataset.open(sys.argv[1]).split("val")
-large = lambda image: torch.zeros(3, 256, 256)
-loader = Loader(split, large, batch_size=32, seed=0, shuffle=True, drop_last=True, workers=3)
 print(sum(len(batch.ids) for _, _, batch in loader.batches()))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("options", "reason"), [("size=1m,ro", "Read-only file system\n"), ("size=1m", "")]
-)
-def test_a_small_or_read_only_dev_shm(sample_dataset: Dataset, options: str, reason: str) -> None:
+def test_a_small_and_a_read_only_dev_shm(sample_dataset: Dataset) -> None:
     """Batches of 25 MB, with 1 MB of /dev/shm."""
-    mount = f"mount -t tmpfs -o {options} none /dev/shm"
+    mount = "mount -t tmpfs -o size=1m none /dev/shm"
     unshare = ["unshare", *([] if os.geteuid() == 0 else ["-r"]), "-m", "sh", "-c"]
     if subprocess.run([*unshare, mount], capture_output=True, check=False).returncode:
         pytest.skip("this machine lets nobody mount")
-    work = [*unshare, f'{mount} && exec "$@"', "sh", sys.executable, "-c", READ_ONLY]
+    work = [*unshare, f'{mount} && exec "$@"', "sh", sys.executable, "-c", SMALL]
     done = subprocess.run([*work, sample_dataset.uri], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{reason}384\n"
+    assert done.stdout == "384\nRead-only file system\n384\n"
 
 
 # Failing ----------------------------------------------------------------------------------------
@@ -224,7 +222,7 @@ def test_time_in_which_all_processes_were_stopped_does_not_count() -> None:
     os.killpg(process.pid, signal.SIGSTOP)
     time.sleep(6)
     os.killpg(process.pid, signal.SIGCONT)
-    assert process.communicate(timeout=60)[0] == "0 1 2\n"
+    assert process.communicate(timeout=600)[0] == "0 1 2\n"
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
@@ -251,7 +249,7 @@ def test_closing_while_another_thread_waits() -> None:
     thread.start()
     workers.close()
     workers.close()
-    thread.join(timeout=60)
+    thread.join(timeout=600)
     assert not thread.is_alive()
     assert len(errors) == 1
     assert not forked()
@@ -260,82 +258,6 @@ def test_closing_while_another_thread_waits() -> None:
 def stuck_at_once(worker: int, count: int) -> Iterator[Any]:
     time.sleep(1000)
     yield 0
-
-
-# Shortages --------------------------------------------------------------------------------------
-
-
-@contextmanager
-def descriptors(more: int) -> Iterator[None]:
-    """Room for this many further descriptors."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
-    fill = [os.open("/dev/null", os.O_RDONLY)]
-    while fill[-1] <= highest:  # the gaps below it
-        fill.append(os.open("/dev/null", os.O_RDONLY))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (fill[-1] + 1 + more, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
-        for descriptor in fill:
-            os.close(descriptor)
-
-
-@pytest.mark.parametrize("more", range(7))
-def test_too_few_descriptors_for_the_workers(more: int) -> None:
-    opened = len(os.listdir("/proc/self/fd"))
-    with descriptors(more), pytest.raises(UserError) as caught:
-        Workers(8, forever, 60)
-    assert str(caught.value).startswith("starting 8 data workers: too many open files (ulimit -n ")
-    assert not forked()
-    assert len(os.listdir("/proc/self/fd")) == opened
-
-
-def test_too_few_descriptors_show_before_anything_is_started(sample_dataset: Dataset) -> None:
-    split = sample_dataset.split("test")
-
-    def loader(workers: int) -> Loader:
-        options: dict[str, Any] = {"batch_size": 8, "seed": 0, "shuffle": True, "drop_last": True}
-        return Loader(split, lambda image: torch.zeros(3, 8, 8), workers=workers, **options)
-
-    with descriptors(20):
-        with pytest.raises(UserError, match=r"data\.workers=8: \d+ open files are needed, ulimit"):
-            loader(8)
-        assert len(list(loader(1).batches())) == 125
-
-
-def test_too_few_descriptors_for_a_batch() -> None:
-    with start(forever, 1) as workers:
-        workers.take()
-        too_many = r"taking a batch from a data worker: too many open files"
-        with descriptors(0), pytest.raises(UserError, match=too_many):
-            workers.take()
-
-
-def test_too_many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    fork, forks = os.fork, []
-
-    def limited() -> int:
-        if len(forks) == 2:
-            raise BlockingIOError(11, "Resource temporarily unavailable")
-        forks.append(fork())
-        return forks[-1]
-
-    monkeypatch.setattr(os, "fork", limited)
-    with pytest.raises(UserError, match="starting 4 data workers: too many processes or threads"):
-        Workers(4, forever, 60)
-    assert not forked()
-
-
-@pytest.mark.parametrize("error", [OSError(12, "Cannot allocate memory"), MemoryError()])
-def test_a_worker_without_memory_is_one_line(error: Exception) -> None:
-    def hungry(worker: int, count: int) -> Iterator[Any]:
-        raise error
-        yield 0
-
-    with start(hungry) as workers, pytest.raises(WorkerLost, match="not enough memory; lower data"):
-        workers.take()
 
 
 # Page-locked memory, with stand-ins for the GPU --------------------------------------------------
@@ -399,7 +321,7 @@ def test_a_training_ends_when_its_workers_give_nothing(
         time.sleep(0.1)
     for pid in forked(process.pid):
         os.kill(pid, signal.SIGSTOP)
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=600)
     assert process.returncode == 138, stderr
     last = stderr.splitlines()[-1]
     assert last.startswith("percmae: error: no batch from data worker ")

@@ -3,10 +3,12 @@ when a pod is told to stop, dies, or has bad input, told by exit codes alone."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -291,3 +293,31 @@ def test_options_of_percmae_are_not_torchruns() -> None:
     found = module._parse(["--nnodes", "2", "--", *given])
     assert (found.training_script, found.module, found.nnodes) == ("percmae", True, "2")
     assert found.training_script_args == given
+
+
+def test_a_pod_that_is_killed_again_and_again_ends_for_good(
+    tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    """As for its memory: all that runs in it is killed at once, and can say nothing."""
+    run = tmp_path / "mae"
+    counting = ["--standalone", "--run-folder", str(run), "--backoff-limit", "1"]
+    pod = [sys.executable, "-m", "percmae.engine.torchrun", *counting, "--"]
+    pod += command(tiny_dataset, tmp_path, *LONG, "optim.epochs=4000")
+    for starts in (1, 2):
+        begun = subprocess.Popen(pod, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        deadline = time.monotonic() + GENEROUS
+        while starts not in [json.loads(f.read_text())["starts"] for f in counts(run)]:
+            assert begun.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(begun.pid, signal.SIGKILL)
+        begun.communicate()
+    last = subprocess.run(pod, stderr=subprocess.PIPE, text=True, timeout=GENEROUS)
+    assert last.returncode == 1, last.stderr
+    assert "has started 2 times" in last.stderr
+    assert not counts(run)
+
+
+def counts(run: Path) -> list[Path]:
+    """The files of pods that count their starts."""
+    return [file for file in run.glob("restarts/*") if file.suffix == ".json"]

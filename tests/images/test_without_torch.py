@@ -56,7 +56,7 @@ def hiding(names: tuple[str, ...], *run: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -16,7 +16,7 @@ from percmae.jobs.settings import job_settings
 from percmae.jobs.spec import job_object
 from percmae.jobs.trainjob import STORE_VARIABLES
 
-from .works import OWNER, pretraining
+from .works import OWNER, SPREAD, pretraining
 
 A_VOLUME = {"name": "data", "persistentVolumeClaim": {"claimName": "data"}}
 A_MOUNT = {"name": "data", "mountPath": "/data"}
@@ -45,6 +45,22 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"scratch": "ten"}, "scratch='ten'"),
     ({"nodes": 2**31}, "nodes=2147483648: out of range"),
     ({"ttl": 0}, "ttl=0: a launcher needs time"),
+    # Further resources and rights
+    ({"resources": {"rdma": "1"}}, "resources, rdma: a vendor's resource with its domain"),
+    ({"resources": {"cpu": "1"}}, "resources, cpu: a vendor's resource"),
+    ({"resources": {"rdma/ib": "half"}}, "resources, rdma/ib='half': not a quantity"),
+    ({"resources": {"rdma/ib": "1500m"}}, "resources, rdma/ib=1500m: a whole number of devices"),
+    ({"resources": {"hugepages-2Mi": "2"}}, "hugepages-2Mi='2': that is 2 bytes"),
+    ({"resources": {"nvidia.com/gpu": "1"}}, "nvidia.com/gpu: set gpus=1 instead"),
+    ({"capabilities": ["CAP_IPC_LOCK"]}, "'CAP_IPC_LOCK': as in a container, such as IPC_LOCK"),
+    ({"capabilities": ["ipc_lock"]}, "'ipc_lock': as in a container"),
+    ({"topology_spread": [{"maxSkew": 1}]}, "topology_spread[0]: topologyKey is missing"),
+    ({"topology_spread": [{**SPREAD, "maxSkew": 0}]}, "topology_spread[0].maxSkew=0: 1 or more"),
+    (
+        {"topology_spread": [{**SPREAD, "whenUnsatisfiable": "Never"}]},
+        "'Never' is not one of DoNot",
+    ),
+    ({"topology_spread": [{**SPREAD, "topologyKey": "a b"}]}, "topology_spread[0].topologyKey"),
     # Names
     ({"namespace": "Team_A"}, "namespace='Team_A': not a name"),
     ({"namespace": "a" * 64}, "at most 63"),
@@ -118,7 +134,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"env": [{"name": "HF_TOKEN", "value": "hf_123"}]}, "HF_TOKEN: looks like a secret"),
     ({"env": [{"name": "WANDB_API_KEY", "value": "123"}]}, "looks like a secret"),
-    ({"env": [{"name": "https_proxy", "value": "http://me:pw@proxy:3128"}]}, "looks like a secret"),
+    ({"env": [{"name": "TRACKER", "value": "http://me:pw@tracker:3128"}]}, "looks like a secret"),
     # Volumes and mounts
     ({"volumes": [A_VOLUME]}, "data: is mounted nowhere"),
     ({"volume_mounts": [A_MOUNT]}, "there is no volume 'data'"),
@@ -228,7 +244,7 @@ def test_affinity_refused(affinity: dict[str, Any], said: str) -> None:
     [
         ({"priority_class": "high"}, "priority_class: a TrainJob takes it from its runtime"),
         ({"image_pull_policy": "Always"}, "image_pull_policy: a TrainJob takes it from"),
-        ({"ttl": 100}, "ttl: a TrainJob takes it from its runtime"),
+        ({"topology_spread": [SPREAD]}, "topology_spread: a TrainJob takes it from its runtime"),
         ({"backoff_limit": 1}, "backoff_limit"),
         ({"clean_pods": "All"}, "clean_pods"),
         ({"tolerations": [{"operator": "Exists"}] * 129}, "a TrainJob holds 128; use"),

@@ -12,6 +12,7 @@ from jobs.validation import OLDEST, Invalid, validate
 from percmae.errors import ConfigError
 from percmae.jobs.cron import cron_job, launcher_settings
 from percmae.jobs.crontab import from_kfp, parse_cron
+from percmae.jobs.names import PULL_SECRETS_VARIABLE
 
 RUN = ["run", "--launcher", "pytorchjob", "--store", "s3://percmae", "--dataset", "imagenet"]
 
@@ -126,6 +127,14 @@ def test_the_cronjob_is_valid() -> None:
     for options in ({}, {"time_zone": "Europe/Berlin", "job": rich}):
         validate(made(**options))
         validate(made(**options), OLDEST)
+
+
+def test_secrets_for_images_are_for_the_jobs_that_it_launches_too() -> None:
+    cron = made(job=("image_pull_secrets=[one, two]",))
+    pod = cron["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    assert pod["imagePullSecrets"] == [{"name": "one"}, {"name": "two"}]
+    given = {"name": PULL_SECRETS_VARIABLE, "value": "one,two"}
+    assert given in pod["containers"][0]["env"]
 
 
 def test_the_validation_would_notice() -> None:

@@ -17,7 +17,7 @@ from percmae.jobs.settings import job_settings
 from percmae.jobs.spec import job_object, object_digest
 from percmae.jobs.work import Work
 
-from .works import KINDS, OWNER, every_setting, every_work, pretraining, probing
+from .works import KINDS, OWNER, SPREAD, every_setting, every_work, pretraining, probing
 
 
 @pytest.mark.slow
@@ -76,6 +76,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "memory": {"memory": "17Gi"},
     "shm": {"shm": "3Gi"},
     "scratch": {"scratch": "11Gi"},
+    "resources": {"resources": {"rdma/ib": "1"}},
+    "capabilities": {"capabilities": ["IPC_LOCK"]},
+    "run_as_user": {"run_as_user": None},
+    "topology_spread": {"topology_spread": [SPREAD]},
     "node_selector": {"node_selector": {"a": "b"}},
     "tolerations": {"tolerations": [{"operator": "Exists"}]},
     "affinity": {"affinity": {"nodeAffinity": {}}},

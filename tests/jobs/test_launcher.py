@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from copy import deepcopy
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from percmae.errors import UserError
 from percmae.jobs import client, launcher
 from percmae.jobs.client import Refused, Unreachable
 from percmae.jobs.launcher import JobFailed, JobRefused, clean, launch, submit
-from percmae.jobs.names import PIPELINE_RUN_LABEL, Object
+from percmae.jobs.names import CLAIMS, Object
 from percmae.jobs.settings import job_settings
 from percmae.jobs.work import Work
 
@@ -39,6 +40,9 @@ class Cluster(KubeServer):
         if path in (PODS, f"{NS}/events"):
             pods = self.pods if path == PODS else []
             return 200, {"items": pods, "metadata": {"resourceVersion": "1"}}
+        if path == TRAININGS and not self.forbidden:
+            below = (each for at, each in self.objects.items() if at.rpartition("/")[0] == path)
+            return 200, {"items": list(below), "metadata": {}}
         return super().get(path)
 
     def post(self, path: str, body: Object) -> tuple[int, Object]:
@@ -64,7 +68,9 @@ def settings(**values: Any) -> Any:
 
 
 def ended(kind: str, message: str = "") -> Object:
-    return {"conditions": [{"type": kind, "status": "True", "message": message}]}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    condition = {"type": kind, "status": "True", "message": message, "lastTransitionTime": now}
+    return {"conditions": [condition]}
 
 
 def pod(role: str, code: int) -> Object:
@@ -89,10 +95,10 @@ def test_a_job_is_created_once_and_followed(
     launch(WORK, settings(), pipeline_run="run-a")
     ((path, job),) = server.posted
     assert (path, job["metadata"]["name"]) == (TRAININGS, WORK.name)
-    assert job["metadata"]["labels"][PIPELINE_RUN_LABEL] == "run-a"
-    said = capsys.readouterr().err
-    assert said.splitlines()[0] == f"PyTorchJob {WORK.name} created in namespace percmae"
-    assert said.splitlines()[-1] == f"PyTorchJob {WORK.name} is done"
+    assert f"{CLAIMS}run-a" in job["metadata"]["labels"]
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].endswith(f": PyTorchJob {WORK.name} created in namespace percmae")
+    assert said[-1].endswith(f": PyTorchJob {WORK.name} is done")
     assert server.deleted == []
 
 
@@ -103,7 +109,7 @@ def test_a_job_under_way_is_found_by_its_digest(
     assert submit(WORK, settings(), pipeline_run="run-b") == WORK.name
     assert len(server.posted) == 1
     assert f"PyTorchJob {WORK.name} is under way: following it" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"16Gi there, 32Gi asked for.* kubectl delete pytorchjob"):
+    with pytest.raises(UserError, match=r"48Gi there, 32Gi asked for.* kubectl delete pytorchjob"):
         submit(WORK, settings(memory="32Gi"))
 
 
@@ -162,15 +168,27 @@ def test_what_may_not_be_done_says_who_may_not(server: Cluster) -> None:
         launch(WORK, settings())
 
 
+def test_a_definition_that_does_not_know_a_field_is_told(server: Cluster) -> None:
+    """It would be dropped, and the job be another."""
+    message = 'strict decoding error: unknown field "spec.runtimePatches"'
+    server.refused[TRAININGS] = (400, message)
+    with pytest.raises(UserError, match=r"PyTorchJob is an older one: .*runtimePatches.* 1\.9 or"):
+        launch(WORK, settings())
+
+
 def test_clean_removes_what_a_run_left_under_way(
     server: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    submit(WORK, settings())
+    submit(WORK, settings(), pipeline_run="run-a")
     done = deepcopy(server.objects[JOB])
     done["metadata"]["name"] += "-done"
     done["status"] = ended("Succeeded")
-    jobs = {"items": [server.objects[JOB], done], "metadata": {}}
-    server.objects[TRAININGS] = jobs
+    server.objects[f"{JOB}-done"] = done
     assert clean("run-a", "percmae") == [f"PyTorchJob {WORK.name}"]
     assert server.deleted == [JOB]
-    assert "TrainJobs not looked for: the cluster has no trainjobs" in capsys.readouterr().err
+    assert clean("run-a", "percmae") == [], "a second time there is nothing to do"
+    # A cluster without Kubeflow Trainer is none to complain about: the run has made none of its.
+    assert "TrainJob" not in capsys.readouterr().err
+    server.forbidden = [TRAININGS]
+    assert clean("run-a", "percmae") == []
+    assert "PyTorchJobs not looked for: " in capsys.readouterr().err

@@ -279,6 +279,22 @@ def test_pods_are_confined(overlay: str) -> None:
             assert "cpu" in container["resources"]["requests"]
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS[1:])
+def test_openshift_gives_users_and_groups_itself(overlay: str, tmp_path: Path) -> None:
+    parts = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": [os.path.relpath(K8S / overlay, tmp_path)],
+        "components": [os.path.relpath(K8S / "components/openshift", tmp_path)],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(parts))
+    left = [pod["securityContext"] for pod in pods(build(str(tmp_path), KUBECTLS[0]))]
+    assert left
+    for security in left:
+        assert not {"runAsUser", "runAsGroup", "fsGroup"} & set(security)
+        assert security["runAsNonRoot"] is True
+
+
 def test_the_oldest_kubernetes_is_stated() -> None:
     said = f"Kubernetes {'.'.join(map(str, cluster.OLDEST_KUBERNETES))} or newer"
     assert said in (K8S / "README.md").read_text()
@@ -295,6 +311,19 @@ def test_images_are_this_version_or_pinned_by_digest() -> None:
     assert images & ours
     for image in images - ours:
         assert re.search(r":RELEASE\.[^@]+@sha256:[0-9a-f]{64}$", image), image
+
+
+def test_the_list_of_images_is_whole() -> None:
+    done = subprocess.run(
+        ["make", "--silent", "image-list"], cwd=K8S.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    listed = done.stdout.split()
+    assert {f"percmae-{name}:{__version__}" for name in ("train", "pipeline")} <= set(listed)
+    for overlay in OVERLAYS:
+        used = {c["image"] for pod in pods(build(overlay, KUBECTLS[0])) for c in containers(pod)}
+        assert used <= set(listed), overlay
+    assert len(listed) == len(set(listed))
 
 
 def test_the_launcher_has_the_rights_that_doctor_asks_for_and_no_others() -> None:

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from percmae.jobs.names import PYTORCH, Object
+from percmae.jobs.names import PYTORCH, TTL_ANNOTATION, Object
 from percmae.jobs.pod import labels_of
 from percmae.jobs.settings import job_settings
 from percmae.jobs.spec import job_object
 from percmae.jobs.trainjob import training_runtime
 from percmae.jobs.work import command
 
-from .works import KINDS, every_work, pretraining
+from .works import KINDS, RUNS, SPREAD, every_work, pretraining
 
 
 def pods(job: Object) -> list[Object]:
@@ -114,10 +114,24 @@ def test_the_stores_address_comes_with_every_kind() -> None:
 @pytest.mark.parametrize("kind", ["pytorchjob", "trainjob"])
 def test_a_training_runs_bare_torchrun_under_tini(kind: str) -> None:
     work = pretraining()
+    counting = ["--run-folder", f"{RUNS}/t_mae", "--backoff-limit", "3"]
     assert container(each(kind))["command"] == [
-        *("tini", "--", "python", "-m", "percmae.engine.torchrun", "--"),
-        *work.arguments,
+        *("tini", "--", "python", "-m", "percmae.engine.torchrun"),
+        *(counting if kind == "pytorchjob" else ()),
+        *("--", *work.arguments),
     ]
+
+
+def test_a_time_to_live_and_a_deadline_are_kept_by_somebody() -> None:
+    """By the pods and our clean-up, where the operator does not."""
+    (template,) = pods(each("pytorchjob", deadline=60))
+    assert template["spec"]["activeDeadlineSeconds"] == 60
+    assert "activeDeadlineSeconds" not in pods(each("pytorchjob", deadline=None))[0]["spec"]
+    notes = each("trainjob", ttl=600)["metadata"]["annotations"]
+    assert notes[TTL_ANNOTATION] == "600"
+    assert TTL_ANNOTATION not in each("trainjob", ttl=None)["metadata"]["annotations"]
+    runtime = training_runtime(job_settings())["spec"]["template"]["spec"]
+    assert "ttlSecondsAfterFinished" not in runtime, "JobSet's would begin a training anew"
 
 
 def test_a_plain_training_needs_torchrun_for_several_gpus_only() -> None:
@@ -233,6 +247,43 @@ def test_resources_and_placement(kind: str) -> None:
         "requests": {"cpu": "500m", "memory": "16Gi"},
         "limits": {"memory": "16Gi", "cpu": "2"},
     }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_further_resources_rights_and_users(kind: str) -> None:
+    job = each(kind, gpus=1, resources={"rdma/ib": "1"}, capabilities=["IPC_LOCK"], run_as_user=0)
+    for amounts in container(job)["resources"].values():
+        assert (amounts["rdma/ib"], amounts["nvidia.com/gpu"]) == ("1", "1")
+    assert container(job)["securityContext"]["capabilities"] == {
+        "drop": ["ALL"],
+        "add": ["IPC_LOCK"],
+    }
+    security = pods(job)[0]["spec"]["securityContext"]
+    assert (security["runAsNonRoot"], security["runAsUser"], security["fsGroup"]) == (False, 0, 0)
+    left_to_the_cluster = pods(each(kind, run_as_user=None))[0]["spec"]["securityContext"]
+    assert left_to_the_cluster == {
+        "runAsNonRoot": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def test_pods_are_spread_over_their_own_jobs() -> None:
+    (found,) = pods(each("job", topology_spread=[SPREAD]))[0]["spec"]["topologySpreadConstraints"]
+    own = {"app.kubernetes.io/instance": pretraining().name}
+    assert found == {**SPREAD, "labelSelector": {"matchLabels": own}}
+    given = {"matchLabels": {"a": "b"}}
+    (found,) = pods(each("job", topology_spread=[{**SPREAD, "labelSelector": given}]))[0]["spec"][
+        "topologySpreadConstraints"
+    ]
+    assert found["labelSelector"] == given
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_makes_room_on_nodes_leaves_trainings_alone(kind: str) -> None:
+    key = "karpenter.sh/do-not-disrupt"
+    assert pods(each(kind))[0]["metadata"]["annotations"][key] == "true"
+    own = each(kind, annotations={key: "false"})
+    assert pods(own)[0]["metadata"]["annotations"][key] == "false"
 
 
 def test_a_stage_without_a_network_takes_no_gpu() -> None:

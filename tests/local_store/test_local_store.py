@@ -51,11 +51,11 @@ class Other:
         self.server = int(self.process.stdout.readline())
 
     def leave(self) -> None:
-        self.process.communicate("\n", timeout=20)
+        self.process.communicate("\n", timeout=600)
 
     def end(self, number: int) -> None:
         self.process.send_signal(number)
-        self.process.communicate(timeout=20)
+        self.process.communicate(timeout=600)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 from kfp.dsl import TaskConfig
 
 from percmae.errors import ConfigError
+from percmae.jobs.names import PULL_SECRETS_VARIABLE
 from percmae.jobs.schema import JobSettings
 from percmae.stages.placement import Placement
 
@@ -122,3 +123,21 @@ def test_an_empty_task_changes_nothing() -> None:
 def test_explicit_settings_win_over_the_task() -> None:
     task = TaskConfig(resources={"limits": {"memory": "1Gi"}})
     assert settings(job=["memory=5Gi"], task=task).memory == "5Gi"
+
+
+def test_the_secrets_that_pulled_a_steps_image_pull_its_jobs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(PULL_SECRETS_VARIABLE, "registry,mirror")
+    task = TaskConfig(env=[{"name": PULL_SECRETS_VARIABLE, "value": "registry,mirror"}])
+    for stage in ("pretrain", "evaluate"):
+        found = settings(stage, task=task)
+        assert (found.image_pull_secrets, found.env) == (["registry", "mirror"], [])
+    assert settings(job=["image_pull_secrets=[own]"]).image_pull_secrets == ["own"]
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "https_proxy", "ALL_PROXY"])
+def test_a_proxy_with_a_password_stops_no_training(name: str) -> None:
+    """Kubeflow's administrators may have set it in every step."""
+    entry = {"name": name, "value": "http://me:pw@proxy:3128"}
+    assert settings(task=TaskConfig(env=[entry])).env == [entry]

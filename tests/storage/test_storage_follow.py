@@ -207,4 +207,4 @@ def test_the_command(runs: StorePath, tmp_path: Path) -> None:
         assert process.poll() is None
     finally:
         process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=600)

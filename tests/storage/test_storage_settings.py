@@ -78,7 +78,7 @@ def test_the_usual_place_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("endpoint: http://h\nretry_seconds: true", "retry_seconds has the wrong type"),
         ("access_key: a", "at least the key 'endpoint'"),
         ("- a", "must be a YAML mapping"),
-        ("a: [", "cannot read the store settings"),
+        ("a: [", "store settings file .* is not YAML"),
         ("endpoint: http://h", "needs an access key"),
         ("endpoint: http://h\naccess_key: a", "needs an access key and a secret key"),
     ],

@@ -122,7 +122,7 @@ def test_stopping(tmp_path: Path, number: signal.Signals) -> None:
     process = started(tmp_path)
     # A terminal's Ctrl-C goes to the whole group; the steps must not take it for a second one.
     os.killpg(process.pid, number)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 128 + number
     assert out == ""
     assert err.splitlines()[-1].startswith("percmae: stopped: nothing is left running")
@@ -141,7 +141,7 @@ def test_stopping_at_once(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    process.communicate(timeout=600)
     assert process.returncode == 130
     assert not marks(tmp_path, "saved")
     assert not [pid for pid in pids if alive(pid)]

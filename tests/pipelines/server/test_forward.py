@@ -146,7 +146,7 @@ def test_kubectl_ends_with_us(
     while not any(run["asked"] for run in kfp.runs.values()) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(number)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 128 + number
     assert "percmae: stopped: " in err
     assert "goes on" in err

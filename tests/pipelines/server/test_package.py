@@ -1,4 +1,4 @@
-"""The name of an uploaded version."""
+"""The compiled pipeline: the name of an uploaded version, and what is compiled in for its jobs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from percmae import __version__
+from percmae.errors import ConfigError
+from percmae.jobs.names import PULL_SECRETS_VARIABLE
+from pipelines.pod import PodSettings
 from pipelines.server import package
 
 
@@ -39,3 +42,29 @@ def test_version_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert package.version_name() == commit  # as git has it: an unknown file is no change
     file.write_text("changed")
     assert package.version_name() == f"{commit}-dirty"
+
+
+def test_a_package_knows_the_image_of_its_jobs_and_the_secrets_for_it() -> None:
+    pod = PodSettings(train_image="registry.example.com/train:1", image_pull_secrets=("a", "b"))
+    _, found = package.compiled("registry.example.com/steps:1", pod)
+    assert found.inputs["train_image"]["defaultValue"] == "registry.example.com/train:1"
+    for step in found.pipeline["deploymentSpec"]["executors"].values():
+        assert {"name": PULL_SECRETS_VARIABLE, "value": "a,b"} in step["container"]["env"]
+
+
+@pytest.mark.parametrize(
+    ("image", "lacks"),
+    [
+        ("percmae-pipeline:0.1.0", "torch"),
+        ("registry.example.com:5000/x/percmae-train@sha256:" + "0" * 64, "KFP"),
+        ("registry.example.com/own:1", None),
+    ],
+)
+def test_steps_train_themselves_in_an_image_that_can(image: str, lacks: str | None) -> None:
+    _, found = package.compiled(image, PodSettings())
+    given = ["launcher=local", "recipe=demo"]
+    if lacks is None:
+        assert package.parameters(found, given) == {"launcher": "local", "recipe": "demo"}
+        return
+    with pytest.raises(ConfigError, match=f"steps would train in {image}, which lacks {lacks}; "):
+        package.parameters(found, given)

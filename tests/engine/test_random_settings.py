@@ -240,7 +240,7 @@ def judge(code: int | None, said: str, complained: str, to: Path, whole: bool) -
     elif code == 1 and "not finite" in complained:
         assert len(errors) == 1
     else:
-        assert code == 2 or (code == 1 and "out of memory" in complained)
+        assert code == 2 or (code == 1 and "memory ran out" in complained)
         assert complained.splitlines() == errors
         assert len(errors) == 1
         assert files == []

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from percmae.config import Config
-from percmae.engine.memory import keep_freed_memory, out_of_memory
+from percmae.engine.memory import keep_freed_memory
 from percmae.engine.place import Place, find_place, unused_tasks
 from percmae.errors import ConfigError, PeerLost, PercmaeError, UserError
 from percmae.progress import note
@@ -153,8 +153,7 @@ def distributed(config: Config) -> Iterator[World]:
 
     Leaves the process group at the end. Raises UserError for an environment that makes no sense,
     ConfigError when the number of machines is not trainer.num_nodes or when a GPU is asked for
-    that is not there, PeerLost when another process of the job has ended or cannot be reached,
-    PercmaeError when memory is used up.
+    that is not there, PeerLost when another process of the job has ended or cannot be reached.
     """
     place = find_place()
     rank, size, nodes = (place.rank, place.size, place.nodes) if place else (0, 1, 1)
@@ -187,11 +186,7 @@ def distributed(config: Config) -> Iterator[World]:
             message = f"process {rank} of {size} lost the others: {reason}"
             joined = False  # what is under way with the others cannot be ended
             raise PeerLost(message, in_midst=True) from error
-        if told := out_of_memory(error):
-            raise PercmaeError(told) from None
         raise
-    except MemoryError as error:
-        raise PercmaeError(out_of_memory(error)) from None
     finally:
         if joined and dist.is_initialized():
             # That the others have gone by now is no failure, and must not hide one.

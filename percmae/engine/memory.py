@@ -1,10 +1,8 @@
-"""Memory of a training process: kept from step to step on a CPU; told of when there is none."""
+"""Memory of a training process on a CPU."""
 
 from __future__ import annotations
 
 import ctypes
-
-import torch
 
 # mallopt's names for its parameters (glibc's malloc.h).
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
@@ -25,16 +23,3 @@ def keep_freed_memory() -> None:
     mallopt(_MMAP_MAX, 0)
     mallopt(_TRIM_THRESHOLD, -1)
     mallopt(_TOP_PAD, _GROWTH)
-
-
-def out_of_memory(error: Exception) -> str | None:
-    """What to tell of an error that says memory is used up; None for any other error."""
-    # On a CPU the error has no class of its own.
-    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    if not known and "can't allocate memory" not in str(error):
-        return None
-    reason = " ".join(str(error).split()).partition(". If reserved")[0] or "none left to allocate"
-    return (
-        f"out of memory ({reason}); lower data.batch_size (optim.total_batch keeps the effective "
-        "batch), data.image_size or the sizes in model.*"
-    )

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 RunFormat = Literal["percmae-run/1"]
 FORMAT: RunFormat = get_args(RunFormat)[0]
 RECORD, CONFIG = "run.json", "config.yaml"
-CHECKPOINTS, PICTURES = "checkpoints", "mae_recon_out"
+CHECKPOINTS, PICTURES, RESTARTS = "checkpoints", "mae_recon_out", "restarts"
 
 
 class RunRecord(Part):
@@ -267,8 +267,10 @@ def identity_of(
 
 
 def _empty(folder: StorePath) -> None:
+    """Remove what a run has left, but for what a job counts over all of its starts."""
     for entry in list(folder.iter()):
-        entry.path.delete()
+        if not entry.name.startswith(f"{RESTARTS}/"):
+            entry.path.delete()
 
 
 def _difference(run: Run, identity: Identity) -> str:

@@ -14,12 +14,11 @@ import socket
 from percmae.errors import PercmaeError, StoreError
 from percmae.progress import note
 from percmae.runs.files import Part, parse
-from percmae.runs.record import RECORD, read_record
+from percmae.runs.record import RECORD, RESTARTS, read_record
 from percmae.storage import StorePath
 
 RUN_FOLDER, BACKOFF_LIMIT = "--run-folder", "--backoff-limit"
 """Options of percmae.engine.torchrun, which counts."""
-FOLDER = "restarts"
 _STOPPED = (130, 143)
 """Codes of a pod that was told to stop (SIGINT, SIGTERM): no failure."""
 
@@ -41,7 +40,7 @@ class Restarts:
     def __init__(self, run: str, limit: int, pod: str | None = None) -> None:
         """run: the run's folder, which may not be there yet; limit: restarts that are borne."""
         self._run = StorePath(run)
-        self._folder = self._run / FOLDER
+        self._folder = self._run / RESTARTS
         self._pod = pod or socket.gethostname()
         self._file = self._folder / f"{self._pod}.json"
         self._limit = limit

@@ -6,8 +6,8 @@ import pytest
 
 from percmae.config import load_config
 from percmae.errors import DataError
-from percmae.runs.record import Identity, Run
-from percmae.runs.restarts import FOLDER, Restarts, TooManyRestarts
+from percmae.runs.record import RESTARTS, Identity, Run
+from percmae.runs.restarts import Restarts, TooManyRestarts
 from percmae.storage import StorePath
 
 
@@ -17,7 +17,7 @@ def run(tmp_store: StorePath) -> StorePath:
 
 
 def counted(run: StorePath) -> list[str]:
-    return sorted(entry.path.name for entry in (run / FOLDER).iter())
+    return sorted(entry.path.name for entry in (run / RESTARTS).iter())
 
 
 def test_starts_that_lead_nowhere_are_limited(run: StorePath) -> None:
@@ -38,6 +38,17 @@ def test_a_checkpoint_is_progress(run: StorePath) -> None:
         Restarts(run.uri, 0, "p").begin()
     with pytest.raises(TooManyRestarts, match="at step 4"):
         Restarts(run.uri, 0, "p").begin()
+
+
+def test_starts_are_counted_over_runs_that_are_begun_anew(run: StorePath) -> None:
+    """A run that fails before its first checkpoint leaves nothing but the counts."""
+    identity = Identity("t_mae", load_config("mae", "demo", tag="t"), "data", "sha256:0")
+    for _ in range(3):
+        Restarts(run.uri, 2, "p").begin()
+        Run.create(run.parent.uri, identity, {}).forget()
+        assert [entry.name for entry in run.iter()] == ["restarts/p.json"]
+    with pytest.raises(TooManyRestarts, match="pod p has started 3 times"):
+        Restarts(run.uri, 2, "p").begin()
 
 
 @pytest.mark.parametrize(
@@ -62,6 +73,6 @@ def test_what_the_end_of_a_start_says(run: StorePath, code: int, left: list[str]
 
 
 def test_a_damaged_count_is_told(run: StorePath) -> None:
-    (run / FOLDER / "p.json").write_text("{")
+    (run / RESTARTS / "p.json").write_text("{")
     with pytest.raises(DataError, match=r"p.json is not JSON .*; delete it$"):
         Restarts(run.uri, 3, "p").begin()

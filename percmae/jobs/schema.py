@@ -99,7 +99,8 @@ class JobSettings:
     {hugepages-2Mi: 1Gi}; counts and quantities as in a container's limits."""
     capabilities: list[str] = Field(default_factory=list)
     """Linux capabilities to add to none, such as IPC_LOCK. Processes of root have them
-    (run_as_user=0), those of others only by a file that carries them."""
+    (run_as_user=0), those of others only by a file that carries them. The namespace must admit
+    both: that of k8s/base does not."""
     run_as_user: NonNegativeInt | None = USER
     """User and group of the processes; null leaves both to the cluster, as OpenShift wants it."""
 

@@ -57,11 +57,11 @@ def rendered(cluster: Deployed, paths: Iterator[str] | tuple[str, ...]) -> Itera
                 yield made
 
 
-def launched(cluster: Deployed, kind: str, leave_out: str = "") -> Iterator[Object]:
-    """What a launcher makes of every stage and variant under every setting but one."""
+def launched(cluster: Deployed, kind: str) -> Iterator[Object]:
+    """What a launcher makes of every stage and variant under every setting but ROOT."""
     for work in every_work().values():
         for name, settings in every_setting(kind).items():
-            if name == leave_out:
+            if name == ROOT:
                 continue
             made = job_object(work, settings, OWNER)
             made["metadata"]["namespace"] = cluster.namespace
@@ -204,8 +204,22 @@ def test_the_pods_of_every_overlay_are_admitted(cluster: Deployed, path: str) ->
 
 @pytest.mark.parametrize("kind", ["pytorchjob", "job"])
 def test_the_pods_of_every_launcher_are_admitted(cluster: Deployed, kind: str) -> None:
-    pods = pods_of(cluster, launched(cluster, kind, leave_out=ROOT))
+    pods = pods_of(cluster, launched(cluster, kind))
     assert len(cluster.dry_run(*pods)) == len(pods) > 30
+
+
+def test_root_and_its_capabilities_are_admitted_where_the_namespace_says_so(
+    cluster: Deployed,
+) -> None:
+    work, settings = every_work()["evaluate"], every_setting("job")[ROOT]
+    made = job_object(work, settings)
+    (root,) = pods_of(cluster, iter([made]))
+    assert "IPC_LOCK" in refusal(cluster, root)
+    with namespace_for("privileged") as privileged:
+        privileged("create", "namespace", privileged.namespace)
+        privileged("create", "serviceaccount", "pods")
+        made["metadata"]["namespace"] = root["metadata"]["namespace"] = privileged.namespace
+        assert len(privileged.dry_run(made, root)) == 2
 
 
 def test_the_pods_of_trainjobs_are_admitted(cluster: Deployed) -> None:

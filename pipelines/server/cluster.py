@@ -42,6 +42,7 @@ class Cluster:
         self.namespace = where.namespace or where.kfp_namespace
         self._package = package
         self._said: set[str] = set()
+        self._waited: dict[str, str] = {}
         self._client: Client | None = None
         if where.port_forward or found_inside(where):
             self._client = self._asked(lambda: Client(self.namespace))
@@ -73,7 +74,9 @@ class Cluster:
             if state.phase(pod) == "Pending":
                 words = state.waits_for({}, [pod], ())
                 if words.startswith("pod "):
-                    found.append(f"{self._title(pod)}: {words.partition(': ')[2]}")
+                    title, reason = self._title(pod), words.partition(": ")[2]
+                    self._waited[title] = reason
+                    found.append(f"{title}: {reason}")
         return list(dict.fromkeys(found))
 
     def reasons(self, run_id: str) -> dict[str, str]:
@@ -81,8 +84,11 @@ class Cluster:
         found: dict[str, str] = {}
         for pod in self._of_run(POD, run_id):
             if state.phase(pod) == "Failed":
-                reason = self._last_line(pod["metadata"]["name"]) or _status(pod)
-                found[self._title(pod)] = reason
+                title = self._title(pod)
+                said = self._last_line(pod["metadata"]["name"])
+                # When its deadline ends it, a pod that could not start forgets why.
+                ended = [words for words in (self._waited.get(title), _status(pod)) if words]
+                found[title] = said or "; ".join(ended)
         return found
 
     def terminated(self, run_id: str) -> bool:
@@ -139,6 +145,6 @@ def _said(lines: list[str]) -> Iterator[str]:
 
 def _status(pod: Object) -> str:
     """What Kubernetes says of a pod that has said nothing itself."""
-    stuck, status = state.stuck(pod), pod.get("status", {})
-    said = [stuck, status.get("reason"), status.get("message")]
-    return ": ".join(" ".join(text.split()) for text in said if text) or "no log, no reason"
+    status = pod.get("status", {})
+    said = [text for text in (status.get("reason"), status.get("message")) if text]
+    return ": ".join(" ".join(text.split()) for text in said) or "no log, no reason"

@@ -85,8 +85,11 @@ def test_a_step_that_never_started_says_why(server: KubeServer, cluster: Cluster
     server.objects[PODS]["items"] = [check]
     reason = 'CreateContainerConfigError: secret "keys" not found'
     assert cluster.waiting("run") == [f"Check the parameters: {reason}"]
+    # As Kubernetes 1.35 leaves it.
+    gone = {"exitCode": 137, "reason": "ContainerStatusUnknown"}
+    check["status"]["containerStatuses"][0]["state"] = {"terminated": gone}
     check["status"] |= {"phase": "Failed", "reason": "DeadlineExceeded", "message": late}
-    found = {"Check the parameters": f"{reason}: DeadlineExceeded: {late}"}
+    found = {"Check the parameters": f"{reason}; DeadlineExceeded: {late}"}
     assert cluster.reasons("run") == found
 
 

@@ -46,7 +46,7 @@ def tensors_in(data: bytes, what: str, mend: str) -> FileContent:
     damaged file whole.
     """
     remarks = []
-    if data[:2] == b"\x1f\x8b":
+    if data[:2] == b"\x1f\x8b" and not _is_safetensors(data):
         data = _gunzipped(data, what, mend)
         remarks.append("unpacked by gzip")
     if _is_safetensors(data):
@@ -96,7 +96,7 @@ def _something_else(data: bytes) -> str | None:
     """What the content is and what to do, where it is not weights."""
     if not data:
         return "the file is empty; fetch it again"
-    if not data.strip(b"\0"):
+    if not any(data):
         return "holds nothing but zeros, as a download that has not ended may; fetch it again"
     for magic, name in _OTHERS.items():
         if data.startswith(magic):

@@ -54,7 +54,12 @@ def autoencoder_names(tensors: Tensors, what: str) -> Named:
     the remarks say. Raises CheckpointError where there are several encoders.
     """
     tensors, remarks = unwrapped(tensors, what)
-    prefixes = {key.removesuffix(end) for end in _PATCHES for key in tensors if key.endswith(end)}
+    prefixes = {
+        key.removesuffix(end)
+        for end in _PATCHES
+        for key in tensors
+        if key == end or key.endswith(f".{end}")
+    }
     if len(prefixes) > 1:
         raise CheckpointError(
             f"{what}: holds several encoders ({', '.join(sorted(prefixes))}); save the one that is "

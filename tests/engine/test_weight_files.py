@@ -186,10 +186,17 @@ def test_what_a_file_is_comes_from_its_content(weights: State, tmp_path: Path) -
         ("legacy.safetensors", legacy),
         ("packed.pth.gz", gzip.compress(zipped)),
         ("packed.safetensors", gzip.compress(st)),
+        ("looks-packed.safetensors", padded(st, 0x8B1F)),
         ("two-members.gz", gzip.compress(st[:100]) + gzip.compress(st[100:])),
     ):
         (tmp_path / name).write_bytes(data)
         assert same(initial_weights(str(tmp_path / name)), weights), name
+
+
+def padded(data: bytes, header: int) -> bytes:
+    """The same safetensors file with a header of that length, which begins it."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    return header.to_bytes(8, "little") + data[8:end].ljust(header) + data[end:]
 
 
 def tar_bytes() -> bytes:

@@ -47,13 +47,23 @@ _SET_UP_WRONGLY = {
     errno.EAGAIN: _PROCESSES,
 }
 _SAID_OF_MEMORY = ("can't allocate memory", "CUDA out of memory", "failed to map segment")
+_SAID_OF_FOLDERS = {
+    "No usable temporary directory": "set TMPDIR to one with room in it",
+    "Could not determine home directory": "set HOME, or write the path without ~",
+    "Matplotlib requires access to a writable cache directory": "TMPDIR will do as well",
+}
 _ERRNO = re.compile(r"\[Errno (\d+)\]|\((\d+)\)$")
+
+
+def debugging() -> bool:
+    """Whether tracebacks are to be seen."""
+    return os.environ.get(DEBUG, "0") not in ("", "0")
 
 
 def in_words(error: Exception) -> PercmaeError:
     """The error as one line for a person; its traceback is kept where it may be needed."""
     blamed = _surroundings(error)
-    shown = os.environ.get(DEBUG, "0") != "0"
+    shown = debugging()
     kept = None if shown or blamed is not None else _kept(error)
     if shown or (blamed is None and kept is None):
         traceback.print_exception(error)
@@ -71,8 +81,9 @@ def _surroundings(error: Exception) -> PercmaeError | None:
         return PercmaeError(f"memory ran out{_place(error)}: {text}; {_MEMORY}")
     if "can't start new thread" in text:
         return UserError(f"{text}{_place(error)}; {_PROCESSES}")
-    if text.startswith("[Errno 2] No usable temporary directory"):
-        return UserError(f"{text.removeprefix('[Errno 2] ')}; set TMPDIR to one with room in it")
+    for said, mend in _SAID_OF_FOLDERS.items():
+        if said in text:
+            return UserError(f"{text[text.index(said) :]}; {mend}")
     if isinstance(error, ImportError) and not (error.name or "percmae").startswith(_OURS):
         return UserError(
             f"{error.name} cannot be used here: {text}; `pip install percmae` mends what is "

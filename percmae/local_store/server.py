@@ -36,6 +36,11 @@ DEFAULT_BUCKET = "percmae"
 _START_SECONDS = 30.0
 _STOP_SECONDS = 10.0
 _POLL_SECONDS = 0.03
+_LIMITS = {
+    "too many open files": "raise the limit (ulimit -n 4096)",
+    "failed to create new OS thread": "raise the limit on processes (ulimit -u)",
+}
+_SOCKETS = "/tmp"
 _PORT_TAKEN = "address already in use"
 
 
@@ -177,6 +182,8 @@ class _Folder:
             (self.path / ".gitignore").write_text("*\n", encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot keep a store in {self.path}: {error.strerror}") from error
+        if not os.access(_SOCKETS, os.W_OK | os.X_OK):
+            raise UserError(f"the local store needs {_SOCKETS} for its sockets: make it writable")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -249,10 +256,20 @@ class _Folder:
         )
 
     def log_tail(self, lines: int = 5) -> str:
+        return " | ".join(self._log().splitlines()[-lines:]) or "(no log)"
+
+    def last_words(self) -> str:
+        """Why the server has ended, as far as its log says it; a crash is followed by pages."""
+        text = self._log()
+        for said, mend in _LIMITS.items():
+            if said in text:
+                return f"{said}; {mend}"
+        return self.log_tail()
+
+    def _log(self) -> str:
         with suppress(OSError):
-            text = self.log.read_text(encoding="utf-8", errors="replace").strip()
-            return " | ".join(text.splitlines()[-lines:])
-        return "(no log)"
+            return self.log.read_text(encoding="utf-8", errors="replace").strip()
+        return ""
 
 
 def _up(folder: _Folder, port: int | None, bucket: str, user: Process | None) -> LocalStore:
@@ -372,7 +389,7 @@ def _wait_until_ready(folder: _Folder, state: _State) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while not store.answers():
         if not state.server.is_alive():
-            raise StoreError(f"the local store ended while starting: {folder.log_tail()}")
+            raise StoreError(f"the local store ended while starting: {folder.last_words()}")
         if time.monotonic() > deadline:
             raise StoreError(
                 f"the local store was not ready within {_START_SECONDS:g} s; end of {folder.log}:"

@@ -261,9 +261,9 @@ class _Folder:
     def last_words(self) -> str:
         """Why the server has ended, as far as its log says it; a crash is followed by pages."""
         text = self._log()
-        for said, mend in _LIMITS.items():
+        for said, fix in _LIMITS.items():
             if said in text:
-                return f"{said}; {mend}"
+                return f"{said}; {fix}"
         return self.log_tail()
 
     def _log(self) -> str:

@@ -41,6 +41,7 @@ LONG_FILES = {
     "engine/test_whose_settings.py",
     "jobs/test_digest.py",
     "jobs/test_manifests.py",
+    "jobs/test_overlays.py",
     "jobs/test_schema.py",
     "jobs/test_work.py",
     "losses/test_objectives.py",

@@ -5,7 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-# make run VARIANT=ssim TAG=try1 ARGS="optim.epochs=3"
+# make run VARIANT=ssim TAG=try1 ARGS="pretrain.optim.epochs=3"
 VARIANT ?= mae
 TAG ?=
 SOURCE ?= mnist
@@ -28,7 +28,7 @@ GPU_PACKAGES := annotated-types pydantic pydantic_core typing-inspection
 GPU_PLATFORMS := manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64
 
 .DEFAULT_GOAL := help
-.PHONY: help run compare test test-fast lint format golden manifests images test-images test-cluster bench gpu-check test-gpu-check gpu-wheels clean
+.PHONY: help run compare test test-fast lint format golden manifests images image-list test-images test-cluster bench gpu-check test-gpu-check gpu-wheels clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -64,6 +64,12 @@ manifests: $(VENV)/.installed-run ## Render the jobs in k8s/; your own: ARGS="--
 
 images: ## Build the container images (PLATFORM=cpu|cuda REGISTRY= VERSION= BUILDER= BUILD_ARGS=)
 	@docker/build.sh
+
+# Ours, what k8s/ names, and what the training operator starts of its own accord.
+image-list: ## List the images a cluster has to have, for one without a way to a registry
+	@{ find k8s -name '*.yaml' -exec sed -nE 's/^ *(- )?image: //p' {} +; \
+	  sed -nE 's/^version = "(.*)"/percmae-pipeline:\1/p' pyproject.toml; \
+	  echo docker.io/library/alpine:3.10; } | sort -u
 
 test-images: $(VENV)/.installed-dev ## Build the container images and run them
 	@PERCMAE_TEST_IMAGES=1 $(BIN)/python -m pytest tests/images

@@ -6,7 +6,7 @@ in the container, so everything it needs is imported inside it. ``install_kfp_pa
 image brings kfp along, and no step installs anything when it runs.
 """
 
-from percmae import __version__
+from percmae.jobs.names import PIPELINE_IMAGE
 
-IMAGE = f"percmae-pipeline:{__version__}"
+IMAGE = PIPELINE_IMAGE
 """Image the steps run in unless the pipeline is compiled with another (``--image``)."""

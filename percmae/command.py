@@ -13,6 +13,7 @@ from contextlib import suppress
 
 from percmae import unforeseen
 from percmae.errors import Interrupted, PeerLost, PercmaeError, UserError
+from percmae.progress import log_to_stderr
 from percmae.streams import ReaderGone, prepare
 
 _FILES = 65_536  # at once; enough for any number of data workers
@@ -39,7 +40,8 @@ def exit_code(work: Callable[[], object], logged: bool = False) -> int:
 
     The one line is for whatever is raised, SystemExit with a code apart (``percmae.unforeseen``).
     logged: stderr is kept, and a file might not be: the traceback of a fault goes there.
-    Ends the process itself where it must not be taken apart (:class:`PeerLost`).
+    Notes and progress go to stderr meanwhile. Ends the process itself where it must not be taken
+    apart (:class:`PeerLost`).
     """
     prepare()
     # A test may have put others in their place.
@@ -54,7 +56,8 @@ def exit_code(work: Callable[[], object], logged: bool = False) -> int:
 
 def _code(work: Callable[[], object], logged: bool = False) -> int:
     try:
-        work()
+        with log_to_stderr():
+            work()
     except SystemExit as ended:
         if ended.code is None or isinstance(ended.code, int):
             return ended.code or 0

@@ -13,14 +13,16 @@ code   meaning                                                       pod
 130    interrupted (SIGINT), after saving                            restarted
 134    aborted, as NCCL's watchdog does when a peer does not answer  restarted
 137    killed: out of memory, or not ended within the grace period   restarted
-138    another process of the job was lost or told to stop           restarted
+138    another process of the job, or one that loads its data, was   restarted
+       lost, told to stop, or gives no answer
 139    crashed in native code                                        restarted
 143    told to stop (SIGTERM: eviction, preemption), after saving    restarted
 =====  ============================================================  =========
 
 (128 + N means ended by signal N.) ``percmae.engine.torchrun`` hands on the code of the process that
 failed first, so the same holds for a pod with several. How often a pod is restarted is limited by
-job setting backoff_limit where the kind of job counts restarts, and by its deadline.
+job setting backoff_limit and by its deadline; where the kind of job counts no restarts, the pods do
+(percmae.runs.restarts).
 """
 
 from __future__ import annotations
@@ -70,6 +72,12 @@ class Interrupted(PercmaeError):
     def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+class WorkerLost(PercmaeError):
+    """A process that loads data ended, or gives nothing any more: begin again."""
+
+    exit_code = 138
 
 
 class PeerLost(PercmaeError):

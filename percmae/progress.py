@@ -1,15 +1,22 @@
-"""Progress on stderr: a bar on a terminal, plain lines at a steady pace anywhere else.
+"""What is said on stderr: notes, warnings and progress, all through the logger ``percmae``.
 
-Both show how much is done, how fast, and how long the rest will take. tqdm draws the bar and is
-loaded only when there is one.
+An entry point gives that logger its handler while it works (:func:`log_to_stderr`). A program that
+imports percmae decides by itself: it configures logging as it likes, and without that hears of
+warnings only.
+
+On a terminal a line is its message, and work under way has a bar. Anywhere else a line begins with
+time, level and rank, so that a log of many processes can be read, and progress is a line at a
+steady pace. tqdm writes both bar and line, and is loaded with the first of them.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
@@ -18,6 +25,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_log = logging.getLogger("percmae")
+# Bars of this process that are on the screen: what is said meanwhile goes above them.
 _open_bars = 0
 
 
@@ -50,7 +59,7 @@ class Progress:
         self._postfix: dict[str, Any] = {}
         self._began = self._last_line = time.monotonic()
         self._closed = False
-        self._bar = self._open_bar() if show and _is_terminal() else None
+        self._bar = self._open_bar() if show and _draws_bars() else None
 
     def update(self, n: int = 1, **postfix: Any) -> None:
         """``n`` more are done; ``postfix`` (``loss=0.41``) is shown beside it until replaced."""
@@ -58,13 +67,13 @@ class Progress:
         self._postfix.update(postfix)
         if self._bar is not None:
             if postfix:
-                self._bar.set_postfix(self._postfix, refresh=False)
+                self._bar.set_postfix_str(self._beside(), refresh=False)
             self._bar.update(n)
         elif self._show and self.done != self.total:  # the last line is for close()
             now = time.monotonic()
             if now - self._last_line >= self._interval:
                 self._last_line = now
-                _print(self._line(final=False))
+                self._say()
 
     def close(self) -> None:
         """End the bar, or print the last line. Closing twice is fine."""
@@ -76,7 +85,7 @@ class Progress:
             self._bar.close()
             _open_bars -= 1
         elif self._show:
-            _print(self._line(final=True))
+            self._say()
 
     def __enter__(self) -> Self:
         return self
@@ -94,30 +103,42 @@ class Progress:
         from tqdm import tqdm
 
         _open_bars += 1
-        in_bytes = self.unit == "B"
         return tqdm(
             desc=self.desc,
             total=self.total,
-            unit="B" if in_bytes else f" {self.unit}",
-            unit_scale=in_bytes,
-            unit_divisor=1024,
+            unit=self.unit,
+            unit_scale=self.unit == "B",
             initial=self.done,
             file=sys.stderr,
             dynamic_ncols=True,
         )
 
-    def _line(self, final: bool) -> str:
-        seconds = time.monotonic() - self._began
-        rate = (self.done - self._initial) / seconds if seconds > 0 else 0.0
-        parts = [f"{self.desc}: {_amount(self.done, self.total, self.unit)}"]
-        if rate > 0:
-            parts.append(_rate(rate, self.unit))
-        if final:
-            parts.append(f"took {_clock(seconds)}")
-        elif rate > 0 and self.total is not None:
-            parts.append(f"eta {_clock(max(0, self.total - self.done) / rate)}")
-        parts += [f"{key}={_value(value)}" for key, value in self._postfix.items()]
-        return ", ".join(parts)
+    def _say(self) -> None:
+        """The text of the bar, as a line."""
+        if not _log.isEnabledFor(logging.INFO):
+            return
+        from tqdm import tqdm
+
+        line = tqdm.format_meter(
+            self.done,
+            self.total,  # type: ignore[arg-type]  # None is documented
+            time.monotonic() - self._began,
+            ncols=0,
+            prefix=self.desc,
+            unit=self.unit,
+            unit_scale=self.unit == "B",
+            initial=self._initial,
+            postfix=self._beside(),
+        )
+        _log.info("%s", line)
+
+    def _beside(self) -> str:
+        from tqdm import tqdm
+
+        return ", ".join(
+            f"{name}={tqdm.format_num(value) if isinstance(value, float) else value}"
+            for name, value in self._postfix.items()
+        )
 
 
 @overload
@@ -151,13 +172,70 @@ def progress(
 
 
 def note(message: str) -> None:
-    """One line to stderr, above the bar if there is one."""
-    if _open_bars:
-        from tqdm import tqdm
+    """Say how it goes."""
+    _log.info("%s", message)
 
-        tqdm.write(message, file=sys.stderr)
-    else:
-        _print(message)
+
+def warn(message: str) -> None:
+    """Say what had better be otherwise."""
+    _log.warning("%s", message)
+
+
+def relay(line: str) -> None:
+    """Pass on a line of another process, which bears its own time, level and rank."""
+    _log.info("%s", line, extra={"relayed": True})
+
+
+@contextmanager
+def log_to_stderr() -> Iterator[None]:
+    """Send to stderr what the logger ``percmae`` is told, for as long as the block lasts.
+
+    Nothing is changed where the logger has a handler already.
+    """
+    if _log.handlers:
+        yield
+        return
+    handler, level, propagate = _Stderr(), _log.level, _log.propagate
+    _log.addHandler(handler)
+    _log.setLevel(level or logging.INFO)
+    _log.propagate = False  # KFP's executor has a handler of its own at the root
+    try:
+        yield
+    finally:
+        _log.removeHandler(handler)
+        _log.setLevel(level)
+        _log.propagate = propagate
+
+
+class _Stderr(logging.Handler):
+    """Writes to what is stderr at the time, above the bars if there are any."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = _formatted(record)
+            if _open_bars:
+                from tqdm import tqdm
+
+                tqdm.write(line, file=sys.stderr)
+            else:
+                print(line, file=sys.stderr, flush=True)
+        except Exception:
+            self.handleError(record)
+
+
+def _formatted(record: logging.LogRecord) -> str:
+    message = record.getMessage()
+    if hasattr(record, "relayed"):
+        return message
+    if _is_terminal():
+        return f"warning: {message}" if record.levelno >= logging.WARNING else message
+    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
+    rank = f" rank {os.environ['RANK']}" if os.environ.get("RANK") else ""
+    return f"{when} {record.levelname}{rank}: {message}"
+
+
+def _draws_bars() -> bool:
+    return _is_terminal() and any(isinstance(handler, _Stderr) for handler in _log.handlers)
 
 
 def _each(iterable: Iterable[T], shown: Progress) -> Iterator[T]:
@@ -169,43 +247,3 @@ def _each(iterable: Iterable[T], shown: Progress) -> Iterator[T]:
 
 def _is_terminal() -> bool:
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-
-
-def _print(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _amount(done: int, total: int | None, unit: str) -> str:
-    if unit == "B":
-        return _bytes(done) if total is None else f"{_bytes(done)}/{_bytes(total)}"
-    return f"{done} {unit}" if total is None else f"{done}/{total} {unit}"
-
-
-def _rate(rate: float, unit: str) -> str:
-    if unit == "B":
-        return f"{_bytes(rate)}/s"
-    return f"{_number(rate)} {unit}/s" if rate >= 1 else f"{_number(1 / rate)} s/{unit}"
-
-
-def _bytes(amount: float) -> str:
-    for prefix in ("", "Ki", "Mi", "Gi"):
-        if amount < 1024:
-            return f"{_number(amount)} {prefix}B"
-        amount /= 1024
-    return f"{_number(amount)} TiB"
-
-
-def _number(value: float) -> str:
-    """Three digits: 1234, 350, 35.2, 3.52."""
-    return f"{value:.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
-
-
-def _value(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _clock(seconds: float) -> str:
-    """m:ss, with hours h:mm:ss."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

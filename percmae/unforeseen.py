@@ -83,9 +83,9 @@ def _surroundings(error: Exception) -> PercmaeError | None:
         return PercmaeError(f"memory ran out{_place(error)}: {text}; {_MEMORY}")
     if "can't start new thread" in text:
         return UserError(f"{text}{_place(error)}; {_PROCESSES}")
-    for said, mend in _SAID_OF_FOLDERS.items():
+    for said, fix in _SAID_OF_FOLDERS.items():
         if said in text:
-            return UserError(f"{text[text.index(said) :]}; {mend}")
+            return UserError(f"{text[text.index(said) :]}; {fix}")
     if isinstance(error, ImportError) and not (error.name or "percmae").startswith(_OURS):
         return UserError(
             f"{error.name} cannot be used here: {text}; `pip install percmae` mends what is "

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable
 from typing import Any
 
+from percmae.cli.parser import add_presets, add_variant
 from percmae.command import exit_code, parse
 from percmae.errors import UserError
+from percmae.stages.placement import Placement
 from pipelines.actions import add_actions
+from pipelines.local.options import RunOptions
 
 _RUN = """\
 Run the whole pipeline on this machine: sample images, an embedded S3 server, and the same KFP
@@ -21,18 +25,16 @@ on from there. Another configuration needs another --tag."""
 _RUN_EXAMPLES = """\
 examples:
   percmae run
-  percmae run --variant ssim --tag try1 optim.epochs=3
-  percmae run --source my-images/ --seeds 0 probe.optim.epochs=20 all.data.workers=2
+  percmae run --variant ssim --tag try1 pretrain.optim.epochs=3
+  percmae run --source my-images/ --seeds 0 data.workers=2 probe.optim.epochs=20
 
-key=value is a setting of the pretraining, or with probe., finetune. or all. in front of that stage;
-`percmae config show --docs` explains them all."""
-
+"""
 
 _COMPARE = """\
 Run the whole pipeline for one variant after the other, on the same images with the same seeds and
 settings, and put what they learned side by side: a table, and a picture.
 
-What is finished and unchanged is reused, also what `percmae run` has made with the same tag. When a
+What is finished and unchanged is reused, also what `percmae run` has left with the same tag. When a
 variant fails, the others go on. Ctrl-C saves what is being trained; the same command goes on from
 there."""
 
@@ -41,15 +43,20 @@ examples:
   percmae compare
   percmae compare --variants mae,ssim --seeds 0 --tag quick optim.epochs=3
 
-key=value is a setting of every variant's pretraining, or with probe., finetune. or all. in front of
-that stage; `percmae config show --docs` explains them all."""
+"""
+
+_SETTINGS = """\
+key=value is a setting of every stage that has it; with pretrain., probe. or finetune. in front, of
+that stage alone, where it wins. Job settings (--job) likewise. `percmae config show --docs`
+explains them all."""
 
 
+# Both import their work when they do it: --help shows none of it.
 def _run(args: argparse.Namespace) -> None:
     from percmae.report import summary_table
     from pipelines.local.run import run, steps_table
 
-    outcome = run(args.variant, **_settings(args))
+    outcome = run(args.variant, _options(args))
     print(summary_table(outcome.report))
     print()
     print(steps_table(outcome.steps))
@@ -61,20 +68,23 @@ def _compare(args: argparse.Namespace) -> None:
     from percmae.report.compare_text import compare_table
     from pipelines.local.compare import compare, failures
 
-    document = compare(args.variants, **_settings(args))
+    document = compare(args.variants, _options(args))
     print(compare_table(document))
     print()
     print(*document["files"].values(), sep="\n")
     failures(document)
 
 
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What ``run`` and ``compare`` take alike."""
-    from percmae.stages.launch import Launch
+def _options(args: argparse.Namespace) -> RunOptions:
+    placement = Placement(args.launcher, args.train_image, args.nodes, args.gpus, args.job)
+    return RunOptions(placement=placement, **{name: getattr(args, name) for name in _DEFAULTS})
 
-    names = "tag recipe source seeds overrides to size fine_tune store archives dataset"
-    launch = Launch(args.launcher, args.train_image, args.nodes, args.gpus, args.job)
-    return {name: getattr(args, name) for name in names.split()} | {"launch": launch}
+
+_DEFAULTS = {
+    field.name: getattr(RunOptions(), field.name)
+    for field in dataclasses.fields(RunOptions)
+    if field.name != "placement"
+}
 
 
 def _seeds(text: str) -> list[int]:
@@ -101,24 +111,16 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "run",
         "Run the pipeline on this machine.",
         _run,
-        prog="percmae run",
-        usage="percmae run [options] [key=value …]",
-        description=_RUN,
-        epilog=_RUN_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **_here("run", _RUN, _RUN_EXAMPLES),
     )
-    sub.add_argument("--variant", default="mae", metavar="V", help="objective (default: mae)")
-    _pipeline_options(sub)
+    add_variant(sub)
+    _add_options(sub)
 
     sub = action(
         "compare",
         "Run the pipeline for several variants and compare them.",
         _compare,
-        prog="percmae compare",
-        usage="percmae compare [options] [key=value …]",
-        description=_COMPARE,
-        epilog=_COMPARE_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **_here("compare", _COMPARE, _COMPARE_EXAMPLES),
     )
     sub.add_argument(
         "--variants",
@@ -126,29 +128,36 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         metavar="V,…",
         help="which, in the order of the table (default: all)",
     )
-    _pipeline_options(sub)
+    _add_options(sub)
     return parser
 
 
-def _pipeline_options(sub: argparse.ArgumentParser) -> None:
-    """What running the pipeline takes, for one variant or several."""
-    sub.set_defaults(overrides=[])
-    sub.add_argument("--tag", default="", help="experiment tag; runs are named <tag>_<variant>")
-    sub.add_argument("--recipe", default="demo", metavar="R", help="default: demo")
-    sub.add_argument("--size", default="", metavar="S", help="encoder: tiny, small, base …")
+def _here(verb: str, description: str, examples: str) -> dict[str, Any]:
+    """What the parsers of the verbs of ``percmae`` that are carried out here have in common."""
+    return {
+        "prog": f"percmae {verb}",
+        "usage": f"percmae {verb} [options] [key=value …]",
+        "description": description,
+        "epilog": examples + _SETTINGS,
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+    }
+
+
+def _add_options(sub: argparse.ArgumentParser) -> None:
+    """The options that make RunOptions."""
+    sub.set_defaults(**_DEFAULTS)
+    add_presets(sub, _DEFAULTS["recipe"])
     sub.add_argument(
         "--source",
-        default="mnist",
         metavar="NAME|DIR",
-        help="images, as for `percmae sample-data` (default: mnist)",
+        help="images, as for `percmae sample-data` (default: %(default)s)",
     )
-    sub.add_argument(
-        "--seeds", type=_seeds, default=[0, 1, 2], metavar="N,…", help="default: 0,1,2"
-    )
+    seeds = ",".join(map(str, _DEFAULTS["seeds"]))
+    sub.add_argument("--seeds", type=_seeds, metavar="N,…", help=f"default: {seeds}")
     sub.add_argument(
         "--no-fine-tune", dest="fine_tune", action="store_false", help="probe only: quicker"
     )
-    sub.add_argument("--to", default="runs", metavar="DIR", help="where reports go (default: runs)")
+    sub.add_argument("--to", metavar="DIR", help="where reports go (default: %(default)s)")
     sub.add_argument(
         "--store",
         metavar="URI",
@@ -160,27 +169,34 @@ def _pipeline_options(sub: argparse.ArgumentParser) -> None:
         help="folder or s3:// prefix of the ILSVRC archives, instead of sample images",
     )
     sub.add_argument("--dataset", metavar="NAME", help="name the dataset is kept under")
-    _launch_options(sub.add_argument_group("where the training is done"))
+    _add_placement(sub.add_argument_group("where the training is done"), Placement())
 
 
-def _launch_options(sub: Any) -> None:
-    sub.add_argument(
+def _add_placement(group: Any, default: Placement) -> None:
+    group.add_argument(
         "--launcher",
-        default="local",
+        default=default.launcher,
         metavar="L",
-        help="local (default), or by jobs in a cluster: pytorchjob, trainjob, job",
+        help="%(default)s (default), or by jobs in a cluster: pytorchjob, trainjob, job",
     )
-    sub.add_argument(
-        "--train-image", default="", metavar="IMAGE", help="of the jobs (default: percmae's own)"
+    group.add_argument(
+        "--train-image",
+        default=default.image,
+        metavar="IMAGE",
+        help="of the jobs (default: percmae's own)",
     )
-    sub.add_argument("--nodes", type=int, default=1, metavar="N", help="pods of a training")
-    sub.add_argument("--gpus", type=int, default=0, metavar="N", help="GPUs of each pod")
-    sub.add_argument(
+    group.add_argument(
+        "--nodes", type=int, default=default.nodes, metavar="N", help="pods of a training"
+    )
+    group.add_argument(
+        "--gpus", type=int, default=default.gpus, metavar="N", help="GPUs of each pod"
+    )
+    group.add_argument(
         "--job",
         action="append",
-        default=[],
+        default=list(default.job),
         metavar="KEY=VALUE",
-        help="a further job setting, such as memory=64Gi or probe.nodes=1 (may be repeated)",
+        help="a further job setting, such as memory=64Gi or probe.memory=8Gi (may be repeated)",
     )
 
 

@@ -1,16 +1,26 @@
-"""The actions of ``python -m pipelines`` that are for a cluster: compile, submit, schedule."""
+"""The actions of ``python -m pipelines`` that are for a cluster: compile, submit, schedule.
+
+Each imports its work when it does it, so that --help is quick and asks for no kfp.
+"""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import shlex
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from components import IMAGE
 from percmae.errors import PercmaeError, UserError
+from percmae.jobs.names import STORE
+from percmae.storage import local_path
+from pipelines import EXPERIMENT, NAME
+from pipelines.pod import POLICIES, PodSettings, pod_settings
+from pipelines.server.api import HOST_VARIABLE, TOKEN_VARIABLE, Connection
 
 if TYPE_CHECKING:
-    from pipelines.pod import PodSettings
-    from pipelines.server.api import Connection
+    from pipelines.server.package import Change
 
 _SUBMIT = """\
 Start a run of the pipeline in Kubeflow Pipelines.
@@ -32,12 +42,12 @@ The same command again changes nothing; with other arguments it replaces the sch
 so that two never start runs. A run is not started while the one before goes on, and starts that
 were missed are not caught up on one by one."""
 
-_SCHEDULE_EXAMPLES = """\
+_SCHEDULE_EXAMPLES = f"""\
 examples:
   python -m pipelines schedule --port-forward --cron "0 2 * * 0" --param tag=weekly
   python -m pipelines schedule --port-forward --list
   python -m pipelines schedule --port-forward --cron "0 2 * * 0" --param tag=weekly --diff
-  python -m pipelines schedule --port-forward --delete percmae-train
+  python -m pipelines schedule --port-forward --delete {NAME}
   python -m pipelines schedule --cronjob --cron "0 2 * * 0" > cronjob.yaml
 
 cron: minute hour day-of-month month day-of-week, in the time zone of KFP's controller, mostly
@@ -50,12 +60,13 @@ _CRONJOB_ARGUMENTS = (
 
 
 def _compile(args: argparse.Namespace) -> None:
-    from pipelines.server.package import warn_unpinned
+    from percmae.jobs.check import warn_unpinned
     from pipelines.train import compile_pipeline
 
-    if not args.output.endswith((".yaml", ".yml")):
-        raise UserError(f"--output {args.output}: KFP takes files whose name ends in .yaml")
-    compile_pipeline(args.output, args.image, _pod(args))
+    output = str(local_path(args.output, "--output"))
+    if not output.endswith((".yaml", ".yml")):
+        raise UserError(f"--output {output}: KFP takes files whose name ends in .yaml")
+    compile_pipeline(output, args.image, _pod(args))
     warn_unpinned(args.image)
     print(args.output)
 
@@ -63,7 +74,7 @@ def _compile(args: argparse.Namespace) -> None:
 def _submit(args: argparse.Namespace) -> None:
     from pipelines.server.submit import submit
 
-    made = submit(
+    run = submit(
         _connection(args),
         args.param,
         args.image,
@@ -73,17 +84,15 @@ def _submit(args: argparse.Namespace) -> None:
         service_account=args.service_account,
         wait=args.wait,
     )
-    print(made.link)
+    print(run.link)
 
 
 def _schedule(args: argparse.Namespace) -> None:
-    from components import IMAGE
     from pipelines.server import drift, schedule
-    from pipelines.train import NAME
 
     if args.list:
-        rows = drift.rows(_connection(args), args.image, _pod(args), IMAGE)
-        print(drift.table(rows) if rows else "no schedules")
+        schedules = drift.deployed_schedules(_connection(args), args.image, _given(args), IMAGE)
+        print(drift.table(schedules) if schedules else "no schedules")
         return
     if args.delete is not None:
         count = schedule.delete(_connection(args), args.delete, NAME)
@@ -95,79 +104,87 @@ def _schedule(args: argparse.Namespace) -> None:
     if args.cronjob:
         print(_cronjob(args), end="")
         return
-    name = args.name or schedule.NAME
-    work = drift.diff if args.diff else schedule.schedule
-    outcome: Any = work(
-        _connection(args),
-        name,
-        args.cron,
-        args.param,
-        args.image or IMAGE,
-        _pod(args),
-        pinned=args.pinned,
-        experiment=args.experiment,
-        service_account=args.service_account,
-    )
-    changes = outcome if args.diff else outcome.changes
-    for field, there, here in changes:
-        print(f"{field}: {there} → {here}")
+    wanted = (_connection(args), args.name, args.cron, args.param, args.image or IMAGE, _pod(args))
+    options = {
+        "pinned": args.pinned,
+        "experiment": args.experiment,
+        "service_account": args.service_account,
+    }
     if args.diff:
+        changes = drift.diff(*wanted, **options)
+        _print_changes(changes)
         if changes:
             fields = f"{len(changes)} field{'' if len(changes) == 1 else 's'}"
-            raise PercmaeError(f"schedule {name} differs in {fields}; --diff has changed nothing")
-        print(f"{name}: as deployed")
-    else:
-        print(f"{name}: {outcome.did}")
-        print(outcome.link)
+            raise PercmaeError(
+                f"schedule {args.name} differs in {fields}; --diff has changed nothing"
+            )
+        print(f"{args.name}: as deployed")
+        return
+    outcome = schedule.schedule(*wanted, **options)
+    _print_changes(outcome.changes)
+    print(f"{args.name}: {outcome.did}")
+    print(outcome.link)
+
+
+def _print_changes(changes: list[Change]) -> None:
+    for change in changes:
+        print(f"{change.field}: {change.deployed} → {change.wanted}")
 
 
 def _cronjob(args: argparse.Namespace) -> str:
-    import shlex
-
     import yaml
 
-    from percmae.jobs.cron import PIPELINE_IMAGE, cron_job, launcher_settings
+    from percmae.jobs.check import warn_unpinned
+    from percmae.jobs.cron import cron_job, launcher_settings
     from percmae.jobs.crontab import parse_cron
-    from pipelines.server.package import warn_unpinned
 
-    if args.param:
-        raise UserError("--cronjob takes --run, the words of `percmae run`, and no --param")
-    image = args.image or PIPELINE_IMAGE
+    if args.param or args.train_image:
+        raise UserError(
+            "--cronjob takes --run, the words of `percmae run`, and no --param or --train-image"
+        )
+    given = {
+        "image": args.image,
+        "namespace": args.namespace,
+        "store_secret": args.store_secret,
+        "store_access_key": args.store_access_key,
+        "store_secret_key": args.store_secret_key,
+        "store_config": args.store_config,
+        "image_pull_secrets": args.image_pull_secret,
+        "image_pull_policy": args.image_pull_policy,
+    }
     settings = launcher_settings(
-        args.job,
-        image=image,
-        namespace=args.namespace or "percmae",
-        store_secret=args.store_secret,
-        store_config=args.store_config,
-        image_pull_secrets=args.image_pull_secret,
-        image_pull_policy=args.image_pull_policy,
+        args.job, **{name: value for name, value in given.items() if value is not None}
     )
-    made = cron_job(
-        args.name or "percmae-train",
+    cronjob = cron_job(
+        args.name,
         parse_cron(args.cron),
         shlex.split(args.run or _CRONJOB_ARGUMENTS),
         settings,
         time_zone=args.time_zone,
     )
-    warn_unpinned(image)
-    return str(yaml.safe_dump(made, sort_keys=False, width=100))
+    warn_unpinned(settings.image)
+    return str(yaml.safe_dump(cronjob, sort_keys=False, width=100))
 
 
 def _connection(args: argparse.Namespace) -> Connection:
-    from pipelines.server.api import Connection
-
-    names = "host port_forward kfp_namespace namespace token ca ui"
-    return Connection(**{name: getattr(args, name) for name in names.split()})
+    names = [field.name for field in dataclasses.fields(Connection)]
+    return Connection(**{name: getattr(args, name) for name in names})
 
 
 def _pod(args: argparse.Namespace) -> PodSettings:
-    from pipelines.pod import pod_settings
+    return PodSettings(**_given(args))
 
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of PodSettings that the command line has."""
     return pod_settings(
         store_secret=args.store_secret,
+        store_access_key=args.store_access_key,
+        store_secret_key=args.store_secret_key,
         store_config=args.store_config,
         image_pull_policy=args.image_pull_policy,
         image_pull_secrets=args.image_pull_secret,
+        train_image=args.train_image,
         node_selector=args.node_selector,
         tolerations=args.toleration,
     )
@@ -175,11 +192,9 @@ def _pod(args: argparse.Namespace) -> PodSettings:
 
 def add_actions(action: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the three to a command line; ``action`` makes a subparser of name, help and function."""
-    from components import IMAGE
-
     sub = action("compile", "Write the pipeline as YAML for the KFP UI or client.", _compile)
     sub.add_argument(
-        "--output", default="percmae-train.yaml", metavar="FILE", help="default: %(default)s"
+        "--output", default=f"{NAME}.yaml", metavar="FILE", help="default: %(default)s"
     )
     _step_options(sub, IMAGE)
 
@@ -227,7 +242,9 @@ def _param_option(sub: argparse.ArgumentParser) -> None:
 
 
 def _run_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--experiment", default="percmae", metavar="NAME", help="default: %(default)s")
+    sub.add_argument(
+        "--experiment", default=EXPERIMENT, metavar="NAME", help="default: %(default)s"
+    )
     sub.add_argument(
         "--service-account", metavar="NAME", help="of the steps' pods (default: KFP's own)"
     )
@@ -235,7 +252,9 @@ def _run_options(sub: argparse.ArgumentParser) -> None:
 
 def _schedule_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--cron", metavar="FIELDS", help='such as "0 2 * * 0": Sundays at 2:00')
-    sub.add_argument("--name", metavar="N", help="of the schedule (default: percmae-train)")
+    sub.add_argument(
+        "--name", default=NAME, metavar="N", help="of the schedule (default: %(default)s)"
+    )
     _param_option(sub)
     which = sub.add_mutually_exclusive_group()
     which.add_argument(
@@ -279,12 +298,12 @@ def _schedule_options(sub: argparse.ArgumentParser) -> None:
 def _connection_options(sub: argparse.ArgumentParser) -> None:
     group = sub.add_argument_group("where KFP is (inside a cluster it is found by itself)")
     group.add_argument(
-        "--host", metavar="URL", help="of the UI or the API (default: KF_PIPELINES_ENDPOINT)"
+        "--host", metavar="URL", help=f"of the UI or the API (default: {HOST_VARIABLE})"
     )
     group.add_argument("--port-forward", action="store_true", help="through kubectl")
     group.add_argument(
         "--kfp-namespace",
-        default="kubeflow",
+        default=Connection.kfp_namespace,
         metavar="NS",
         help="where KFP is installed (default: %(default)s)",
     )
@@ -294,15 +313,13 @@ def _connection_options(sub: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--token",
         metavar="FILE",
-        help="file with a bearer token (default: the variable PERCMAE_KFP_TOKEN)",
+        help=f"file with a bearer token (default: the variable {TOKEN_VARIABLE})",
     )
     group.add_argument("--ca", metavar="FILE", help="certificate authority of an https host")
     group.add_argument("--ui", metavar="URL", help="what links begin with (default: the host)")
 
 
 def _step_options(sub: argparse.ArgumentParser, image: str | None) -> None:
-    from components import IMAGE
-
     group = sub.add_argument_group("the steps' pods")
     group.add_argument(
         "--image",
@@ -311,25 +328,36 @@ def _step_options(sub: argparse.ArgumentParser, image: str | None) -> None:
     )
     group.add_argument(
         "--store-secret",
-        default="percmae-store",
         metavar="NAME",
-        help="secret with the store's accesskey and secretkey, for steps and the jobs they "
-        "launch (default: %(default)s)",
+        help="secret with the store's keys, for steps and the jobs they launch (default: "
+        f"{PodSettings.store_secret}, which KFP brings along; of a CronJob: {STORE})",
     )
+    for option, default in (
+        ("--store-access-key", PodSettings.store_access_key),
+        ("--store-secret-key", PodSettings.store_secret_key),
+    ):
+        text = f"the entry of that secret (default: {default})"
+        group.add_argument(option, metavar="ENTRY", help=text)
     group.add_argument(
         "--store-config",
-        default="percmae-store",
         metavar="NAME",
-        help="ConfigMap with AWS_ENDPOINT_URL and AWS_REGION (default: %(default)s)",
+        help="ConfigMap with AWS_ENDPOINT_URL and AWS_REGION (default: "
+        f"{PodSettings.store_config})",
     )
     group.add_argument(
         "--image-pull-secret",
         action="append",
         default=[],
         metavar="NAME",
-        help="for a private registry; may be repeated",
+        help="for a private registry, of steps and the jobs they launch; may be repeated",
     )
-    group.add_argument("--image-pull-policy", metavar="P", help="Always, IfNotPresent or Never")
+    group.add_argument(
+        "--train-image",
+        metavar="IMAGE",
+        help="of the jobs that steps launch, where a run's parameter train_image names none "
+        "(default: percmae's own)",
+    )
+    group.add_argument("--image-pull-policy", metavar="P", help=f"one of {', '.join(POLICIES)}")
     group.add_argument(
         "--node-selector",
         action="append",

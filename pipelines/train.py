@@ -1,8 +1,8 @@
 """The training pipeline: how the components hang together.
 
-ingest → for each seed: pretrain ┬→ finetune ─────────────┬→ evaluate each → report
-                                 ├→ probe ────────────────┤
-                                 └→ probe, untrained ─────┘
+check → ingest → for each seed: pretrain ┬→ finetune ─────────────┬→ evaluate each → report
+                                         ├→ probe ────────────────┤
+                                         └→ probe, untrained ─────┘
 """
 
 from typing import Any
@@ -11,16 +11,19 @@ from kfp import dsl
 from kfp.compiler import Compiler
 
 from components import IMAGE
+from components.check.component import check
 from components.clean.component import clean
 from components.evaluate.component import evaluate
 from components.finetune.component import finetune
 from components.ingest.component import ingest
 from components.pretrain.component import pretrain
 from components.probe.component import probe
+from components.reconstruct.component import reconstruct
 from components.report.component import report
+from percmae.data.archives import ARCHIVES
+from percmae.jobs.names import BUCKET
+from pipelines import NAME
 from pipelines.pod import PodSettings, configure
-
-NAME = "percmae-train"
 
 
 def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
@@ -29,12 +32,14 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
     pod: what the steps' pods need of a cluster; None for a run on this machine.
     """
 
-    def in_image(task: dsl.PipelineTask, title: str) -> dsl.PipelineTask:
+    jobs_image = pod.train_image if pod is not None else ""
+
+    def in_image(task: dsl.PipelineTask, title: str, **how: bool) -> dsl.PipelineTask:
         # KFP's cache is off: it would take a step as done for equal inputs, although the store has
         # lost its result, and not for the same archives under another address. The steps
         # look for themselves (percmae.stages) and end within seconds when nothing is to be done.
         task.set_container_image(image).set_caching_options(False).set_display_name(title)
-        return configure(task, pod)
+        return configure(task, pod, **how)
 
     @dsl.pipeline(
         name=NAME,
@@ -42,11 +47,11 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
         description="Pretrain, probe, fine-tune and evaluate on ImageNet archives, over seeds.",
     )
     def train(
-        archive_train: str = "s3://percmae/archives/ILSVRC2012_img_train.tar",
-        archive_val: str = "s3://percmae/archives/ILSVRC2012_img_val.tar",
-        archive_devkit: str = "s3://percmae/archives/ILSVRC2012_devkit_t12.tar.gz",
+        archive_train: str = f"{BUCKET}/archives/{ARCHIVES['train']}",
+        archive_val: str = f"{BUCKET}/archives/{ARCHIVES['val']}",
+        archive_devkit: str = f"{BUCKET}/archives/{ARCHIVES['devkit']}",
         dataset: str = "imagenet",
-        store: str = "s3://percmae",
+        store: str = BUCKET,
         variant: str = "mae",
         recipe: str = "mae",
         size: str = "",
@@ -55,7 +60,7 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
         overrides: list[str] = [],  # noqa: B006
         fine_tune: bool = True,
         launcher: str = "pytorchjob",
-        train_image: str = "",
+        train_image: str = jobs_image,
         nodes: int = 1,
         gpus: int = 1,
         job: list[str] = [],  # noqa: B006
@@ -73,13 +78,13 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
             size: Training: encoder; tiny, small, base, large or huge. Empty keeps the recipe's.
             tag: Training: name of the experiment; runs are <tag>_<variant>.
             seeds: Training: whole numbers; all is repeated for each, such as [0, 1, 2].
-            overrides: Training: settings such as "optim.epochs=3" or "probe.optim.epochs=5".
+            overrides: Training: settings; "optim.lr=1e-3" in all stages, "probe.optim.lr=1" in one.
             fine_tune: Training: whether to fine-tune the whole encoder as well as to probe it.
             launcher: Jobs: what trains; pytorchjob, trainjob, job, or local for the step itself.
             train_image: Jobs: their image, best pinned by digest. Empty for percmae's own.
             nodes: Jobs: pods that train together, one a machine.
             gpus: Jobs: GPUs of each pod; 0 trains on the CPU.
-            job: Jobs: further settings such as "memory=64Gi" or, for one stage, "probe.nodes=1".
+            job: Jobs: further settings; "memory=64Gi" in all stages, "probe.memory=8Gi" in one.
         """
         where = {
             "launcher": launcher,
@@ -87,50 +92,52 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
             "nodes": nodes,
             "gpus": gpus,
             "job": job,
-            "pipeline_run": dsl.PIPELINE_JOB_ID_PLACEHOLDER,
         }
+        what = {
+            "variant": variant,
+            "recipe": recipe,
+            "size": size,
+            "tag": tag,
+            "overrides": overrides,
+            "store": store,
+        }
+        launch = {**where, "pipeline_run": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
         last = clean(pipeline_run=dsl.PIPELINE_JOB_ID_PLACEHOLDER, launcher=launcher, job=job)
-        in_image(last, "Clean up")
+        in_image(last, "Clean up", store=False, short=True)
         with dsl.ExitHandler(last, name="Whatever happens"):
-            data = ingest(
+            # Its pod needs what all the others do: where it cannot start, the run ends with it.
+            checked = check(seeds=seeds, **what, **where)
+            in_image(checked, "Check the parameters", short=True)
+            ingested = ingest(
                 archive_train=archive_train,
                 archive_val=archive_val,
                 archive_devkit=archive_devkit,
                 store=store,
                 name=dataset,
             )
-            in_image(data, "Ingest")
-            dataset_made = data.outputs["dataset"]
+            in_image(ingested, "Ingest").after(checked)
+            shards = ingested.outputs["dataset"]
 
             def evaluated(model: Any, title: str) -> None:
-                in_image(evaluate(model=model, dataset=dataset_made, **where), f"Evaluate {title}")
+                in_image(evaluate(model=model, dataset=shards, **launch), f"Evaluate {title}")
 
             with dsl.ParallelFor(seeds, name="For each seed") as seed:
-                pretrained = pretrain(
-                    dataset=dataset_made,
-                    store=store,
-                    seed=seed,
-                    variant=variant,
-                    recipe=recipe,
-                    size=size,
-                    tag=tag,
-                    overrides=overrides,
-                    **where,
-                )
+                pretrained = pretrain(dataset=shards, seed=seed, **what, **launch)
                 in_image(pretrained, "Pretrain")
                 encoder = pretrained.outputs["model"]
                 common = {
                     "pretrained": encoder,
-                    "dataset": dataset_made,
+                    "dataset": shards,
                     "overrides": overrides,
-                    **where,
+                    **launch,
                 }
                 probed = in_image(probe(**common), "Probe")
                 control = in_image(probe(**common, untrained=True), "Probe, untrained encoder")
                 with dsl.If(fine_tune == True, name="If fine-tuning"):  # noqa: E712 (an expression)
                     tuned = in_image(finetune(**common), "Fine-tune")
                     evaluated(tuned.outputs["model"], "fine-tuned")
-                evaluated(encoder, "reconstructions")
+                pictured = reconstruct(model=encoder, dataset=shards, **launch)
+                in_image(pictured, "Evaluate reconstructions")
                 evaluated(probed.outputs["model"], "probe")
                 evaluated(control.outputs["model"], "untrained probe")
             # Collecting from the loop makes the report wait for all of it, evaluations included.

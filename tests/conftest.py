@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from s3_server import S3, SERVERS, running
 
+from percmae.progress import log_to_stderr
 from percmae.storage import StorePath, StoreSettings, stream
 
 pytest_plugins = ["fixtures_data"]
@@ -19,16 +20,49 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 # Files that take long as a whole, though few of their tests do: slow, like the tests marked so.
 LONG_FILES = {
-    *("cli/test_cli.py", "cli/test_surroundings.py", "data/test_ingest.py"),
-    *("data/test_loader.py", "engine/test_joining.py", "engine/test_surroundings.py"),
-    *(f"engine/test_{name}.py" for name in ("features", "finetune", "formats", "knn", "pretrain")),
-    *(f"engine/test_{name}.py" for name in ("strategy", "variants", "waiting")),
-    *("jobs/test_digest.py", "doctor/test_doctor_tries.py", "jobs/test_manifests.py"),
-    *("jobs/test_schema.py", "jobs/test_work.py", "losses/test_objectives.py"),
-    *("models/test_agreement.py", "models/test_features.py", "pipelines/test_compile.py"),
-    *("pipelines/test_forward.py", "pipelines/test_schedule.py", "pipelines/test_submit.py"),
-    *("pipelines/test_tasks.py", "report/test_report_compare.py", "report/test_report_figures.py"),
-    *("report/test_report_page.py", "storage/test_storage_retry.py", "storage/test_storage_s3.py"),
+    "cli/test_cli.py",
+    "cli/test_surroundings.py",
+    "data/test_ingest.py",
+    "data/test_ingest_state.py",
+    "data/test_loader.py",
+    "data/test_odd_archives.py",
+    "data/test_workers.py",
+    "doctor/test_doctor_tries.py",
+    "engine/test_features.py",
+    "engine/test_finetune.py",
+    "engine/test_formats.py",
+    "engine/test_joining.py",
+    "engine/test_knn.py",
+    "engine/test_pretrain.py",
+    "engine/test_random_settings.py",
+    "engine/test_strategy.py",
+    "engine/test_surroundings.py",
+    "engine/test_variants.py",
+    "engine/test_waiting.py",
+    "engine/test_weight_files.py",
+    "engine/test_weights_parent.py",
+    "engine/test_whose_settings.py",
+    "jobs/test_digest.py",
+    "jobs/test_manifests.py",
+    "jobs/test_overlays.py",
+    "jobs/test_schema.py",
+    "jobs/test_work.py",
+    "losses/test_objectives.py",
+    "models/test_agreement.py",
+    "models/test_features.py",
+    "pipelines/local/test_tasks.py",
+    "pipelines/server/test_forward.py",
+    "pipelines/server/test_schedule.py",
+    "pipelines/server/test_submit.py",
+    "pipelines/test_compile.py",
+    "report/test_report_compare.py",
+    "report/test_report_figures.py",
+    "report/test_report_page.py",
+    "stages/test_requests.py",
+    "storage/test_storage_proxy.py",
+    "storage/test_storage_retry.py",
+    "storage/test_storage_roles.py",
+    "storage/test_storage_s3.py",
 }
 
 
@@ -42,6 +76,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path in files:
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """A test hears what a command would say, whatever it calls."""
+    with log_to_stderr():
+        yield
 
 
 @pytest.fixture(scope="session")

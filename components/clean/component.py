@@ -12,8 +12,8 @@ def clean(pipeline_run: str, launcher: str, job: list[str]) -> None:
     Args:
         pipeline_run: Id of the pipeline's run.
         launcher: Where the run's steps train; nothing is left behind by local.
-        job: Settings of the jobs; their namespace is looked up here.
+        job: Settings of the jobs, of which only a namespace counts here.
     """
     from percmae.stages import steps
 
-    steps.clean(pipeline_run, steps.Launch(launcher, job=job))
+    steps.clean(pipeline_run, launcher, job)

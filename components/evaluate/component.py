@@ -1,13 +1,12 @@
-"""Figures of a finished run on the test set."""
+"""Figures of a classifier on the test set."""
 
 from kfp import dsl
 from kfp.dsl import ClassificationMetrics, Dataset, Input, Metrics, Model, Output
 
-from components import IMAGE
-from components.passed_on import PASSED_ON
+from components.launching import launching
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False, task_config_passthroughs=PASSED_ON)
+@launching
 def evaluate(
     model: Input[Model],
     dataset: Input[Dataset],
@@ -21,20 +20,13 @@ def evaluate(
     metrics: Output[Metrics],
     confusion: Output[ClassificationMetrics],
 ) -> None:
-    """Evaluate a run on the test set: a classifier's accuracy, a pretraining's reconstructions.
+    """Evaluate a probe or fine-tuning on the test set.
 
     Args:
-        model: Any finished run.
+        model: A finished probe or fine-tuning.
         dataset: The dataset whose test set is used.
-        launcher: Where to train: local (in this step), pytorchjob, trainjob or job.
-        train_image: Image of the job; empty for percmae's own.
-        nodes: Pods that train together.
-        gpus: GPUs a pod.
-        job: Further settings of the job as key=value.
-        pipeline_run: Id of the pipeline's run.
-        task_config: What is set on the task (resources, tolerations, env …) goes to the job.
-        metrics: Top-1, top-5, calibration error and random guess; or PSNR (dB) and SSIM.
-        confusion: Confusion matrix of a classifier of up to 100 classes, otherwise empty.
+        metrics: Top-1, top-5, calibration error and random guess.
+        confusion: Confusion matrix; of more than 100 classes, those with most mistakes.
     """
     from percmae.stages import steps
 
@@ -43,5 +35,5 @@ def evaluate(
         dataset,
         metrics,
         confusion,
-        steps.Launch(launcher, train_image, nodes, gpus, job, task_config, pipeline_run),
+        steps.Placement(launcher, train_image, nodes, gpus, job, task_config, pipeline_run),
     )

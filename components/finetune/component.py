@@ -3,11 +3,10 @@
 from kfp import dsl
 from kfp.dsl import Dataset, Input, Metrics, Model, Output
 
-from components import IMAGE
-from components.passed_on import PASSED_ON
+from components.launching import launching
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False, task_config_passthroughs=PASSED_ON)
+@launching
 def finetune(
     pretrained: Input[Model],
     dataset: Input[Dataset],
@@ -25,16 +24,7 @@ def finetune(
     """Fine-tune a pretrained encoder on the labels; reuses a finished run.
 
     Args:
-        pretrained: The pretraining run; sizes, recipe, tag and seed are taken from it.
         dataset: What to train on.
-        overrides: Settings as key=value; those that begin with finetune. or all. apply here.
-        launcher: Where to train: local (in this step), pytorchjob, trainjob or job.
-        train_image: Image of the job; empty for percmae's own.
-        nodes: Pods that train together.
-        gpus: GPUs a pod.
-        job: Further settings of the job as key=value.
-        pipeline_run: Id of the pipeline's run.
-        task_config: What is set on the task (resources, tolerations, env …) goes to the job.
         model: Names the run; the weights stay in the store.
         metrics: The last training and validation figures.
     """
@@ -46,5 +36,5 @@ def finetune(
         overrides,
         model,
         metrics,
-        steps.Launch(launcher, train_image, nodes, gpus, job, task_config, pipeline_run),
+        steps.Placement(launcher, train_image, nodes, gpus, job, task_config, pipeline_run),
     )

@@ -3,11 +3,10 @@
 from kfp import dsl
 from kfp.dsl import Dataset, Input, Metrics, Model, Output
 
-from components import IMAGE
-from components.passed_on import PASSED_ON
+from components.launching import launching
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False, task_config_passthroughs=PASSED_ON)
+@launching
 def pretrain(
     dataset: Input[Dataset],
     store: str,
@@ -37,14 +36,6 @@ def pretrain(
         recipe: Optimiser and schedule: mae, reference or demo.
         size: Encoder: tiny, small, base, large or huge; empty keeps the recipe's.
         tag: Experiment tag; the run is named <tag>_<variant>. Empty for none.
-        overrides: Settings as key=value.
-        launcher: Where to train: local (in this step), pytorchjob, trainjob or job.
-        train_image: Image of the job; empty for percmae's own.
-        nodes: Pods that train together.
-        gpus: GPUs a pod.
-        job: Further settings of the job as key=value.
-        pipeline_run: Id of the pipeline's run.
-        task_config: What is set on the task (resources, tolerations, env …) goes to the job.
         model: Names the run; the weights stay in the store.
         metrics: The last training and validation figures.
     """
@@ -52,5 +43,5 @@ def pretrain(
 
     steps.pretrain(
         dataset, store, seed, variant, recipe, size, tag, overrides, model, metrics,
-        steps.Launch(launcher, train_image, nodes, gpus, job, task_config, pipeline_run),
+        steps.Placement(launcher, train_image, nodes, gpus, job, task_config, pipeline_run),
     )  # fmt: skip

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from percmae.config import Config, load_config
 from percmae.config.load import VARIANTS
+from percmae.engine.calls import set_up
 from percmae.engine.distributed import World
 from percmae.engine.optim import build_optimizer, parameter_groups
-from percmae.engine.training import autocast, set_up
+from percmae.engine.precision import autocast
 from percmae.losses.build import build_objective
 from percmae.losses.objective import Draws, Micro, Objective
 from percmae.models.features import FeatureNetwork, build_features

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 
 from percmae import __version__
+from percmae.jobs.names import BUCKET
 
 _ABOUT = """\
 Perceptual MAE: self-supervised vision pretraining as a pipeline.
 
 A URI is s3://bucket/key or a path, everywhere. The store's address and keys come from
-AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or a file, see `percmae doctor`)."""
+AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or as AWS tools find them (profiles,
+roles); `percmae doctor` says which keys are used."""
 
 _EXAMPLES = """\
 a first run, no cluster and no data needed:
@@ -56,13 +58,19 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("rest", nargs=argparse.REMAINDER, help=f"see `percmae {name} --help`")
 
     sub = verb("sample-data", "write real images as small ILSVRC archives")
-    sub.add_argument("--out", required=True, metavar="DIR", help="where the archives go")
+    sub.add_argument("--out", required=True, metavar="URI", help="where the archives go")
     sub.add_argument(
         "--source",
         default="mnist",
         metavar="NAME|DIR",
         help="mnist (default), fashion-mnist, cifar10, imagenette, or a class-per-folder directory",
     )
+
+    sub = verb("put", "bring files of this machine, such as archives, into the store")
+    sub.add_argument("files", nargs="+", metavar="FILE", help="kept under its own name")
+    sub.add_argument("--to", required=True, metavar="URI", help="folder in the store")
+    text = "also where one of the same name is there"
+    sub.add_argument("--force", action="store_true", help=text)
 
     sub = verb("ingest", "turn ILSVRC archives into a dataset of shards")
     for name, text in (
@@ -72,9 +80,13 @@ def build_parser() -> argparse.ArgumentParser:
     ):
         sub.add_argument(f"--{name}", required=True, metavar="URI", help=text)
     sub.add_argument("--to", required=True, metavar="URI", help="folder of the dataset")
+    text = "image formats that are opened (default: as setting data.formats); others are left out"
+    sub.add_argument("--formats", nargs="+", metavar="NAME", help=text)
+    text = "classes of the real ILSVRC may lack images: the train archive is a part of it"
+    sub.add_argument("--subset", action="store_true", help=text)
 
     sub = verb("pretrain", "pretrain a masked autoencoder")
-    _presets(sub)
+    _config_options(sub)
     _training(sub, "never")
 
     for name, text in (
@@ -82,9 +94,10 @@ def build_parser() -> argparse.ArgumentParser:
         ("probe", "train a linear layer on a frozen pretrained encoder"),
     ):
         sub = verb(name, text)
-        sub.add_argument("--run", required=True, metavar="URI", help="the pretraining run")
-        sub.add_argument("--recipe", metavar="NAME", help="default: the run's own")
-        sub.add_argument("--tag", help="default: the run's own")
+        text = "the pretraining run, or a file of weights (official MAE, timm, Hugging Face, ours)"
+        sub.add_argument("--run", required=True, metavar="URI", help=text)
+        sub.add_argument("--recipe", metavar="NAME", help="default: the run's own; of a file mae")
+        sub.add_argument("--tag", help="default: the run's own; of a file its name")
         sub.add_argument("--config", metavar="FILE", help="YAML with further settings")
         _training(sub, "auto")
         if name == "probe":
@@ -130,8 +143,10 @@ def build_parser() -> argparse.ArgumentParser:
     sub = verb("config", "show or compare configurations")
     actions = sub.add_subparsers(dest="action", required=True, metavar="show|diff")
     show = actions.add_parser("show", help="the effective configuration")
-    _presets(show)
-    show.add_argument("--stage", default="pretrain", choices=["pretrain", "finetune", "probe"])
+    _config_options(show)
+    show.add_argument(
+        "--stage", default="pretrain", metavar="S", help="pretrain (default), finetune or probe"
+    )
     show.add_argument("--origin", action="store_true", help="where each value came from")
     show.add_argument("--docs", action="store_true", help="what each setting means")
     _overrides(show)
@@ -152,8 +167,8 @@ def _doctor(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--namespace", metavar="NS", help=text)
     text = "beside Kubeflow Pipelines: with its store, secret and accounts"
     sub.add_argument("--kfp", action="store_true", help=text)
-    text = "the bucket a pod must reach (default: s3://percmae)"
-    sub.add_argument("--store", metavar="URI", default="s3://percmae", help=text)
+    text = f"the bucket a pod must reach (default: as the store's ConfigMap says, else {BUCKET})"
+    sub.add_argument("--store", metavar="URI", help=text)
     text = "for each thing that is tried in the cluster (default: 180)"
     sub.add_argument("--timeout", metavar="SECONDS", type=float, default=180.0, help=text)
     _overrides(sub)
@@ -204,17 +219,27 @@ def _submit(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("command", nargs=argparse.REMAINDER, metavar="VERB …", help="what to do")
 
 
-def _presets(sub: argparse.ArgumentParser) -> None:
+def add_variant(sub: argparse.ArgumentParser) -> None:
+    """The option for one variant."""
     sub.add_argument("--variant", default="mae", metavar="V", help="objective (default: mae)")
+
+
+def add_presets(sub: argparse.ArgumentParser, recipe: str = "mae") -> None:
+    """The options for what a variant is trained with; ``recipe`` is the default."""
     sub.add_argument(
         "--recipe",
-        default="mae",
+        default=recipe,
         metavar="R",
-        help="optimiser and schedule: mae (the MAE paper's, default), reference (the Perceptual "
-        "MAE authors'), demo (small and quick)",
+        help="optimiser and schedule: mae (the MAE paper's), reference (the Perceptual MAE "
+        "authors'), demo (small and quick); default: %(default)s",
     )
     sub.add_argument("--size", metavar="S", help="encoder: tiny, small, base, large or huge")
     sub.add_argument("--tag", help="experiment tag; the run is named <tag>_<variant>")
+
+
+def _config_options(sub: argparse.ArgumentParser) -> None:
+    add_variant(sub)
+    add_presets(sub)
     sub.add_argument("--config", metavar="FILE", help="YAML with further settings")
 
 

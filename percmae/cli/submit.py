@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 from percmae.cli.parser import build_parser
 from percmae.command import parse
 from percmae.errors import UserError
 from percmae.jobs.work import Work, command, training
+from percmae.storage import StorePath
 
-VERBS = ("ingest", "pretrain", "probe", "finetune", "evaluate", "report", "export")
+_URI = re.compile(r"(--[a-z-]+=|)(s3://.+)")
+
+VERBS = ("sample-data", "ingest", "pretrain", "probe", "finetune", "evaluate", "report", "export")
 
 
 def work_of(arguments: list[str]) -> Work:
@@ -23,8 +27,10 @@ def work_of(arguments: list[str]) -> Work:
             f"submit {' '.join(arguments[:1]) or '(nothing)'}: give one of {', '.join(VERBS)} and "
             "its options, behind submit's own"
         )
+    # In their normal form, so that the same work has the same name.
+    arguments = [_normal(argument) for argument in arguments]
     args = parse(build_parser(), arguments)
-    for name in ("data", "to", "run"):
+    for name in ("data", "to", "run", "out"):
         value = getattr(args, name, None)
         if value is not None and not value.startswith("s3://"):
             raise UserError(
@@ -34,8 +40,14 @@ def work_of(arguments: list[str]) -> Work:
         return _pretraining(args)
     if args.verb in ("probe", "finetune"):
         return _downstream(args)
-    named = getattr(args, "run", None) or getattr(args, "to", None) or args.verb
-    return command(args.verb, named.rstrip("/").rpartition("/")[2], *arguments[1:])
+    given = (getattr(args, name, None) for name in ("run", "to", "out"))
+    named = next((uri for uri in given if uri), args.verb)
+    return command(args.verb, StorePath(named).name, *arguments[1:])
+
+
+def _normal(argument: str) -> str:
+    found = _URI.fullmatch(argument)
+    return f"{found[1]}{StorePath(found[2]).uri}" if found else argument
 
 
 def _pretraining(args: argparse.Namespace) -> Work:
@@ -48,11 +60,13 @@ def _pretraining(args: argparse.Namespace) -> Work:
 
 
 def _downstream(args: argparse.Namespace) -> Work:
-    from percmae.runs.downstream import downstream_config
+    from percmae.cli.parent import parent_of
+    from percmae.runs.downstream import downstream_config, without_own_settings
 
+    parent = parent_of(args.run)
     config = downstream_config(
-        args.run, args.verb, args.recipe, args.config, args.overrides, args.tag
+        parent, args.verb, args.recipe, args.config, args.overrides, args.tag
     )
-    base = downstream_config(args.run, args.verb, config.recipe)
+    base = without_own_settings(parent, args.verb, config.recipe)
     untrained = getattr(args, "untrained", False)
     return training(config, args.data, args.to, args.run, untrained, base)

@@ -24,17 +24,32 @@ if TYPE_CHECKING:
 
 
 def _sample_data(args: argparse.Namespace) -> None:
-    from percmae.data.sample import make_sample_archives
+    from percmae.data.archives import ARCHIVES
+    from percmae.data.sample import make_sample_archives, put_sample_archives
+    from percmae.storage import StorePath
 
-    archives = make_sample_archives(args.out, args.source)
-    print(archives.train, archives.val, archives.devkit, sep="\n")
+    out = StorePath(args.out)
+    if out.is_s3:
+        put_sample_archives(out, args.source)
+    else:
+        make_sample_archives(args.out, args.source)
+    print(*((out / name).uri for name in ARCHIVES.values()), sep="\n")
+
+
+def _put(args: argparse.Namespace) -> None:
+    from percmae.storage.put import put
+
+    print(*put(args.files, args.to, args.force), sep="\n")
 
 
 def _ingest(args: argparse.Namespace) -> None:
+    from percmae.config import FORMATS
     from percmae.data.ingest import ingest
     from percmae.progress import note
 
-    result = ingest(args.train, args.val, args.devkit, args.to)
+    archives = (args.train, args.val, args.devkit)
+    formats = args.formats or FORMATS
+    result = ingest(*archives, args.to, formats=formats, subset=args.subset)
     if result.reused:
         note(f"{result.manifest_uri}: unchanged, reused")
     print(result.manifest_uri)
@@ -53,15 +68,17 @@ def _pretrain(args: argparse.Namespace) -> None:
 
 
 def _downstream(args: argparse.Namespace) -> None:
+    from percmae.cli.parent import parent_of
     from percmae.runs.downstream import downstream_config
 
+    parent = parent_of(args.run)
     config = downstream_config(
-        args.run, args.verb, args.recipe, args.config, args.overrides, args.tag
+        parent, args.verb, args.recipe, args.config, args.overrides, args.tag
     )
     _spread_over_gpus(config)
     from percmae.engine import finetune
 
-    common = (config, args.run, args.data, args.to, args.resume)
+    common = (config, parent, args.data, args.to, args.resume)
     if args.verb == "probe":
         _trained(finetune.probe(*common, untrained=args.untrained).uri)
     else:
@@ -71,7 +88,7 @@ def _downstream(args: argparse.Namespace) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     from percmae.engine.evaluate import evaluate
 
-    document = evaluate(args.run, args.data)
+    document = evaluate(args.run, args.data).evaluation.model_dump(mode="json")
     if args.json:
         print(json.dumps(document))
         return
@@ -114,7 +131,8 @@ def _submit(args: argparse.Namespace) -> None:
     from percmae.cli.submit import work_of
     from percmae.jobs.settings import job_settings
 
-    work, settings = work_of(args.command), job_settings(args.job)
+    work = work_of(args.command)
+    settings = job_settings(args.job, work.stage)
     if args.print:
         import yaml
 
@@ -122,7 +140,7 @@ def _submit(args: argparse.Namespace) -> None:
 
         print(yaml.safe_dump(job_object(work, settings), sort_keys=False), end="")
         return
-    from percmae.jobs.launch import launch, submit
+    from percmae.jobs.launcher import launch, submit
 
     if args.detach:
         print(submit(work, settings))
@@ -153,11 +171,13 @@ def _config(args: argparse.Namespace) -> None:
 
 def _config_show(args: argparse.Namespace) -> None:
     from percmae.config import load
-    from percmae.jobs.settings import job_docs
+    from percmae.jobs.schema import job_docs
 
     if args.docs:
         for key, kind, text in load.docs():
-            print(f"{key}  ({kind})\n    {' '.join(text.split())}")
+            stages = load.stages_of(key)
+            whose = "" if stages == load.TRAININGS else f"; {', '.join(stages)}"
+            print(f"{key}  ({kind}{whose})\n    {' '.join(text.split())}")
         print("\nSettings of a job in a cluster (--job key=value):\n")
         for key, kind, text in job_docs():
             print(f"{key}  ({kind})\n    {' '.join(text.split())}")
@@ -188,10 +208,11 @@ def _config_diff(args: argparse.Namespace) -> None:
 def _stored_config(uri: str) -> Config:
     from percmae.config.load import config_from_dict
     from percmae.plain import read_yaml
+    from percmae.runs.record import CONFIG
     from percmae.storage import StorePath
 
     path = StorePath(uri)
-    file = path if path.name.endswith((".yaml", ".yml")) else path / "config.yaml"
+    file = path if path.name.endswith((".yaml", ".yml")) else path / CONFIG
     if not file.exists():
         raise UserError(f"{file}: there is no such file; give a run or a saved config.yaml")
     values = read_yaml(file.read_bytes(), str(file))
@@ -276,6 +297,7 @@ _WORK: dict[str, Callable[[argparse.Namespace], None]] = {
     "run": _run,
     "compare": _run,
     "sample-data": _sample_data,
+    "put": _put,
     "ingest": _ingest,
     "pretrain": _pretrain,
     "finetune": _downstream,

@@ -1,9 +1,19 @@
 """Configuration: dataclasses, presets as YAML, ``key=value`` overrides."""
 
-from percmae.config.load import Layers, config_from_dict, digest, load_config, to_dict, to_yaml
-from percmae.config.schema import Augment, Config, Decoder, Encoder, Model, Optim
+from percmae.config.load import (
+    TRAININGS,
+    Layers,
+    config_from_dict,
+    digest,
+    load_config,
+    to_dict,
+    to_yaml,
+)
+from percmae.config.schema import FORMATS, Augment, Config, Decoder, Encoder, Model, Optim
 
 __all__ = [
+    "FORMATS",
+    "TRAININGS",
     "Augment",
     "Config",
     "Decoder",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from percmae.config.scales import MULTI_SCALE, scales
@@ -42,6 +43,11 @@ def _transformers(config: Config) -> None:
                 f"model.{name}.width={sizes.width} is not a multiple of 4, which the 2-D sin-cos "
                 "positions need"
             )
+        if int(sizes.width * sizes.mlp_ratio) < 1:
+            raise ConfigError(
+                f"model.{name}.mlp_ratio={sizes.mlp_ratio} leaves the MLP no unit at "
+                f"model.{name}.width={sizes.width}; raise it"
+            )
 
 
 def _pixels(config: Config) -> None:
@@ -80,15 +86,45 @@ def _differentiates_twice(config: Config) -> bool:
 def _ranges(config: Config) -> None:
     augment = config.data.augment
     for key, (low, high), least, most in (
-        ("data.augment.crop_scale", augment.crop_scale, 0.0, 1.0),
-        ("data.augment.crop_aspect", augment.crop_aspect, 0.0, float("inf")),
-        ("optim.betas", config.optim.betas, -1e-9, 1.0),
+        ("crop_scale", augment.crop_scale, 1e-4, 1.0),
+        ("crop_aspect", augment.crop_aspect, 0.01, 100.0),
     ):
-        ordered = low <= high or key == "optim.betas"
-        if not (least < low and high <= most and low < most + 1e-9 and ordered):
-            raise ConfigError(f"config key {key}={[low, high]}: expected two numbers, low to high")
-    if min(augment.std) <= 0:
-        raise ConfigError(f"data.augment.std={augment.std}: every value must be above 0")
+        if not least <= low <= high <= most:
+            raise ConfigError(
+                f"data.augment.{key}={[low, high]}: expected two numbers from {least} to {most:g}, "
+                "low to high"
+            )
+    if min(augment.std) < 1e-6:
+        raise ConfigError(f"data.augment.std={augment.std}: every value must be 1e-6 or more")
+
+
+def _augmentation(config: Config) -> None:
+    policy = config.data.augment.rand_augment
+    if policy is not None and not _POLICY.fullmatch(policy):
+        raise ConfigError(
+            f"data.augment.rand_augment={policy!r} is no policy of timm's; write rand and what "
+            "differs from its defaults, as in rand-m9-n2-mstd0.5-inc1 (strength, operations an "
+            "image up to 10, spread of the strength, stronger with it), or null"
+        )
+
+
+_SPREAD = r"mstd\d{1,3}(\.\d+)?"
+# RandAugment, AutoAugment, AugMix. Weighted operations are drawn without replacement: 10 at most.
+_POLICY = re.compile(
+    rf"rand(-(m\d{{1,3}}|n(\d|10)|p(0?\.\d+|[01])|{_SPREAD}|mmax\d{{1,3}}|inc[01]|t(weights|3aw?)))*"
+    rf"|(originalr?|v0r?|3a)(-{_SPREAD})?"
+    rf"|augmix(-(m\d{{1,2}}|w[1-9]|d\d|b[01]|{_SPREAD}))*"
+)
+
+
+def _optimiser(config: Config) -> None:
+    optim = config.optim
+    if not all(0 <= beta < 1 for beta in optim.betas):
+        raise ConfigError(f"optim.betas={optim.betas}: expected two numbers from 0 to below 1")
+    if optim.name == "sgd" and optim.nesterov and not optim.momentum:
+        raise ConfigError(
+            "optim.nesterov=true needs a momentum; raise optim.momentum or set optim.nesterov=false"
+        )
 
 
 def _batches(config: Config) -> None:
@@ -103,9 +139,21 @@ def _batches(config: Config) -> None:
 
 
 def _classifier(config: Config) -> None:
-    if config.stage == "probe" and (config.classifier.mixup or config.classifier.cutmix):
+    settings, batch = config.classifier, config.data.batch_size
+    mixes = settings.mixup or settings.cutmix
+    if config.stage == "probe" and mixes:
         raise ConfigError(
             "classifier.mixup and classifier.cutmix are for fine-tuning; a probe takes neither"
+        )
+    if config.stage == "finetune" and mixes and batch % 2:
+        raise ConfigError(
+            f"data.batch_size={batch} is odd, but classifier.mixup and classifier.cutmix mix the "
+            "images of a batch in pairs; use an even one, or classifier.mixup=0 classifier.cutmix=0"
+        )
+    if config.stage != "pretrain" and settings.batch_norm and batch < 2:
+        raise ConfigError(
+            "data.batch_size=1 leaves classifier.batch_norm nothing to normalise over; raise it, "
+            "or set classifier.batch_norm=false"
         )
 
 
@@ -117,6 +165,8 @@ _RULES: tuple[Callable[[Config], None], ...] = (
     _pixels,
     _adversarial,
     _ranges,
+    _augmentation,
+    _optimiser,
     _batches,
     _classifier,
 )

@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, get_args
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
 from percmae.config.check import check
@@ -26,7 +27,8 @@ from percmae.errors import ConfigError
 from percmae.plain import read_yaml
 
 VARIANTS: tuple[str, ...] = get_args(Variant)
-STAGES: tuple[str, ...] = get_args(Stage)
+TRAININGS: tuple[str, ...] = get_args(Stage)
+"""The stages that are a training, and have a configuration."""
 
 
 @dataclasses.dataclass
@@ -61,7 +63,8 @@ def load_config(
     variant, recipe, size: names of presets; base: values of the run that is built upon; file:
     YAML in the shape of ``percmae config show``; overrides: ``key=value`` strings with dotted keys
     (the value is read as YAML). Raises ConfigError naming the key (and the nearest valid one) for
-    an unknown key, a wrong type, a value out of range or a combination that cannot work.
+    an unknown key, a setting of other stages, a wrong type, a value out of range or a combination
+    that cannot work.
     """
     return load_layers(variant, recipe, stage, file, overrides, tag, size, base).config
 
@@ -75,11 +78,15 @@ def load_layers(
     tag: str | None = None,
     size: str | None = None,
     base: Mapping[str, Any] | None = None,
+    open_keys: Collection[str] = (),
 ) -> Layers:
-    """Like :func:`load_config`, with the origin of each value."""
+    """Like :func:`load_config`, with the origin of each value.
+
+    open_keys: settings of other stages that are this one's for once, since ``base`` lacks them.
+    """
     _known("variant", variant, VARIANTS)
     _known("recipe", recipe, preset_names("recipes"))
-    _known("stage", stage, STAGES)
+    _known("stage", stage, TRAININGS)
     merged: dict[str, Any] = {"stage": stage, "variant": variant, "recipe": recipe}
     origin = dict.fromkeys(merged, "command line")
     sections = _read_preset("recipes", recipe)
@@ -98,13 +105,50 @@ def load_layers(
     if stage == "pretrain":
         _merge(merged, origin, _read_preset("variants", variant), f"variant {variant}")
     if file is not None:
-        _merge(merged, origin, _read_file(Path(file)), str(file))
+        values = _read_file(Path(file))
+        _refuse_foreign(_changes(values, merged), stage, open_keys, f"config file {file}: ")
+        _merge(merged, origin, values, str(file))
     for override in overrides:
-        _merge(merged, origin, parse_override(override), "command line")
+        values = parse_override(override)
+        _refuse_foreign(dict(_leaves(values)), stage, open_keys, "")
+        _merge(merged, origin, values, "command line")
     if tag is not None:
         _merge(merged, origin, {"tag": tag}, "command line")
     config = config_from_dict(merged)
     return Layers(config, {key: origin.get(key, "default") for key, _ in _leaves(to_dict(config))})
+
+
+def _changes(values: Mapping[str, Any], merged: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings in a file that are not as they would be without it.
+
+    A saved config.yaml holds those of all stages, for the reader.
+    """
+    before = {**leaves(Config()), **dict(_leaves(merged))}
+    return {k: v for k, v in _leaves(values) if k not in before or before[k] != v}
+
+
+def _refuse_foreign(
+    given: Mapping[str, Any], stage: str, open_keys: Collection[str], where: str
+) -> None:
+    """Raise ConfigError for a setting that would have no effect in this stage."""
+    for key, value in given.items():
+        if isinstance(value, Mapping) and not value:  # an empty section
+            continue
+        stages = stages_of(key)
+        if stage in stages or key in open_keys:
+            continue
+        if stage == "pretrain":
+            advice = "give it to " + " or ".join(f"`percmae {name}`" for name in stages)
+        elif key == "model.init_from":
+            advice = "other weights to build upon are given as --run"
+        elif "pretrain" in stages:
+            advice = "what is built upon has decided it"
+        else:
+            advice = f"give it to `percmae {stages[0]}`"
+        raise ConfigError(
+            f"{where}{key}={json.dumps(value, default=str)} has no effect in stage {stage}: "
+            f"it is a setting of {', '.join(stages)}; {advice}"
+        )
 
 
 def config_from_dict(values: Mapping[str, Any]) -> Config:
@@ -156,6 +200,32 @@ def docs() -> Iterator[tuple[str, str, str]]:
         yield key, kind or str(annotation).replace("typing.", ""), field.description or ""
 
 
+def stages_of(key: str) -> tuple[str, ...]:
+    """The stages whose setting a dotted key is.
+
+    Elsewhere it has no effect, or the run that is built upon decides. Raises ConfigError for an
+    unknown key, with the nearest one, and for a section.
+    """
+    fields, stages = _sections(Config), TRAININGS
+    for part in key.split("."):
+        field = fields.get(part)
+        if field is None:
+            raise ConfigError(f"unknown config key {key!r}{_nearest_key(key)}")
+        marked = _marks(field).get("stages")
+        stages = tuple(map(str, marked)) if isinstance(marked, list) else stages
+        fields = _sections(field.annotation) if _is_section(field) else {}
+    if fields:
+        raise ConfigError(_section_message(key, fields))
+    return stages
+
+
+@cache
+def heads_of_width(width: int) -> int | None:
+    """Attention heads of the size preset whose encoder has this width; None where there is none."""
+    encoders = (_read_preset("sizes", name)["model"]["encoder"] for name in preset_names("sizes"))
+    return {encoder["width"]: encoder["heads"] for encoder in encoders}.get(width)
+
+
 def leaves(config: Config) -> dict[str, Any]:
     """Dotted key to value, in the schema's order; lists are values."""
     return dict(_leaves(to_dict(config)))
@@ -168,30 +238,34 @@ def _adapter() -> TypeAdapter[Config]:
 
 @cache
 def _operational() -> frozenset[str]:
-    return frozenset(
-        key
-        for key, field in _fields(Config)
-        if isinstance(field.json_schema_extra, dict)
-        and field.json_schema_extra.get("digest") is False
-    )
+    return frozenset(key for key, field in _fields(Config) if _marks(field).get("digest") is False)
 
 
-def _sections(cls: type) -> dict[str, FieldInfo]:
-    return cls.__pydantic_fields__  # type: ignore[attr-defined]
+def _marks(field: FieldInfo) -> JsonDict:
+    """What the schema marks a field with, such as ``OPERATIONAL``."""
+    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
 
 
-def _fields(cls: type, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+def _sections(cls: Any) -> dict[str, FieldInfo]:
+    found: dict[str, FieldInfo] = cls.__pydantic_fields__
+    return found
+
+
+def _is_section(field: FieldInfo) -> bool:
+    return isinstance(field.annotation, type) and dataclasses.is_dataclass(field.annotation)
+
+
+def _fields(cls: Any, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     for name, field in _sections(cls).items():
-        kind = field.annotation
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            yield from _fields(kind, f"{prefix}{name}.")
+        if _is_section(field):
+            yield from _fields(field.annotation, f"{prefix}{name}.")
         else:
             yield prefix + name, field
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
@@ -236,6 +310,17 @@ def parse_override(override: str) -> dict[str, Any]:
     return dict(nested)
 
 
+def override_leaves(override: str) -> list[tuple[str, str]]:
+    """The dotted key, and ``key=value``, of each setting in an override: several in ``a={b: 1}``.
+
+    Raises ConfigError.
+    """
+    return [
+        (key, f"{key}={json.dumps(value, default=str, ensure_ascii=False)}")
+        for key, value in _leaves(parse_override(override))
+    ]
+
+
 def _merge(
     into: dict[str, Any],
     origin: dict[str, str],
@@ -265,21 +350,25 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _check_keys(values: Mapping[str, Any], cls: type, prefix: str) -> None:
+def _check_keys(values: Mapping[str, Any], cls: Any, prefix: str) -> None:
     """Unknown keys first, over the whole tree: with a name to offer, unlike pydantic's message."""
     fields = _sections(cls)
     for key, value in values.items():
         dotted = f"{prefix}{key}"
         if key not in fields:
             raise ConfigError(f"unknown config key {dotted!r}{_nearest_key(dotted)}")
-        kind = fields[key].annotation
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        if _is_section(fields[key]):
+            inner = fields[key].annotation
             if not isinstance(value, Mapping):
-                raise ConfigError(
-                    f"config key {dotted!r} is a section; set one of its keys, such as "
-                    f"{dotted}.{next(iter(_sections(kind)))}"
-                )
-            _check_keys(value, kind, f"{dotted}.")
+                raise ConfigError(_section_message(dotted, _sections(inner)))
+            _check_keys(value, inner, f"{dotted}.")
+
+
+def _section_message(dotted: str, fields: Mapping[str, FieldInfo]) -> str:
+    return (
+        f"config key {dotted!r} is a section; set one of its keys, such as "
+        f"{dotted}.{next(iter(fields))}"
+    )
 
 
 def _check_text(key: str, value: str) -> None:

@@ -3,6 +3,11 @@
 The docstrings are the documentation: ``percmae config show --docs`` prints them. Fields marked
 ``OPERATIONAL`` change how a run is carried out but not what it computes; they stay out of the
 config's digest, so changing one does not make a finished run stale.
+
+Fields marked ``PRETRAIN``, ``FINETUNE`` or ``DOWNSTREAM`` are settings of those stages alone: in
+another they have no effect, or it takes them over from the run it builds upon (its network's
+sizes). A marked section marks its fields; all others are settings of every stage.
+``percmae.config.load.stages_of`` reads this.
 """
 
 from __future__ import annotations
@@ -22,10 +27,19 @@ from percmae.config.variants import (
 )
 
 OPERATIONAL: JsonDict = {"digest": False}
+PRETRAIN: JsonDict = {"stages": ["pretrain"]}
+FINETUNE: JsonDict = {"stages": ["finetune"]}
+DOWNSTREAM: JsonDict = {"stages": ["finetune", "probe"]}
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Variant = Literal["mae", "ssim", "perceptual", "ls_gan", "msg_gan", "stylegan2_ada"]
 Stage = Literal["pretrain", "finetune", "probe"]
+UNTRAINED = "_untrained"
+"""What the name of a control ends with: of the probe on an untrained encoder."""
+ImageFormat = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM"]
+"""What may be opened, by Pillow's names: decoders of pictures, none of which starts a program."""
+FORMATS: tuple[ImageFormat, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""What is opened where nothing else is asked for."""
 
 
 @dataclass(config=SETTINGS)
@@ -43,14 +57,15 @@ class Augment:
     """Filter used whenever an image is resized."""
     flip: Fraction = 0.5
     """Probability of a horizontal flip."""
-    color_jitter: NonNegativeFloat = 0.0
+    color_jitter: Annotated[NonNegativeFloat, Field(json_schema_extra=FINETUNE)] = 0.0
     """Strength of brightness, contrast and saturation jitter (fine-tuning; unused with
     rand_augment, as in timm)."""
-    rand_augment: str | None = None
-    """timm's RandAugment policy (fine-tuning), e.g. rand-m9-mstd0.5-inc1; null for none."""
-    erasing: Fraction = 0.0
+    rand_augment: str | None = Field(default=None, json_schema_extra=FINETUNE)
+    """timm's RandAugment policy (fine-tuning), e.g. rand-m9-mstd0.5-inc1, or one of its others;
+    null for none."""
+    erasing: Annotated[Fraction, Field(json_schema_extra=FINETUNE)] = 0.0
     """Probability of random erasing (fine-tuning)."""
-    eval_crop: Annotated[float, Field(gt=0.0, le=1.0)] = 0.875
+    eval_crop: Annotated[float, Field(ge=0.1, le=1.0)] = 0.875
     """Evaluation: resize the shorter side to image_size / eval_crop, then crop the centre."""
     mean: list[float] = Field(
         default_factory=lambda: [0.485, 0.456, 0.406], min_length=3, max_length=3
@@ -67,13 +82,21 @@ class Data:
     """Images and how they are read."""
 
     image_size: Annotated[int, Field(ge=8)] = 224
-    """Side of the square network input in pixels."""
+    """Side of the square network input in pixels; for another than that of pretraining, a probe or
+    fine-tuning interpolates the position embeddings."""
     batch_size: PositiveInt = 64
     """Images a process (a GPU) takes in one forward pass."""
     workers: Annotated[NonNegativeInt, Field(json_schema_extra=OPERATIONAL)] = 8
     """Loader processes for each training process; 0 decodes in the training process itself."""
     pin_memory: Annotated[bool, Field(json_schema_extra=OPERATIONAL)] = True
     """Copy batches into page-locked memory (GPU runs only; ignored on CPU)."""
+    timeout: Annotated[float, Field(gt=0, json_schema_extra=OPERATIONAL)] = 600.0
+    """Seconds to wait for a batch of the loader processes; then the run ends, saying what they were
+    doing, with an exit code that has a job's pods begin again from the last checkpoint."""
+    formats: Annotated[list[ImageFormat], Field(min_length=1, json_schema_extra=OPERATIONAL)] = (
+        Field(default_factory=lambda: list(FORMATS))
+    )
+    """Image formats that are opened at all; an image of another is an error that names it."""
     augment: Augment = Field(default_factory=Augment)
     """Transforms and their parameters."""
 
@@ -121,9 +144,9 @@ class Model:
     norm_pix_loss: bool = False
     """Normalise each target patch by its own mean and variance (variant mae only)."""
     init_from: str | None = None
-    """Start from these weights: a run, a run's checkpoint file, a safetensors file or an official
-    MAE file (path or s3:// URI). Every key must find its place; only a file with nothing but the
-    encoder leaves the decoder fresh."""
+    """Start from these weights: a run, or a file of weights of this project, the official MAE code,
+    timm or Hugging Face (path or s3:// URI). Every key must find its place; only a file with
+    nothing but the encoder leaves the decoder fresh."""
 
 
 @dataclass(config=SETTINGS)
@@ -171,7 +194,7 @@ class Optim:
     """Nesterov momentum (sgd)."""
     weight_decay: NonNegativeFloat = 0.05
     """Decoupled weight decay (coupled for adam, sgd and lars); not on biases, norms, tokens."""
-    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0, json_schema_extra=FINETUNE)] = 1.0
     """Learning-rate factor from each encoder layer to the one below (fine-tuning)."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     """Course of the rate after warm-up."""
@@ -199,15 +222,15 @@ class ClassifierSettings:
     """Number of classes; null takes the dataset's. A number that differs from it is an error."""
     pool: Literal["avg", "token"] = "token"
     """Features the head sees: the mean of the patch tokens, or the class token."""
-    drop_path: Fraction = 0.0
+    drop_path: Annotated[Fraction, Field(json_schema_extra=FINETUNE)] = 0.0
     """Stochastic depth, linearly increasing to this rate in the last block."""
     dropout: Fraction = 0.0
     """Dropout before the head."""
     label_smoothing: Fraction = 0.0
     """Label smoothing."""
-    mixup: NonNegativeFloat = 0.0
+    mixup: Annotated[NonNegativeFloat, Field(json_schema_extra=FINETUNE)] = 0.0
     """Mixup alpha; 0 for none."""
-    cutmix: NonNegativeFloat = 0.0
+    cutmix: Annotated[NonNegativeFloat, Field(json_schema_extra=FINETUNE)] = 0.0
     """CutMix alpha; 0 for none."""
     batch_norm: bool = False
     """Affine-free BatchNorm in front of the head (the MAE paper's linear probe)."""
@@ -301,31 +324,41 @@ class Config:
         json_schema_extra=OPERATIONAL,
     )
     """Experiment name; null derives it from tag and variant."""
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the weights, the order of the data, its augmentation and the masks."""
     data: Data = Field(default_factory=Data)
     """Images and how they are read."""
-    model: Model = Field(default_factory=Model)
+    model: Model = Field(default_factory=Model, json_schema_extra=PRETRAIN)
     """Network sizes."""
-    loss: Loss = Field(default_factory=Loss)
+    loss: Loss = Field(default_factory=Loss, json_schema_extra=PRETRAIN)
     """Weights of the loss terms."""
-    perceptual: PerceptualSettings = Field(default_factory=PerceptualSettings)
+    perceptual: PerceptualSettings = Field(
+        default_factory=PerceptualSettings, json_schema_extra=PRETRAIN
+    )
     """Feature network of the perceptual and style terms."""
-    adversarial: AdversarialSettings = Field(default_factory=AdversarialSettings)
+    adversarial: AdversarialSettings = Field(
+        default_factory=AdversarialSettings, json_schema_extra=PRETRAIN
+    )
     """Adversarial loss."""
-    discriminator: DiscriminatorSettings = Field(default_factory=DiscriminatorSettings)
+    discriminator: DiscriminatorSettings = Field(
+        default_factory=DiscriminatorSettings, json_schema_extra=PRETRAIN
+    )
     """Discriminator sizes."""
-    stylegan: StyleGAN2ADASettings = Field(default_factory=StyleGAN2ADASettings)
+    stylegan: StyleGAN2ADASettings = Field(
+        default_factory=StyleGAN2ADASettings, json_schema_extra=PRETRAIN
+    )
     """StyleGAN2-ADA's regularisers and augmentation."""
     optim: Optim = Field(default_factory=Optim)
     """Optimiser and schedule."""
-    classifier: ClassifierSettings = Field(default_factory=ClassifierSettings)
+    classifier: ClassifierSettings = Field(
+        default_factory=ClassifierSettings, json_schema_extra=DOWNSTREAM
+    )
     """Fine-tuning and linear probing."""
     trainer: Trainer = Field(default_factory=Trainer)
     """How the run is carried out."""
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     """Checkpoints in the store."""
-    tracking: Tracking = Field(default_factory=Tracking)
+    tracking: Tracking = Field(default_factory=Tracking, json_schema_extra=PRETRAIN)
     """Reconstructions and their rhythm."""
 
     @property

@@ -7,8 +7,10 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
-SETTINGS = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
-"""How the dataclasses of all settings are read: nothing unknown, nothing converted."""
+SETTINGS = ConfigDict(
+    extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+)
+"""How the dataclasses of all settings are read: nothing unknown, nothing converted, no infinity."""
 
 
 @dataclass(config=SETTINGS)

@@ -2,60 +2,205 @@
 
 ImageNet holds PNG files named ``.JPEG``, CMYK and greyscale JPEGs and JPEGs with EXIF rotation.
 The first three become RGB; EXIF is ignored, as everyone who trains on ImageNet ignores it.
+
+The bytes are anybody's, so only a few formats are opened at all, told by the bytes and never by the
+name, and whatever a decoder raises means one thing: a damaged image.
 """
 
 from __future__ import annotations
 
+import ctypes
 import io
-import struct
+import logging
+import threading
 import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+from typing import NamedTuple, get_args
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, _imaging
 
-from percmae.errors import DataError
+from percmae.config import FORMATS
+from percmae.config.schema import ImageFormat
+from percmae.errors import DataError, UserError
 
-# What PIL raises on damaged data, each format plugin having its own habits.
-_BROKEN = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    IndexError,
-    TypeError,
-    EOFError,
-    OverflowError,
-    struct.error,
-    Image.DecompressionBombError,
-)
+# What is beyond these is made to use up memory and time (a WebP of 800 bytes took 25 seconds and
+# 2.4 GB): many pixels have at least a byte of data for each thousand of them; a progressive JPEG
+# has about ten scans, and goes over all of its pixels in each; a strip one pixel high would become
+# gigantic when its shorter side is resized to what a network takes.
+_PLAUSIBLE_PIXELS, _PIXELS_A_BYTE, _MOST_SCANS, _LONGEST_STRIP = 1 << 24, 1000, 500, 200
+_SCAN = b"\xff\xda"
+
+Name = str | Callable[[], str]
+"""What an image is called in messages; a function where finding it out takes a while."""
 
 
-def decode(data: bytes, min_side: int | None = None, name: str = "image") -> Image.Image:
-    """Decode to an image of mode RGB.
+def decode(
+    data: bytes,
+    min_side: int | None = None,
+    name: Name = "image",
+    formats: Sequence[str] = FORMATS,
+) -> Image.Image:
+    """Decode to an image of mode RGB with at least one pixel.
 
     min_side: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as both sides keep at
     least this many pixels (cheaper where the image is shrunk afterwards); None decodes it whole.
-    Transparency is laid over white. Raises DataError, naming ``name``, for damaged data.
+    formats: what is opened, by Pillow's names (see :func:`check_formats`). Transparency is laid
+    over white. Raises DataError, naming ``name``, for damaged data and data of another format.
     """
     try:
-        image = Image.open(io.BytesIO(data))
-        if min_side is not None and image.format == "JPEG":
-            image.draft("RGB", (min_side, min_side))
-        return _to_rgb(image)
+        with _warnings_of(name):
+            image = Image.open(io.BytesIO(data), formats=tuple(formats))
+            _check_effort(image.size, data)
+            if min_side is not None and image.format == "JPEG":
+                image.draft("RGB", (min_side, min_side))
+            return _to_rgb(image)
     except UnidentifiedImageError:
-        raise DataError(f"{name} is not an image that can be decoded") from None
-    except _BROKEN as error:
-        raise DataError(f"{name} is damaged: {_one_line(error)}") from None
+        raise DataError(
+            f"{_called(name)} is not an image that can be opened as {', '.join(formats)}"
+        ) from None
+    except Exception as error:  # each format's plugin raises what its code leads it to
+        raise DataError(f"{_called(name)} is damaged: {_one_line(error)}") from None
 
 
-def verify(data: bytes, name: str = "image") -> None:
+def verify(data: bytes, name: Name = "image", formats: Sequence[str] = FORMATS) -> None:
     """Raise DataError unless all of the coded image data can be read.
 
     A JPEG is decoded at 1/8 of its size: the whole entropy-coded stream is read, so that a
     truncated file cannot pass, in three quarters of the time of a full decode.
     """
-    with warnings.catch_warnings():  # a very large image warns here; it is counted, not a fault
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        decode(data, min_side=1, name=name)
+    decode(data, min_side=1, name=name, formats=formats)
+
+
+def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
+    """The formats themselves. Raises UserError for one that is not offered or not installed."""
+    offered: tuple[str, ...] = get_args(ImageFormat)
+    wrong = [name for name in formats if name not in offered]
+    if wrong or not formats:
+        raise UserError(
+            f"image formats {', '.join(wrong) or 'none'}: choose from {', '.join(offered)}"
+        )
+    Image.init()
+    absent = [name for name in formats if name not in Image.OPEN]
+    if absent:
+        raise UserError(
+            f"image formats {', '.join(absent)}: Pillow {Image.__version__} cannot read these; "
+            "install a newer one"
+        )
+    return tuple(formats)
+
+
+class ImageWarning(NamedTuple):
+    """What a library had to say about an image."""
+
+    kind: str
+    """The same for all that come from one line of its code."""
+    name: str
+    """What the image is called."""
+    text: str
+
+
+@contextmanager
+def telling(tell: Callable[[ImageWarning], None]) -> Iterator[None]:
+    """While open, warnings about an image that is decoded, in any thread, go to ``tell``.
+
+    Other warnings go where they always went. Filters are left alone: a change of them would have
+    all warnings of other code shown again.
+    """
+    _quieten_libtiff()
+    log, logger = _Log(tell), logging.getLogger("PIL")
+    before = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: object = None,
+        line: str | None = None,
+    ) -> None:
+        name: Name | None = getattr(_decoding, "name", None)
+        if name is None:
+            before(message, category, filename, lineno, file, line)  # type: ignore[arg-type]
+        else:
+            tell(ImageWarning(f"{filename}:{lineno}", _called(name), _one_line(message)))
+
+    warnings.showwarning = show
+    logger.addHandler(log)
+    try:
+        yield
+    finally:
+        logger.removeHandler(log)
+        warnings.showwarning = before
+
+
+class _Log(logging.Handler):
+    """What Pillow writes to its log; without a handler, Python would print it."""
+
+    def __init__(self, tell: Callable[[ImageWarning], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        name: Name | None = getattr(_decoding, "name", None)
+        if name is not None:
+            text = _one_line(record.getMessage())
+            self._tell(ImageWarning(f"{record.pathname}:{record.lineno}", _called(name), text))
+
+
+class Once:
+    """Says of each kind of warning the first one, with the image's name."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._said: set[str] = set()
+        self._lock = threading.Lock()
+
+    def __call__(self, warning: ImageWarning) -> None:
+        with self._lock:
+            first = warning.kind not in self._said
+            self._said.add(warning.kind)
+        if first:
+            self._say(f"{warning.name}: {warning.text} (said once, of the first image only)")
+
+
+@cache
+def _quieten_libtiff() -> None:
+    """libtiff writes to stderr by itself what Pillow then raises as well, without a name."""
+    with suppress(AttributeError, OSError):  # a Pillow without it, or one that hides its functions
+        ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
+
+
+_decoding = threading.local()  # name: of the image that this thread is at
+
+
+@contextmanager
+def _warnings_of(name: Name) -> Iterator[None]:
+    _decoding.name = name
+    try:
+        yield
+    finally:
+        _decoding.name = None
+
+
+def _called(name: Name) -> str:
+    return name if isinstance(name, str) else name()
+
+
+def _check_effort(size: tuple[int, int], data: bytes) -> None:
+    """Pillow itself refuses what has more than 2 · MAX_IMAGE_PIXELS (179 million)."""
+    width, height = size
+    pixels = width * height
+    if (
+        not pixels
+        or pixels > max(_PLAUSIBLE_PIXELS, _PIXELS_A_BYTE * len(data))
+        or max(size) > _LONGEST_STRIP * min(size)
+    ):
+        raise ValueError(f"{width} × {height} pixels in {len(data):,} bytes")
+    if data.startswith(b"\xff\xd8") and (scans := data.count(_SCAN)) > _MOST_SCANS:
+        raise ValueError(f"a JPEG of {scans:,} scans")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -64,7 +209,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return image
     if image.mode == "I" or image.mode.startswith("I;16"):
         # 16 bits a pixel: PIL's own conversion would clip at 255 and leave a white image.
-        high_byte = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        high_byte = (np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)
         return Image.fromarray(high_byte).convert("RGB")
     if image.mode == "F":
         raise ValueError("pixels of type float are not supported")
@@ -74,5 +219,5 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _one_line(error: BaseException) -> str:
+def _one_line(error: BaseException | str) -> str:
     return " ".join(str(error).split()) or type(error).__name__

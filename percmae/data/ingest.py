@@ -6,6 +6,9 @@ would stop a training days later; one that fails is left out and listed in the m
 0.9 ms of a core for a 48 KB photo, against 1.2 ms for a full decode: about 45 core-minutes for
 ImageNet, spread over all cores.
 
+What can be known without reading images is looked at before (:mod:`percmae.data.imagenet`), and the
+val archive, a twentieth of the train archive, is read first: what is wrong shows early.
+
 An interrupted ingest goes on after the last finished shard. Its state lies in
 ``<to>/.ingest/state.json``, removed at the end; the manifest is written last. On resuming, the
 part of an archive that was already ingested is read once more for its MD5 alone (a hash cannot be
@@ -17,44 +20,40 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from percmae.data.decode import verify
+from percmae.config import FORMATS
+from percmae.data.decode import Once, check_formats, telling, verify
+from percmae.data.devkit import read_devkit
 from percmae.data.imagenet import (
     PUBLISHED_MD5,
     ArchivedImage,
-    Position,
-    check_archive,
-    check_train,
-    read_devkit,
+    look_at_archive,
+    look_at_train,
+    look_at_val,
     train_images,
     val_images,
 )
+from percmae.data.ingest_state import STATE, State, load_state, save_state
 from percmae.data.shard_writer import ShardWriter
-from percmae.data.shards import (
-    FORMAT,
-    MANIFEST,
-    STORED_SPLITS,
-    Dataset,
-    ShardInfo,
-    content_digest,
-)
+from percmae.data.shards import FORMAT, MANIFEST, STORED_SPLITS, Dataset, content_digest
+from percmae.data.tars import Oddities
 from percmae.errors import DataError
-from percmae.progress import Progress, note
+from percmae.progress import Progress, note, warn
 from percmae.storage import StorePath
 
-STATE = ".ingest/state.json"
-_STATE_FORMAT = "percmae-ingest/1"
 _READ = 1 << 20
 _NOTED = 10  # corrupt images that are named while ingesting; the manifest lists all
 _CHECK_AHEAD = 64 << 20  # bytes of images waiting for their check
+_ORDER = ("test", "train")  # in which the archives are read
 
 
 @dataclass(frozen=True)
@@ -66,52 +65,59 @@ class IngestResult:
     reused: bool
 
 
-@dataclass
-class _SplitState:
-    """How far one split has come: finished shards and where the archive is read on."""
-
-    shards: list[ShardInfo] = field(default_factory=list)
-    position: Position = field(default_factory=Position)
-    images: int = 0
-    corrupt: list[dict[str, str]] = field(default_factory=list)
-    md5: str | None = None  # of the archive, once read to its end
-
-    @staticmethod
-    def from_json(values: dict[str, Any]) -> _SplitState:
-        shards = [ShardInfo(**shard) for shard in values["shards"]]
-        return _SplitState(**values | {"shards": shards, "position": Position(*values["position"])})
-
-
 def ingest(
-    train: str, val: str, devkit: str, to: str, *, shard_bytes: int = 128 * 2**20
+    train: str,
+    val: str,
+    devkit: str,
+    to: str,
+    *,
+    shard_bytes: int = 128 * 2**20,
+    formats: Sequence[str] = FORMATS,
+    subset: bool = False,
 ) -> IngestResult:
     """Turn ILSVRC archives into a dataset at ``to``.
 
     train, val, devkit, to: paths or ``s3://bucket/key``. shard_bytes: a shard is closed once it
-    holds this many bytes (shards are part of the digest: another size is another dataset).
+    holds this many bytes (shards are part of the digest: another size is another dataset). formats:
+    of images that are opened; others count as damaged. subset: with the devkit of the real ILSVRC,
+    classes may hold far fewer images than it says.
 
     The same archives again: nothing is done. Raises DataError for archives that are absent,
     truncated, unsafe or do not belong together, for an MD5 that is not the published one, and
-    where ``to`` already holds a dataset made from other archives; StoreError as the store has it.
+    where ``to`` already holds a dataset made from other archives; UserError for a format that
+    there is not; StoreError as the store has it.
     """
-    job = _Job(StorePath(train), StorePath(val), StorePath(devkit), StorePath(to), shard_bytes)
+    archives = {"train": StorePath(train), "test": StorePath(val)}
+    settings = _Settings(shard_bytes, list(check_formats(formats)), subset)
+    job = _Job(archives, StorePath(devkit), StorePath(to), settings)
     job.to.prepare()
     return job.reuse() or job.run()
 
 
+@dataclass(frozen=True)
+class _Settings:
+    shard_bytes: int
+    formats: list[str]
+    subset: bool
+
+
 class _Job:
     def __init__(
-        self, train: StorePath, val: StorePath, devkit: StorePath, to: StorePath, shard_bytes: int
+        self,
+        archives: dict[str, StorePath],
+        devkit: StorePath,
+        to: StorePath,
+        settings: _Settings,
     ) -> None:
-        self.archives = {"train": train, "test": val}
+        self.archives = archives
         self.to = to
-        self.shard_bytes = shard_bytes
+        self.settings = settings
         self.devkit = read_devkit(devkit)
-        for role, path in (("train", train), ("val", val)):
-            check_archive(path, role)
+        for role, path in (("train", archives["train"]), ("val", archives["test"])):
+            look_at_archive(path, role)
         self.sources = [
-            _identity("train", train),
-            _identity("val", val),
+            _identity("train", archives["train"]),
+            _identity("val", archives["test"]),
             _identity("devkit", devkit) | {"md5": hashlib.md5(devkit.read_bytes()).hexdigest()},
         ]
 
@@ -123,22 +129,29 @@ class _Job:
         dataset = Dataset.open(manifest.uri)
         before = {source["role"]: source for source in dataset.manifest["sources"]}
         paths = {"train": self.archives["train"], "val": self.archives["test"]}
-        same = dataset.manifest["shard_bytes"] == self.shard_bytes and all(
-            _same_source(before[now["role"]], now, paths.get(now["role"])) for now in self.sources
+        same = (
+            dataset.manifest["shard_bytes"] == self.settings.shard_bytes
+            and dataset.formats == self.settings.formats
+            and all(
+                _same_source(before[now["role"]], now, paths.get(now["role"]))
+                for now in self.sources
+            )
         )
         if not same:
             raise DataError(
-                f"{self.to} already holds a dataset made from other archives; give another "
-                f"destination, or delete {manifest} to replace it"
+                f"{self.to} already holds a dataset made from other archives, or with other "
+                f"settings; give another destination, or delete {manifest} to replace it"
             )
         return IngestResult(manifest.uri, dataset, reused=True)
 
     def run(self) -> IngestResult:
-        check_train(self.archives["train"], self.devkit)
-        state = self._load_state()
-        for split, archive in self.archives.items():
-            if state[split].md5 is None:
-                _SplitIngest(self, split, archive, state).run()
+        look_at_val(self.archives["test"], self.devkit)
+        look_at_train(self.archives["train"], self.devkit, self.settings.subset)
+        state = load_state(self.to, self._made_from(), len(self.devkit.classes))
+        with telling(Once(lambda text: warn(f"ingest: {text}"))):
+            for split in _ORDER:
+                if state[split].md5 is None:
+                    _SplitIngest(self, split, state).run()
         self._clean_up(state)
         manifest = self.to / MANIFEST
         content = self._manifest(state)
@@ -147,30 +160,24 @@ class _Job:
         (self.to / STATE).delete()
         return IngestResult(manifest.uri, Dataset.open(manifest.uri), reused=False)
 
-    def save_state(self, state: dict[str, _SplitState]) -> None:
-        values = {split: dataclasses.asdict(s) for split, s in state.items()}
-        (self.to / STATE).write_json(self._state_header() | {"splits": values})
-
-    def _load_state(self) -> dict[str, _SplitState]:
-        path = self.to / STATE
-        if path.exists():
-            saved = path.read_json()
-            if {k: v for k, v in saved.items() if k != "splits"} == self._state_header():
-                state = {k: _SplitState.from_json(v) for k, v in saved["splits"].items()}
-                done = sum(s.images for s in state.values())
-                note(f"ingest: going on after {done:,} images ingested before")
-                return state
-            note(f"ingest: {self.to} holds part of another ingest; starting afresh")
-        return {split: _SplitState() for split in self.archives}
-
-    def _state_header(self) -> dict[str, Any]:
+    def _made_from(self) -> dict[str, dict[str, Any]]:
+        """What the shards of each split depend upon."""
+        classes = [c.wnid for c in self.devkit.classes]
+        labels: dict[str, list[Any]] = {
+            "train": classes,
+            "test": [classes, self.devkit.val_labels.tolist()],
+        }
         return {
-            "format": _STATE_FORMAT,
-            "sources": self.sources,
-            "shard_bytes": self.shard_bytes,
+            split: {
+                "archive": source,
+                "labels": hashlib.sha256(json.dumps(labels[split]).encode()).hexdigest(),
+                "shard_bytes": self.settings.shard_bytes,
+                "formats": self.settings.formats,
+            }
+            for split, source in zip(("train", "test"), self.sources, strict=False)
         }
 
-    def _clean_up(self, state: dict[str, _SplitState]) -> None:
+    def _clean_up(self, state: State) -> None:
         """Delete shards of an earlier, different ingest that this one did not overwrite."""
         for split, progress in state.items():
             ours = {name for s in progress.shards for name in (s.name, s.index)}
@@ -178,38 +185,58 @@ class _Job:
                 if entry.name not in ours:
                     entry.path.delete()
 
-    def _manifest(self, state: dict[str, _SplitState]) -> dict[str, Any]:
-        shards = {split: progress.shards for split, progress in state.items()}
+    def _manifest(self, state: State) -> dict[str, Any]:
+        shards = {split: state[split].shards for split in STORED_SPLITS}
         md5 = {"train": state["train"].md5, "val": state["test"].md5}
-        return {
+        content = {
             "format": FORMAT,
             "digest": content_digest(self.devkit.classes, shards),
             "name": self.to.name,
             "classes": [dataclasses.asdict(c) for c in self.devkit.classes],
             "splits": {
                 split: {
-                    "samples": sum(s.samples for s in listed),
+                    "samples": state[split].samples,
                     "shards": [dataclasses.asdict(s) for s in listed],
                 }
                 for split, listed in shards.items()
             },
-            "corrupt": [c for progress in state.values() for c in progress.corrupt],
-            "shard_bytes": self.shard_bytes,
+            "corrupt": [c for split in STORED_SPLITS for c in state[split].corrupt],
+            "shard_bytes": self.settings.shard_bytes,
+            "formats": self.settings.formats,
             "sources": [{"md5": md5.get(s["role"])} | s for s in self.sources],
         }
+        if miscounted := self._miscounted(state["train"].found):
+            content["miscounted"] = miscounted
+        return content
+
+    def _miscounted(self, found: list[int]) -> list[dict[str, Any]]:
+        """Classes whose archive held another number of images than the devkit says."""
+        due = self.devkit.train_images.tolist()
+        listed = [
+            {"wnid": info.wnid, "images": images, "devkit": said}
+            for info, images, said in zip(self.devkit.classes, found, due, strict=True)
+            if said > 0 and images != said
+        ]
+        if listed:
+            first = listed[0]
+            note(
+                f"ingest: {len(listed):,} of {len(found):,} classes hold another number of "
+                f"training images than the devkit says (first: {first['wnid']}, "
+                f"{first['images']:,} instead of {first['devkit']:,}); the manifest lists them"
+            )
+        return listed
 
 
 class _SplitIngest:
     """One archive to the shards of one split."""
 
-    def __init__(
-        self, job: _Job, split: str, archive: StorePath, state: dict[str, _SplitState]
-    ) -> None:
+    def __init__(self, job: _Job, split: str, state: State) -> None:
         self.job = job
         self.split = split
-        self.archive = archive
+        self.archive = job.archives[split]
         self.state = state
         self.progress = state[split]
+        self.odd = Oddities()
 
     def run(self) -> None:
         size = self.archive.stat().size
@@ -219,26 +246,30 @@ class _SplitIngest:
         ):
             stream = _HashingReader(file, bar.update)
             stream.skip(self.progress.position.offset)
-            read = train_images if self.split == "train" else val_images
-            images = read(
-                stream,  # type: ignore[arg-type]
-                str(self.archive),
-                self.job.devkit,
-                self.progress.position,
-            )
-            checked = _checked(images)
+            checked = _checked(self._images(stream), self.job.settings.formats)
             for first in checked:
                 self._write_shard(itertools.chain([first], checked))
-            stream.skip(size - stream.position)  # padding behind the end-of-archive mark
+            stream.skip(size - stream.position)  # what a shrunken archive lacks is noticed
+        for line in self.odd.lines():
+            warn(f"ingest: {line}")
+        if self.progress.corrupt:
+            count = len(self.progress.corrupt)
+            warn(f"ingest: left out {count:,} damaged image(s) of {self.archive} in all")
         self._check_complete(stream)
         self.progress.md5 = stream.md5.hexdigest()
-        self.job.save_state(self.state)
+        save_state(self.job.to, self.state)
+
+    def _images(self, stream: Any) -> Iterator[ArchivedImage]:
+        place = (stream, str(self.archive), self.job.devkit, self.progress.position, self.odd)
+        if self.split == "test":
+            return val_images(*place)
+        return train_images(*place, subset=self.job.settings.subset)
 
     def _write_shard(self, images: Iterator[tuple[ArchivedImage, str | None]]) -> None:
         """Move images into one shard until it is full; then it counts as done."""
         progress = self.progress
         # Nothing of this shard enters the state before the shard is in the store.
-        corrupt, images_read, position = list(progress.corrupt), progress.images, progress.position
+        corrupt, found, position = list(progress.corrupt), list(progress.found), progress.position
         stem = f"{self.split}-{len(progress.shards):06d}"
         with ShardWriter(self.job.to / self.split, stem) as writer:
             for image, fault in images:
@@ -246,19 +277,19 @@ class _SplitIngest:
                     writer.add(image.key, image.data, image.label)
                 else:
                     if len(corrupt) < _NOTED:
-                        note(f"ingest: left out {image.member}: {fault}")
+                        warn(f"ingest: left out: {fault}")
                     entry = {"split": self.split, "member": image.member, "reason": fault}
                     corrupt.append(entry)
-                images_read += 1
+                found[image.label] += 1
                 position = image.after
-                if writer.bytes >= self.job.shard_bytes:
+                if writer.bytes >= self.job.settings.shard_bytes:
                     break
             shard = writer.finish()
         progress.shards.append(shard)
         progress.corrupt = corrupt
         progress.position = position
-        progress.images = images_read
-        self.job.save_state(self.state)
+        progress.found = found
+        save_state(self.job.to, self.state)
 
     def _check_complete(self, stream: _HashingReader) -> None:
         """After the last image: the MD5, if one is published, and the number of images."""
@@ -275,8 +306,11 @@ class _SplitIngest:
                 f"{self.archive} holds {self.progress.images:,} images, the devkit's ground truth "
                 f"{due:,} lines; do the two belong together?"
             )
-        if not sum(s.samples for s in self.progress.shards):
-            raise DataError(f"{self.archive}: no image in it could be decoded")
+        if not self.progress.samples:
+            raise DataError(
+                f"{self.archive}: no image in it could be opened as "
+                f"{', '.join(self.job.settings.formats)}"
+            )
 
 
 def _check_keys(dataset: Dataset) -> None:
@@ -314,14 +348,16 @@ class _HashingReader:
             size -= len(data)
 
 
-def _checked(images: Iterator[ArchivedImage]) -> Iterator[tuple[ArchivedImage, str | None]]:
+def _checked(
+    images: Iterator[ArchivedImage], formats: Sequence[str]
+) -> Iterator[tuple[ArchivedImage, str | None]]:
     """Each image with its fault (None if sound), in order; checked on all cores, a little ahead."""
     cores = len(os.sched_getaffinity(0))
     waiting: deque[tuple[ArchivedImage, Future[str | None]]] = deque()
     held = 0
     with ThreadPoolExecutor(cores) as pool:
         for image in images:
-            waiting.append((image, pool.submit(_fault, image.data)))
+            waiting.append((image, pool.submit(_fault, image, formats)))
             held += len(image.data)
             while held > _CHECK_AHEAD or len(waiting) > 16 * cores:
                 done, fault = waiting.popleft()
@@ -332,9 +368,9 @@ def _checked(images: Iterator[ArchivedImage]) -> Iterator[tuple[ArchivedImage, s
             yield done, fault.result()
 
 
-def _fault(data: bytes) -> str | None:
+def _fault(image: ArchivedImage, formats: Sequence[str]) -> str | None:
     try:
-        verify(data)
+        verify(image.data, image.member, formats)
     except DataError as error:
         return str(error)
     return None

@@ -18,17 +18,19 @@ from typing import Any
 
 import numpy as np
 
-from percmae.data.imagenet import DEVKIT_NAME, GROUND_TRUTH, META, TRAIN_NAME, VAL_NAME
+from percmae.data.archives import ARCHIVES
+from percmae.data.decode import Once, telling
+from percmae.data.devkit import GROUND_TRUTH, META
 from percmae.data.sample_sources import SOURCES, Source, fingerprint, load_source
-from percmae.errors import DataError
-from percmae.progress import Progress
-from percmae.storage import StorePath
+from percmae.errors import DataError, StoreAccessError
+from percmae.progress import Progress, warn
+from percmae.storage import StorePath, local_path
 
-__all__ = ["SOURCES", "SampleArchives", "make_sample_archives"]
+__all__ = ["SOURCES", "SampleArchives", "make_sample_archives", "put_sample_archives"]
 
 _RECORD = "sample.json"
 _FORMAT = "percmae-sample/1"
-_DEVKIT = "ILSVRC2012_devkit_t12"
+_DEVKIT = ARCHIVES["devkit"].removesuffix(".tar.gz")
 _FIELDS = (
     "ILSVRC2012_ID",
     "WNID",
@@ -58,13 +60,13 @@ def make_sample_archives(out: str | Path, source: str = "mnist") -> SampleArchiv
     ``train`` and ``val``). The same source again changes nothing. Raises DataError for an unknown
     source, one that cannot be had here, or archives in ``out`` that were not made by this.
     """
-    folder = Path(out).expanduser().resolve()
-    train, val, devkit = paths = (folder / TRAIN_NAME, folder / VAL_NAME, folder / DEVKIT_NAME)
-    record = {"format": _FORMAT, "source": source, "fingerprint": fingerprint(source)}
-    if _is_made(folder / _RECORD, record, paths):
+    folder = local_path(out, "--out").resolve()
+    train, val, devkit = paths = tuple(folder / name for name in ARCHIVES.values())
+    record = _record(source)
+    if _is_made(StorePath(folder), record):
         return SampleArchives(train, val, devkit, reused=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as scratch:
+    StorePath(folder).prepare()
+    with _scratch(folder) as scratch, telling(Once(warn)):
         images = load_source(source, Path(scratch))
         # Without sizes: while the archives are replaced, old and new may be mixed.
         _write_record(folder / _RECORD, record)
@@ -76,10 +78,41 @@ def make_sample_archives(out: str | Path, source: str = "mnist") -> SampleArchiv
     return SampleArchives(train, val, devkit, reused=False)
 
 
-def _is_made(record: Path, wanted: dict[str, Any], paths: tuple[Path, ...]) -> bool:
+def _scratch(folder: Path) -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(dir=folder, prefix=".download-")
+    except OSError as error:
+        raise StoreAccessError(f"cannot write in {folder}: {error.strerror}") from None
+
+
+def put_sample_archives(out: StorePath, source: str = "mnist") -> bool:
+    """The same archives below an address in a store; whether they were there already.
+
+    They are made on this machine first, in a folder that goes again. Raises what
+    :func:`make_sample_archives` does, and StoreError.
+    """
+    record = _record(source)
+    if _is_made(out, record):
+        return True
+    with tempfile.TemporaryDirectory(prefix="percmae-sample-") as scratch:
+        made = make_sample_archives(scratch, source)
+        (out / _RECORD).write_json(record)  # without sizes, as on a disk
+        paths = (made.train, made.val, made.devkit)
+        for path in paths:
+            (out / path.name).write_file(path)
+        (out / _RECORD).write_json(record | {"sizes": [path.stat().st_size for path in paths]})
+    return False
+
+
+def _record(source: str) -> dict[str, Any]:
+    return {"format": _FORMAT, "source": source, "fingerprint": fingerprint(source)}
+
+
+def _is_made(folder: StorePath, wanted: dict[str, Any]) -> bool:
     """Whether the archives are there as recorded; DataError if others lie in their place."""
+    paths, record = [folder / name for name in ARCHIVES.values()], folder / _RECORD
     if record.exists():
-        sizes = [p.stat().st_size if p.exists() else None for p in paths]
+        sizes = [path.stat().size if path.exists() else None for path in paths]
         try:
             return bool(json.loads(record.read_bytes()) == wanted | {"sizes": sizes})
         except ValueError:

@@ -19,7 +19,9 @@ import numpy as np
 from PIL import Image
 
 from percmae.data.decode import decode
+from percmae.data.tars import is_side_file
 from percmae.errors import DataError
+from percmae.storage import StorePath
 
 _FASHION = [
     "T-shirt, top",
@@ -254,6 +256,7 @@ def _images(folder: Path) -> list[Path]:
         for path in folder.rglob("*")
         if path.suffix.lower() in _SUFFIXES
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and not is_side_file(str(path.relative_to(folder)))
         and path.is_file()
     )
 
@@ -273,7 +276,7 @@ def _picture(pixels: np.ndarray, label: int) -> Picture:
 
 def _file_as_jpeg(path: Path) -> bytes:
     """A JPEG file's own bytes; another format decoded and written as JPEG."""
-    data = path.read_bytes()
+    data = StorePath(path).read_bytes()
     if data.startswith(b"\xff\xd8"):
         return data
     return _to_jpeg(np.asarray(decode(data, name=str(path))))

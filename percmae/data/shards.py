@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from percmae.config import FORMATS
 from percmae.errors import DataError
 from percmae.storage import StorePath
 
@@ -67,6 +68,8 @@ class Dataset:
         self.name: str = manifest["name"]
         self.digest: str = manifest["digest"]
         self.classes = [ClassInfo(**c) for c in manifest["classes"]]
+        # Manifests of before there was a choice do not say.
+        self.formats: list[str] = list(manifest.get("formats", FORMATS))
         self._shards = {
             name: [ShardInfo(**s) for s in manifest["splits"][name]["shards"]]
             for name in STORED_SPLITS
@@ -117,6 +120,15 @@ class Dataset:
             chosen = np.setdiff1d(np.arange(len(whole)), chosen, assume_unique=True)
         return whole.subset(name, chosen)
 
+    def require_formats(self, formats: Sequence[str]) -> None:
+        """Raise DataError where its images may be of a format that is not among these."""
+        more = [name for name in self.formats if name not in formats]
+        if more:
+            raise DataError(
+                f"{self.uri} was ingested with images of format {', '.join(more)}; set "
+                f"data.formats=[{','.join([*formats, *more])}]"
+            )
+
     def _load(self, stored: str) -> Split:
         if stored not in self._stored:
             folder = StorePath(self.uri).parent / stored
@@ -137,16 +149,25 @@ class Dataset:
             folder = StorePath(self.uri).parent / split
             found = {entry.name.rsplit("/", 1)[-1]: entry.size for entry in folder.iter()}
             for shard in shards:
-                fault = None
-                if found.get(shard.name) != shard.bytes:
-                    fault = "has not the recorded size" if shard.name in found else "is missing"
-                elif shard.index not in found:
-                    fault = f"has no index {shard.index}"
-                if fault:
-                    raise DataError(
-                        f"{self.uri}: shard {split}/{shard.name} {fault}; delete the manifest and "
-                        "run ingest again"
-                    )
+                self._check(folder, shard.name, found.get(shard.name), shard.bytes)
+                self._check(folder, shard.index, found.get(shard.index), None)
+
+    def _check(self, folder: StorePath, name: str, size: int | None, recorded: int | None) -> None:
+        """Raise DataError where a file of the dataset, listed with ``size``, is not as recorded."""
+        file = folder / name
+        if size is None:
+            # A listing alone does not tell that a file has gone, and to delete is no light advice.
+            if not file.exists():
+                raise DataError(
+                    f"{self.uri}: {folder.name}/{name} is missing; delete the manifest and run "
+                    "ingest again"
+                )
+            size = file.stat().size
+        if recorded is not None and size != recorded:
+            raise DataError(
+                f"{self.uri}: {folder.name}/{name} has {size} bytes, not the {recorded} recorded: "
+                "it was not copied whole, or was changed; copy it again, or ingest to another place"
+            )
 
 
 class Split:

@@ -8,30 +8,31 @@ the pair (epoch, batch) of the next batch, to be given to :meth:`Loader.batches`
 from __future__ import annotations
 
 import itertools
-import signal
-import threading
-import warnings
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from percmae.data.decode import decode
+from percmae.config import FORMATS
+from percmae.data.decode import ImageWarning, Once, check_formats, decode, telling
 from percmae.data.reader import grouped, read_ahead
 from percmae.data.seeding import private_randomness, seed_sample
 from percmae.data.shards import Split
-from percmae.errors import DataError, PercmaeError
+from percmae.data.shortage import told
+from percmae.data.workers import Workers, require_descriptors
+from percmae.errors import DataError
+from percmae.progress import warn
 
 _CHUNK, _WINDOW = 16, 4096
-# Batches that each worker may have ready before they are asked for.
-_PREFETCH = 2
+T = TypeVar("T")
 
-Transform = Callable[[Image.Image], Tensor]
+ImageTransform = Callable[[Image.Image], Tensor]
 
 
 class Batch(NamedTuple):
@@ -79,7 +80,7 @@ class Loader:
     def __init__(
         self,
         split: Split,
-        transform: Transform,
+        transform: ImageTransform,
         *,
         batch_size: int,
         seed: int,
@@ -89,15 +90,19 @@ class Loader:
         world: int = 1,
         workers: int = 0,
         pin_memory: bool = False,
+        timeout: float = 600.0,
+        formats: Sequence[str] = FORMATS,
     ) -> None:
         """
         transform: a PIL RGB image to a (3, H, W) tensor; its attribute ``min_side``, if it has
         one, allows JPEGs to be decoded smaller (see decode). batch_size: B, of each rank.
         drop_last: leave out the samples that do not fill a global batch; without it the last
         batch is short, and on ranks that get nothing of it, absent. workers: processes; 0 works
-        in this one. pin_memory: only where there is a GPU.
+        in this one. pin_memory: only where there is a GPU. timeout: seconds that a batch is waited
+        for, with workers. formats: of images that are opened.
 
-        Raises DataError if a whole epoch would be empty, ValueError for senseless numbers.
+        Raises DataError if a whole epoch would be empty, UserError for a format that there is not
+        and where fewer files may be open than the workers need, ValueError for senseless numbers.
         """
         if batch_size < 1 or not 0 <= rank < world or workers < 0:
             raise ValueError(f"batch_size={batch_size}, {rank=}, {world=}, {workers=}")
@@ -106,6 +111,7 @@ class Loader:
                 f"split {split.name} has {len(split):,} samples, fewer than one batch of "
                 f"{batch_size} on {world} process(es); lower data.batch_size"
             )
+        require_descriptors(workers)
         self.split = split
         self.transform = transform
         self.batch_size = batch_size
@@ -116,6 +122,12 @@ class Loader:
         self.world = world
         self.workers = workers
         self.pin_memory = pin_memory and torch.cuda.is_available()
+        self.timeout = timeout
+        self.formats = check_formats(formats)
+        # Of several ranks, one speaks.
+        self._warned: Callable[[ImageWarning], None] = Once(
+            warn if rank == 0 else lambda text: None
+        )
         self._labels = split.labels  # computed once, before any worker is forked
 
     @property
@@ -138,36 +150,83 @@ class Loader:
 
         epochs: counted from ``start_epoch``; None goes on for ever. Workers live as long as the
         iterator, over epochs, and end with it: close it, or use it up. Raises DataError for a
-        damaged sample, StoreError as the store has it, PercmaeError for a worker that died,
-        ValueError for a place that no epoch has.
+        damaged sample, StoreError as the store has it, WorkerLost for a worker that ended or gives
+        nothing within the timeout, UserError where this machine has no room for them, ValueError
+        for a place that no epoch has.
         """
         if start_epoch < 0 or not 0 <= start_batch <= self.batches_per_epoch:
             raise ValueError(
                 f"batch {start_batch} of epoch {start_epoch}: an epoch has "
                 f"{self.batches_per_epoch} batches"
             )
-        plan = _Plan(self, start_epoch, start_batch, epochs)
-        with warnings.catch_warnings(), _same_child_handler():
-            # More workers than cores: the configuration's business, and no reason to warn twice.
-            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
-            loader = DataLoader(
-                plan,
-                batch_size=None,
-                num_workers=self.workers,
-                pin_memory=self.pin_memory,
-                collate_fn=_as_it_is,
-                worker_init_fn=_ignore_interrupt,
-                multiprocessing_context="fork" if self.workers else None,
-                prefetch_factor=_PREFETCH if self.workers else None,
-                generator=torch.Generator(),  # else it draws from the global one
-            )
-            iterator = iter(loader)
-        try:
-            yield from _unpacked(iterator, self.workers)
-        finally:
-            if self.workers:
-                # It would do so when collected, but an exception on its way up keeps it alive.
-                iterator._shutdown_workers()  # type: ignore[attr-defined]
+        place = (start_epoch, start_batch, epochs)
+        if not self.workers:
+            with told("loading data"):
+                yield from self._made_here(*place)
+        elif self.pin_memory:
+            yield from self._pinned(*place)
+        else:
+            with closing(self._start_workers(*place)) as workers:
+                yield from _batches(iter(lambda: self._take(workers), None))
+
+    def _made_here(
+        self, epoch: int, batch: int, epochs: int | None
+    ) -> Iterator[tuple[int, int, Batch]]:
+        plan = self.planned(epoch, batch, epochs)
+        for group, blobs in read_ahead(self.split, grouped(self.split, plan)):
+            for place, ids in group:
+                if len(ids):
+                    with telling(self._warned):
+                        loaded = self.load(place[0], ids, blobs)
+                    yield (*place, loaded)
+
+    def _start_workers(self, *place: Any) -> Workers:
+        return Workers(
+            self.workers, lambda worker, count: self._work(worker, count, *place), self.timeout
+        )
+
+    def _work(
+        self, worker: int, count: int, *place: Any
+    ) -> Iterator[tuple[int, int, list[np.ndarray], list[ImageWarning]]]:
+        """In a worker: the batches of its turns as arrays, with what there was to say of them."""
+        mine = itertools.islice(self.planned(*place), worker, None, count)
+        warned: list[ImageWarning] = []
+        with telling(warned.append):
+            for group, blobs in read_ahead(self.split, grouped(self.split, mine)):
+                for (epoch, batch), ids in group:
+                    # A rank without a part in the last batch still takes its turn.
+                    loaded = self.load(epoch, ids, blobs) if len(ids) else ()
+                    yield epoch, batch, [tensor.numpy() for tensor in loaded], warned
+                    warned.clear()
+
+    def _take(self, workers: Workers) -> tuple[int, int, Batch | None] | None:
+        """The next batch of the workers, None for one without a sample; None at the end."""
+        item = workers.take()
+        if item is None:
+            return None
+        epoch, batch, arrays, warned = item
+        for warning in warned:
+            self._warned(warning)
+        if not arrays:
+            return epoch, batch, None
+        images, *rest = map(torch.from_numpy, arrays)
+        # Copied, for whoever keeps labels or ids is not to keep the memory of the images.
+        return epoch, batch, Batch(images, *(tensor.clone() for tensor in rest))
+
+    def _pinned(self, *place: Any) -> Iterator[tuple[int, int, Batch]]:
+        """From the workers, each copied into page-locked memory while the one before is used."""
+        device = torch.cuda.current_device()
+
+        def take() -> tuple[int, int, Batch | None] | None:
+            item = self._take(workers)
+            if item is None or item[2] is None:
+                return item
+            return item[0], item[1], Batch(*(tensor.pin_memory() for tensor in item[2]))
+
+        # A thread of its own, which would else open the first GPU for it.
+        thread = ThreadPoolExecutor(1, "pin-memory", torch.cuda.set_device, (device,))
+        with thread, closing(self._start_workers(*place)) as workers:
+            yield from _batches(_one_ahead(thread, take))
 
     def planned(
         self, start_epoch: int, start_batch: int, epochs: int | None
@@ -191,91 +250,34 @@ class Loader:
         images: list[Tensor] = []
         with private_randomness():
             for id_ in ids.tolist():
-                try:
-                    image = decode(blobs[id_], min_side)
-                except DataError as error:
-                    raise DataError(f"{_describe(self.split, id_)}: {error}") from None
+                name = partial(_describe, self.split, id_)
+                image = decode(blobs[id_], min_side, name, self.formats)
                 seed_sample(self.seed, epoch, id_)
                 images.append(self.transform(image))
         labels = torch.from_numpy(self._labels[ids])
         return Batch(torch.stack(images), labels, torch.from_numpy(ids.astype(np.int64)))
 
 
-class _Failure(NamedTuple):
-    """An error on its way from a worker: a message for a person, not a traceback."""
-
-    error: PercmaeError
+def _say_nothing(text: str) -> None:
+    pass
 
 
-class _Plan(IterableDataset[Any]):
-    """What one iteration yields. Worker w of W makes the batches w, w+W, …; DataLoader takes from
-    the workers in turn, so the batches come in order."""
-
-    def __init__(
-        self, loader: Loader, start_epoch: int, start_batch: int, epochs: int | None
-    ) -> None:
-        self._loader = loader
-        self._start = (start_epoch, start_batch, epochs)
-
-    def __iter__(self) -> Iterator[tuple[int, int, Batch | None] | _Failure]:
-        worker = get_worker_info()
-        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        split = self._loader.split
-        mine = itertools.islice(self._loader.planned(*self._start), first, None, step)
-        try:
-            for group, blobs in read_ahead(split, grouped(split, mine)):
-                for (epoch, batch), ids in group:
-                    # A rank without a part in the last batch still takes its turn.
-                    loaded = self._loader.load(epoch, ids, blobs) if len(ids) else None
-                    yield epoch, batch, loaded
-        except PercmaeError as error:
-            yield _Failure(error)
+def _one_ahead(thread: ThreadPoolExecutor, take: Callable[[], T | None]) -> Iterator[T]:
+    """What ``take`` gives until it gives None, each taken in the thread before it is asked for."""
+    following = thread.submit(take)
+    while (item := following.result()) is not None:
+        following = thread.submit(take)
+        yield item
 
 
-def _unpacked(iterator: Iterator[Any], workers: int) -> Iterator[tuple[int, int, Batch]]:
-    while True:
-        try:
-            item = next(iterator, None)
-        except (RuntimeError, OSError, EOFError) as error:
-            # With workers, an OSError here is the broken connection to one: they do the reading.
-            found_dead = isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
-            if not found_dead and (not workers or isinstance(error, RuntimeError)):
-                raise
-            raise PercmaeError(
-                f"a data worker ended unexpectedly ({' '.join(str(error).split())}); if it was "
-                "killed for memory, lower data.workers or data.batch_size"
-            ) from None
-        if item is None:
-            return
-        if isinstance(item, _Failure):
-            raise item.error
-        if item[2] is not None:
-            yield tuple(item)
-
-
-@contextmanager
-def _same_child_handler() -> Iterator[None]:
-    """Undo the SIGCHLD handler that DataLoader installs.
-
-    It would raise its RuntimeError for a dead worker out of whatever line the main process is at,
-    in the midst of a training step or of the shutdown. Without it, the next batch raises it.
-    """
-    in_main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGCHLD)
-    yield
-    if in_main and before is not None:  # None: a handler that was not installed from Python
-        signal.signal(signal.SIGCHLD, before)
+def _batches(
+    items: Iterator[tuple[int, int, Batch | None] | None],
+) -> Iterator[tuple[int, int, Batch]]:
+    for item in items:
+        if item is not None and item[2] is not None:
+            yield item[0], item[1], item[2]
 
 
 def _describe(split: Split, id_: int) -> str:
     shard, offset, _ = (int(v) for v in split.locate(id_))
     return f"sample {split.keys[id_].decode()} ({split.shards[shard]} at byte {offset:,})"
-
-
-def _as_it_is(item: Any) -> Any:
-    return item
-
-
-def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C reaches the whole process group; the main process alone decides what it means."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

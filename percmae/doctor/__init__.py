@@ -1,1 +1,1 @@
-"""``percmae doctor``: what a machine or a cluster lacks, and the command that mends it."""
+"""``percmae doctor``: what a machine or a cluster lacks, and the command that puts it right."""

@@ -1,4 +1,4 @@
-"""``percmae doctor --cluster``: whether a cluster has what our jobs need, and what mends it.
+"""``percmae doctor --cluster``: whether a cluster has what our jobs need, and what to do where not.
 
 Most of it is asked of the API server. Two things only a try tells, so they are tried and cleared
 away again: whether an operator takes up a (suspended) training, and whether a pod gets our image
@@ -9,25 +9,41 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
 
+from percmae.doctor.context import Context
 from percmae.doctor.finding import Finding, show
+from percmae.doctor.kfp import absent_service, pipelines
 from percmae.doctor.tries import try_operator, try_pod
-from percmae.jobs.api import Api, Refused
-from percmae.jobs.names import GPU_TYPE_LABEL, LAUNCHER, Object
-from percmae.jobs.settings import JobSettings, job_settings
+from percmae.jobs.client import Client, Refused
+from percmae.jobs.names import (
+    BUCKET,
+    BUCKET_VARIABLE,
+    EVENT,
+    GPU_TYPE_LABEL,
+    JOB,
+    KFP_ACCOUNTS,
+    KFP_NAMESPACE,
+    KFP_SECRET,
+    LAUNCHER,
+    NAMESPACE,
+    POD,
+    PYTORCH_JOB,
+    STORE_NOTES,
+    TRAIN_JOB,
+    Object,
+    Resource,
+)
+from percmae.jobs.settings import job_settings
 
-KFP_ACCOUNTS = ("pipeline-runner", "default-editor")
-KFP_SECRET = "mlpipeline-minio-artifact"
 # (API group, resource, verbs): what launching takes. The Role in k8s/base/rights grants just this.
 RIGHTS = (
-    ("kubeflow.org", "pytorchjobs", ("create", "get", "list", "watch", "patch", "delete")),
-    ("trainer.kubeflow.org", "trainjobs", ("create", "get", "list", "watch", "patch", "delete")),
-    ("batch", "jobs", ("create", "get", "list", "watch", "patch", "delete")),
-    ("", "pods", ("get", "list", "watch")),
-    ("", "pods/log", ("get",)),
-    ("", "events", ("list", "watch")),
+    *(
+        (job.group, job.plural, ("create", "get", "list", "watch", "patch", "delete"))
+        for job in (PYTORCH_JOB, TRAIN_JOB, JOB)
+    ),
+    (POD.group, POD.plural, ("get", "list", "watch")),
+    (POD.group, f"{POD.plural}/log", ("get",)),
+    (EVENT.group, EVENT.plural, ("list", "watch")),
 )
 OPERATOR = (
     "kubectl apply --server-side -k "
@@ -37,6 +53,7 @@ TRAINER = (
     "kubectl apply --server-side -k "
     '"https://github.com/kubeflow/trainer.git/manifests/overlays/manager?ref=v2.3.0"'
 )
+_OPERATORS = ((PYTORCH_JOB, OPERATOR), (TRAIN_JOB, TRAINER))
 DEVICE_PLUGIN = (
     "kubectl apply -f https://raw.githubusercontent.com/NVIDIA/k8s-device-plugin/v0.17.1/"
     "deployments/static/nvidia-device-plugin.yml"
@@ -47,255 +64,244 @@ about exit codes alone. A CronJob's time zone (1.27) and the rest are older."""
 
 Line = tuple[bool, Finding]
 """A finding, and before it whether jobs need what it is about."""
-Check = Callable[["Look"], Iterator[Line]]
-
-
-@dataclass(frozen=True)
-class Look:
-    """What is looked at: a namespace of a cluster, for jobs of these settings.
-
-    given: the names of the settings that somebody asked for; timeout: seconds for each try.
-    """
-
-    api: Api
-    namespace: str
-    settings: JobSettings
-    given: frozenset[str]
-    kfp: bool
-    store: str
-    timeout: float
-
-    def path(self, resource: str, group: str = "") -> str:
-        """Path of a namespaced resource; group with its version, "" for the core's v1."""
-        root = f"/apis/{group}" if group else "/api/v1"
-        return f"{root}/namespaces/{self.namespace}/{resource}"
-
-    def apply(self, part: str) -> str:
-        """The command that applies one part of k8s/base to this namespace."""
-        if self.kfp:
-            return "kubectl apply -k k8s/overlays/kfp"
-        if self.namespace == "percmae":
-            return f"kubectl apply -k k8s/base/{part}"
-        renamed = f"sed 's/namespace: percmae/namespace: {self.namespace}/'"
-        return f"kubectl kustomize k8s/base/{part} | {renamed} | kubectl apply -f -"
-
-    @property
-    def kubectl(self) -> str:
-        return f"kubectl -n {self.namespace}"
+Check = Callable[[Context], Iterator[Line]]
 
 
 def doctor_cluster(
     namespace: str | None = None,
     kfp: bool = False,
     overrides: list[str] | tuple[str, ...] = (),
-    store: str = "s3://percmae",
+    store: str | None = None,
     timeout: float = 180.0,
 ) -> bool:
     """Print the findings on stdout; True when nothing that jobs need is missing.
 
     namespace: default percmae, with kfp kubeflow; kfp: beside Kubeflow Pipelines, whose store,
-    secret and accounts are used; overrides: job settings as for a launch (image=…, queue=…); store:
-    the bucket; timeout: seconds for each thing that is tried. Raises ConfigError for settings that
-    are none, UserError without a kubeconfig, Unreachable when no API server answers.
+    secret and accounts are used; overrides: job settings as for a job (image=…, queue=…); store:
+    the bucket, by default as the store's ConfigMap says; timeout: seconds for each thing that is
+    tried. Raises ConfigError for settings that are none, UserError without a kubeconfig,
+    Unreachable when no API server answers.
     """
-    values: dict[str, Any] = {"store_secret": KFP_SECRET} if kfp else {}
     given = frozenset(override.partition("=")[0].strip() for override in overrides)
-    settings = job_settings(overrides, **values)
-    chosen = namespace or settings.namespace or ("kubeflow" if kfp else "percmae")
-    look = Look(Api(), chosen, settings, given, kfp, store, timeout)
+    settings = job_settings(overrides)
+    chosen = namespace or settings.namespace or (KFP_NAMESPACE if kfp else NAMESPACE)
+    client = Client(chosen)
+    config = _config(client, settings.store_config)
+    if kfp:
+        notes = config.get("metadata", {}).get("annotations") or {}
+        said = {name: notes[key] for name, key in STORE_NOTES.items() if key in notes}
+        settings = job_settings(overrides, **({"store_secret": KFP_SECRET} | said))
+    bucket = store or (config.get("data") or {}).get(BUCKET_VARIABLE) or BUCKET
+    context = Context(client, settings, given, kfp, bucket, timeout)
     fine = True
     for check in _CHECKS:
-        fine &= _shown(check, look)
-        if check is _namespace and not _there(look):
+        fine &= _shown(check, context)
+        if check is _namespace and not _there(context):
             break  # everything in it would only be missing too
     return fine
 
 
-def _shown(check: Check, look: Look) -> bool:
+def _config(client: Client, name: str) -> Object:
+    """The ConfigMap of the store; an empty one where there is none, or it may not be looked at."""
+    try:
+        return client.get(client.path(Resource("v1", "configmaps"), name)) or {}
+    except Refused:
+        return {}  # whatever is wrong comes up in its place among the findings
+
+
+def _shown(check: Check, context: Context) -> bool:
     """Print what a check finds; False when something needed is missing."""
     fine = True
     try:
-        for needed, finding in check(look):
+        for needed, finding in check(context):
             fine &= show(finding, needed)
     except Refused as error:
         if error.status == 401:
             raise
         what = check.__name__.strip("_").replace("_", " ")
         if error.status == 403:  # what cannot be seen may well be there
-            mend = "look as somebody who may"
-            return fine & show(Finding(False, what, f"may not look: {error}", mend), needed=False)
-        fine &= show(Finding(False, what, f"the API server says {error.status}: {error}"), True)
+            found, fix = f"may not look: {error.message}", "look as somebody who may"
+            return fine & show(Finding(False, what, found, fix), needed=False)
+        fine &= show(Finding(False, what, f"the API server says {error.reason}"), True)
     return fine
 
 
-def _server(look: Look) -> Iterator[Line]:
-    version = look.api.request("GET", "/version")
-    found = f"{version.get('gitVersion')} at {look.api.host}"
+def _server(context: Context) -> Iterator[Line]:
+    version = context.client.request("GET", "/version")
+    found = f"{version.get('gitVersion')} at {context.client.host}"
     numbers = tuple(int(str(version.get(key, "0")).rstrip("+")) for key in ("major", "minor"))
     oldest = ".".join(map(str, OLDEST_KUBERNETES))
-    mend = f"use a cluster of Kubernetes {oldest} or newer"
-    yield True, Finding(numbers >= OLDEST_KUBERNETES, "Kubernetes", found, mend)
+    fix = f"use a cluster of Kubernetes {oldest} or newer"
+    yield True, Finding(numbers >= OLDEST_KUBERNETES, "Kubernetes", found, fix)
 
 
-def _namespace(look: Look) -> Iterator[Line]:
-    there = _there(look)
-    mend = f"kubectl create namespace {look.namespace}"
-    if look.namespace == "percmae":
-        mend = "kubectl apply -k k8s/overlays/minimal (or gpu, multi-node)"
-    yield True, Finding(there, f"namespace {look.namespace}", "there" if there else "none", mend)
+def _namespace(context: Context) -> Iterator[Line]:
+    fix = f"kubectl create namespace {context.namespace}"
+    if context.namespace == NAMESPACE:
+        fix = "kubectl apply -k k8s/overlays/minimal (or gpu, multi-node)"
+    yield True, _presence(f"namespace {context.namespace}", _there(context), fix)
 
 
-def _there(look: Look) -> bool:
+def _there(context: Context) -> bool:
     try:
-        return look.api.get(f"/api/v1/namespaces/{look.namespace}") is not None
+        return context.client.get(f"/api/v1/namespaces/{context.namespace}") is not None
     except Refused as error:
         if error.status != 403:
             raise
         return True  # those who only work in it may not look at it
 
 
-def _kinds(look: Look) -> Iterator[Line]:
-    for kind, group, version, resource, mend in (
-        ("pytorchjob", "kubeflow.org", "v1", "pytorchjobs", OPERATOR),
-        ("trainjob", "trainer.kubeflow.org", "v1alpha1", "trainjobs", TRAINER),
-    ):
-        served = look.api.get(f"/apis/{group}/{version}")
-        names = [entry["name"] for entry in served["resources"]] if served else []
-        there = resource in names
-        found = f"served in {version}"
+def _presence(what: str, there: bool, fix: str) -> Finding:
+    return Finding(there, what, "there" if there else "none", fix)
+
+
+def _kinds(context: Context) -> Iterator[Line]:
+    for resource, fix in _OPERATORS:
+        there = context.serves(resource)
+        found = f"served in {resource.version}"
         if not there:
-            found = f"not served in {version} (its group has: {_versions(look.api, group)})"
-        yield look.settings.kind == kind, Finding(there, f"{resource}.{group}", found, mend)
+            versions = _versions(context.client, resource.group)
+            found = f"not served in {resource.version} (its group has: {versions})"
+        what = f"{resource.plural}.{resource.group}"
+        yield _launches(context, resource), Finding(there, what, found, fix)
 
 
-def _versions(api: Api, group: str) -> str:
-    found = api.get(f"/apis/{group}")
-    return ", ".join(entry["version"] for entry in found["versions"]) if found else "nothing"
+def _versions(client: Client, group: str) -> str:
+    served = client.get(f"/apis/{group}")
+    return ", ".join(entry["version"] for entry in served["versions"]) if served else "nothing"
 
 
-def _operator(look: Look) -> Iterator[Line]:
-    kind, runtime = look.settings.kind, look.settings.runtime
-    if kind == "trainjob":
-        path = f"/apis/trainer.kubeflow.org/v1alpha1/clustertrainingruntimes/{runtime}"
-        there = look.api.get(path) is not None
-        found = "there" if there else "none"
-        mend = TRAINER.replace("overlays/manager", "overlays/runtimes")
-        yield True, Finding(there, f"ClusterTrainingRuntime {runtime}", found, mend)
-    # Where there is no such kind, that has been said.
-    if kind == "pytorchjob" and look.api.get("/apis/kubeflow.org/v1") is not None:
-        yield True, try_operator(look, OPERATOR)
-    if kind == "trainjob" and look.api.get("/apis/trainer.kubeflow.org/v1alpha1") is not None:
-        yield True, try_operator(look, TRAINER)
+def _launches(context: Context, resource: Resource) -> bool:
+    """Whether trainings are to be jobs of this kind."""
+    return context.settings.kind == resource.kind.lower()
 
 
-def _accounts(look: Look) -> Iterator[Line]:
-    for name in (look.settings.service_account, *_launchers(look)[:1]):
-        there = look.api.get(look.path(f"serviceaccounts/{name}")) is not None
-        found = "there" if there else "none"
-        yield True, Finding(there, f"service account {name}", found, look.apply("rights"))
+def _operator(context: Context) -> Iterator[Line]:
+    if _launches(context, TRAIN_JOB):
+        name = context.settings.runtime
+        path = f"/apis/{TRAIN_JOB.api_version}/clustertrainingruntimes/{name}"
+        fix = TRAINER.replace("overlays/manager", "overlays/runtimes")
+        there = context.client.get(path) is not None
+        yield True, _presence(f"ClusterTrainingRuntime {name}", there, fix)
+    for resource, fix in _OPERATORS:
+        # Where there is no such kind, that has been said.
+        if _launches(context, resource) and context.serves(resource):
+            yield True, try_operator(context, resource, fix)
 
 
-def _launchers(look: Look) -> list[str]:
+def _accounts(context: Context) -> Iterator[Line]:
+    for name in (context.settings.service_account, *_launchers(context)[:1]):
+        there = context.find("serviceaccounts", name) is not None
+        yield True, _presence(f"service account {name}", there, context.apply("rights"))
+
+
+def _launchers(context: Context) -> list[str]:
     """Accounts that launch: ours; beside KFP those of its steps that there are."""
-    if not look.kfp:
+    if not context.kfp:
         return [LAUNCHER]
-    names = KFP_ACCOUNTS
-    there = [n for n in names if look.api.get(look.path(f"serviceaccounts/{n}")) is not None]
-    return there or [names[0]]
+    there = [name for name in KFP_ACCOUNTS if context.find("serviceaccounts", name) is not None]
+    return there or [KFP_ACCOUNTS[0]]
 
 
-def _rights(look: Look) -> Iterator[Line]:
-    for account in _launchers(look):
+def _rights(context: Context) -> Iterator[Line]:
+    # Rights on a kind of training matter where there are such; other stages are always Jobs.
+    others = {job.group for job in (PYTORCH_JOB, TRAIN_JOB) if not _launches(context, job)}
+    for account in _launchers(context):
         for group, resource, verbs in RIGHTS:
-            if not _asked_for(look, group):
+            if group in others:
                 continue
-            denied = [verb for verb in verbs if not _may(look, account, verb, group, resource)]
+            denied = [verb for verb in verbs if not _may(context, account, verb, group, resource)]
             name = f"{resource}.{group}" if group else resource
             found = f"may {', '.join(verbs)}"
             if denied:
                 found = f"may not {', '.join(denied)}"
-            yield True, Finding(not denied, f"{account}: {name}", found, look.apply("rights"))
+            yield True, Finding(not denied, f"{account}: {name}", found, context.apply("rights"))
 
 
-def _asked_for(look: Look, group: str) -> bool:
-    """Rights on a kind of job matter where such jobs are launched."""
-    kinds = {"kubeflow.org": "pytorchjob", "trainer.kubeflow.org": "trainjob"}
-    return kinds.get(group, look.settings.kind) == look.settings.kind
-
-
-def _may(look: Look, account: str, verb: str, group: str, resource: str) -> bool:
+def _may(context: Context, account: str, verb: str, group: str, resource: str) -> bool:
+    namespace, accounts = context.namespace, "system:serviceaccounts"
     resource, _, subresource = resource.partition("/")
-    attributes = {"namespace": look.namespace, "verb": verb, "group": group, "resource": resource}
+    attributes = {"namespace": namespace, "verb": verb, "group": group, "resource": resource}
     if subresource:
         attributes["subresource"] = subresource
-    accounts = "system:serviceaccounts"
     body = {
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SubjectAccessReview",
         "spec": {
-            "user": f"system:serviceaccount:{look.namespace}:{account}",
-            "groups": [accounts, f"{accounts}:{look.namespace}", "system:authenticated"],
+            "user": f"system:serviceaccount:{namespace}:{account}",
+            "groups": [accounts, f"{accounts}:{namespace}", "system:authenticated"],
             "resourceAttributes": attributes,
         },
     }
-    answer = look.api.request("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", body)
+    reviews = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
+    answer = context.client.request("POST", reviews, body)
     return bool(answer["status"].get("allowed"))
 
 
-def _store_config(look: Look) -> Iterator[Line]:
-    name = look.settings.store_config
-    found = look.api.get(look.path(f"configmaps/{name}"))
-    endpoint = _first((found or {}).get("data") or {}, "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-    text = endpoint or ("none" if found is None else "without AWS_ENDPOINT_URL")
-    yield True, Finding(endpoint is not None, f"ConfigMap {name}", text, look.apply("config"))
+def _store_config(context: Context) -> Iterator[Line]:
+    name = context.settings.store_config
+    config = context.find("configmaps", name)
+    endpoint = _first((config or {}).get("data") or {}, "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+    found = endpoint or ("none" if config is None else "without AWS_ENDPOINT_URL")
+    fine, apply = endpoint is not None, context.apply("config")
+    if endpoint is not None and (absent := absent_service(context, endpoint)):
+        fine, found = False, f"{endpoint}, but {absent}"
+    yield True, Finding(fine, f"ConfigMap {name}", found, apply)
 
 
-def _store_secret(look: Look) -> Iterator[Line]:
-    settings = look.settings
+def _store_secret(context: Context) -> Iterator[Line]:
+    settings = context.settings
     name, keys = settings.store_secret, (settings.store_access_key, settings.store_secret_key)
-    mend = (
-        f"{look.kubectl} create secret generic {name} --from-literal={keys[0]}=percmae "
+    if name is None:
+        found = f"not asked for: service account {settings.service_account} has to have a role"
+        yield True, Finding(True, "Secret of the store", found)
+        return
+    fix = (
+        f"{context.kubectl} create secret generic {name} --from-literal={keys[0]}=percmae "
         f'--from-literal={keys[1]}="$(openssl rand -hex 20)"'
     )
     what = f"Secret {name}"
-    found = look.api.get(look.path(f"secrets/{name}"))
-    if found is None:
-        yield True, Finding(False, what, "none", mend)
+    secret = context.find("secrets", name)
+    if secret is None:
+        yield True, Finding(False, what, "none", fix)
         return
     # Looked at for being there, never shown.
-    data = found.get("data") or {}
+    data = secret.get("data") or {}
     missing = [key for key in keys if not data.get(key)]
     unchanged = [k for k in keys if data.get(k) == base64.b64encode(b"CHANGE-ME").decode()]
-    again = f"{look.kubectl} delete secret {name}; {mend}"
+    again = f"{context.kubectl} delete secret {name}; {fix}"
     if missing:
         yield True, Finding(False, what, f"without {' and '.join(missing)}", again)
     elif unchanged:
         yield True, Finding(False, what, "still the template's CHANGE-ME", again)
     else:
-        yield True, Finding(True, what, f"has {keys[0]} and {keys[1]}")
+        found = f"has {keys[0]} and {keys[1]}"
+        if context.kfp and name != KFP_SECRET:
+            found += f"; submit, schedule and compile take --store-secret {name}"
+        yield True, Finding(True, what, found)
 
 
 def _first(data: dict[str, str], *keys: str) -> str | None:
     return next((data[key] for key in keys if data.get(key)), None)
 
 
-def _storage_class(look: Look) -> Iterator[Line]:
-    claim = look.api.get(look.path("persistentvolumeclaims/minio"))
+def _storage_class(context: Context) -> Iterator[Line]:
+    claim = context.find("persistentvolumeclaims", "minio")
     if claim is not None:
         phase = claim.get("status", {}).get("phase", "unknown")
-        command = f"{look.kubectl} describe persistentvolumeclaim minio"
+        command = f"{context.kubectl} describe persistentvolumeclaim minio"
         yield False, Finding(phase == "Bound", "volume of minio", phase, f"see why: {command}")
-    classes = (look.api.get("/apis/storage.k8s.io/v1/storageclasses") or {}).get("items", [])
+    classes = (context.client.get("/apis/storage.k8s.io/v1/storageclasses") or {}).get("items", [])
     names = [item["metadata"]["name"] for item in classes]
     default = [item["metadata"]["name"] for item in classes if _is_default(item)]
-    mend = "install a provisioner of volumes, such as rancher/local-path-provisioner"
+    fix = "install a provisioner of volumes, such as rancher/local-path-provisioner"
     if names:
         key = "storageclass.kubernetes.io/is-default-class=true"
-        mend = f"kubectl annotate storageclass {names[0]} {key}"
+        fix = f"kubectl annotate storageclass {names[0]} {key}"
     found = ", ".join(default) or (f"none of {', '.join(names)}" if names else "there is none")
     waits = claim is not None and claim.get("status", {}).get("phase") != "Bound"
     own = claim is not None and bool(claim.get("spec", {}).get("storageClassName"))
-    yield waits and not own, Finding(bool(default), "default StorageClass", found, mend)
+    yield waits and not own, Finding(bool(default), "default StorageClass", found, fix)
 
 
 def _is_default(item: Object) -> bool:
@@ -304,43 +310,42 @@ def _is_default(item: Object) -> bool:
     return "true" in (notes.get(key), notes.get(key.replace("storageclass.", "storageclass.beta.")))
 
 
-def _gpus(look: Look) -> Iterator[Line]:
-    settings, per_node = look.settings, {}
-    for node in look.api.request("GET", "/api/v1/nodes")["items"]:
+def _gpus(context: Context) -> Iterator[Line]:
+    settings, per_node = context.settings, {}
+    if settings.gpus == 0:
+        return
+    for node in context.client.request("GET", "/api/v1/nodes")["items"]:
         kind = (node["metadata"].get("labels") or {}).get(GPU_TYPE_LABEL)
         if settings.gpu_type is not None and kind != settings.gpu_type:
             continue
         count = int((node["status"].get("allocatable") or {}).get(settings.gpu_resource, 0))
         if count:
             per_node[node["metadata"]["name"]] = count
-    enough = sum(count >= max(1, settings.gpus) for count in per_node.values())
+    enough = sum(count >= settings.gpus for count in per_node.values())
     found = f"{sum(per_node.values())} on {len(per_node)} nodes"
     if settings.gpu_type is not None:
         found += f" with {settings.gpu_type}"
     if enough < settings.nodes:
-        found += f"; jobs want {settings.nodes} nodes with {max(1, settings.gpus)}"
+        found += f"; jobs want {settings.nodes} nodes with {settings.gpus}"
     what = f"{settings.gpu_resource} to allocate"
-    mend = f"{DEVICE_PLUGIN}; or gpus=0 to train on the CPU"
-    yield (
-        "gpus" in look.given and settings.gpus > 0,
-        Finding(enough >= settings.nodes, what, found, mend),
-    )
+    fix = f"{DEVICE_PLUGIN}; or gpus=0 to train on the CPU"
+    yield "gpus" in context.given, Finding(enough >= settings.nodes, what, found, fix)
 
 
-def _queue(look: Look) -> Iterator[Line]:
-    name = look.settings.queue
+def _queue(context: Context) -> Iterator[Line]:
+    name = context.settings.queue
     if name is None:
         return
-    group = look.api.get("/apis/kueue.x-k8s.io")
+    group = context.client.get("/apis/kueue.x-k8s.io")
     if group is None:
-        mend = "install Kueue: https://kueue.sigs.k8s.io/docs/installation/"
-        yield True, Finding(False, f"LocalQueue {name}", "the cluster has no Kueue", mend)
+        fix = "install Kueue: https://kueue.sigs.k8s.io/docs/installation/"
+        yield True, Finding(False, f"LocalQueue {name}", "the cluster has no Kueue", fix)
         return
     version = group["preferredVersion"]["groupVersion"]
-    queue = look.api.get(look.path(f"localqueues/{name}", version))
+    queue = context.find("localqueues", name, version)
     if queue is None:
-        mend = "kubectl apply -f k8s/overlays/multi-node/queue.yaml"
-        yield True, Finding(False, f"LocalQueue {name}", f"none ({version})", mend)
+        fix = "kubectl apply -f k8s/overlays/multi-node/queue.yaml"
+        yield True, Finding(False, f"LocalQueue {name}", f"none ({version})", fix)
         return
     active = [c for c in queue.get("status", {}).get("conditions", []) if c["type"] == "Active"]
     fine = bool(active) and active[0]["status"] == "True"
@@ -348,21 +353,12 @@ def _queue(look: Look) -> Iterator[Line]:
     found = f"active, before ClusterQueue {behind}"
     if not fine:
         found = active[0].get("message", "not active") if active else "Kueue has not looked at it"
-    mend = "kubectl apply -f k8s/overlays/multi-node/admin/cluster-queue.yaml"
-    yield True, Finding(fine, f"LocalQueue {name}", found, mend)
+    fix = "kubectl apply -f k8s/overlays/multi-node/admin/cluster-queue.yaml"
+    yield True, Finding(fine, f"LocalQueue {name}", found, fix)
 
 
-def _pipelines(look: Look) -> Iterator[Line]:
-    if not look.kfp:
-        return
-    there = look.api.get(look.path("services/ml-pipeline")) is not None
-    found = "there" if there else f"no Service ml-pipeline in {look.namespace}"
-    mend = "install Kubeflow Pipelines, or give the namespace it is in (--namespace)"
-    yield True, Finding(there, "Kubeflow Pipelines", found, mend)
-
-
-def _inside(look: Look) -> Iterator[Line]:
-    for finding in try_pod(look):
+def _inside(context: Context) -> Iterator[Line]:
+    for finding in try_pod(context):
         yield True, finding
 
 
@@ -370,7 +366,7 @@ _CHECKS: tuple[Check, ...] = (
     _server,
     _kinds,
     _namespace,
-    _pipelines,
+    pipelines,
     _operator,
     _accounts,
     _rights,

@@ -1,4 +1,4 @@
-"""``percmae doctor``: what this machine has, and the command that mends what is amiss."""
+"""``percmae doctor``: what this machine has, and the command that puts right what is amiss."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def _extras() -> Iterator[Finding]:
             yield _package(name, f"pip install 'percmae[{extra}]'")
 
 
-def _package(name: str, mend: str) -> Finding:
+def _package(name: str, fix: str) -> Finding:
     try:
         return Finding(True, name, metadata.version(name))
     except metadata.PackageNotFoundError:
-        return Finding(False, name, "not installed", mend)
+        return Finding(False, name, "not installed", fix)
 
 
 def _torchvision() -> Iterator[Finding]:
@@ -85,24 +85,29 @@ def _space() -> Iterator[Finding]:
             shm >= ENOUGH_SHM,
             "/dev/shm",
             f"{shm / 2**20:.0f} MiB",
-            "mount a memory-backed /dev/shm, or use data.workers=0",
+            "mount a larger one: NCCL uses it between the GPUs of a machine",
         )
 
 
 def _store() -> Iterator[Finding]:
     from percmae.storage import StorePath, StoreSettings
+    from percmae.storage.proxy import proxy_for
 
-    if not any(k in os.environ for k in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")):
-        mend = 'set AWS_ENDPOINT_URL and keys, or eval "$(percmae store up)"'
-        yield Finding(False, "S3 endpoint", "AWS_ENDPOINT_URL is not set", mend)
-        return
     try:
-        endpoint = StoreSettings.load().endpoint
-        StorePath("s3://percmae/.doctor").exists()
+        settings = StoreSettings.load()
+    except PercmaeError as error:
+        yield Finding(False, "S3 settings", str(error))
+        return
+    yield Finding(True, "S3 keys", f"{settings.who}, from {settings.origin}")
+    try:
+        proxy = proxy_for(settings.endpoint)
+        StorePath("s3://percmae/.doctor", settings).exists()
     except PercmaeError as error:
         yield Finding(False, "S3 store", str(error), "check the endpoint and the keys")
         return
-    yield Finding(True, "S3 store", f"{endpoint} answers")
+    yield Finding(
+        True, "S3 store", f"{settings.endpoint} answers{f', by {proxy}' if proxy else ''}"
+    )
 
 
 # (check, whether every run needs it)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import pickletools
+import re
 import warnings
 from argparse import Namespace
 from dataclasses import asdict, dataclass
@@ -23,6 +25,7 @@ from percmae.errors import CheckpointError, UnsafeFileError, UserError
 from percmae.storage import StorePath
 
 State = dict[str, Any]
+LATEST = "latest.json"
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Checkpoints:
         (self.folder / name).write_bytes(data)
         everything = [s for s in self.kept if s.step != step] + [saved]
         self.kept = self._choose(everything)
-        (self.folder / "latest.json").write_json(
+        (self.folder / LATEST).write_json(
             {**asdict(saved), "checkpoint": name, "kept": [asdict(s) for s in self.kept]}
         )
         for old in everything:
@@ -73,7 +76,7 @@ class Checkpoints:
 
     def load_latest(self) -> State | None:
         """The state the pointer names, or None when nothing was saved yet."""
-        pointer = self.folder / "latest.json"
+        pointer = self.folder / LATEST
         if not pointer.exists():
             return None
         record = pointer.read_json()
@@ -95,13 +98,13 @@ def read_state(path: StorePath, sha256: str | None = None) -> State:
     would need to run code to be read.
     """
     what = f"checkpoint {path}"
-    data = checked_bytes(path, what, sha256, "restore it or start over under another --tag")
-    return torch_dict(data, what)
+    fix = "restore it or start over under another --tag"
+    return torch_dict(checked_bytes(path, what, sha256, fix)[0], what, fix)
 
 
-def checked_bytes(path: StorePath, what: str, sha256: str | None, mend: str) -> bytes:
-    """A file's content. Raises CheckpointError when it cannot be read or its checksum is not
-    ``sha256``; ``mend`` says what to do then."""
+def checked_bytes(path: StorePath, what: str, sha256: str | None, fix: str) -> tuple[bytes, str]:
+    """A file's content and its SHA-256 in hex. Raises CheckpointError when it cannot be read or its
+    checksum is not ``sha256``; ``fix`` says what to do then."""
     try:
         data = path.read_bytes()
     except UserError as error:
@@ -109,16 +112,16 @@ def checked_bytes(path: StorePath, what: str, sha256: str | None, mend: str) -> 
     found = hashlib.sha256(data).hexdigest()
     if sha256 is not None and found != sha256:
         raise CheckpointError(
-            f"{what}: its SHA-256 is {found}, not {sha256}; it is damaged or another file: {mend}"
+            f"{what}: its SHA-256 is {found}, not {sha256}; it is damaged or another file: {fix}"
         )
-    return data
+    return data, found
 
 
-def torch_dict(data: bytes, what: str) -> State:
+def torch_dict(data: bytes, what: str, fix: str = "fetch it again") -> State:
     """The dictionary in a torch archive of either format, read without running pickled code.
 
     Raises UnsafeFileError for a pickle of anything but plain values, CheckpointError for any other
-    file; both name ``what``.
+    file; both name ``what``. ``fix`` says how to get a damaged file whole.
     """
     try:
         # The official MAE code keeps its command line beside the weights: a Namespace holds plain
@@ -127,19 +130,40 @@ def torch_dict(data: bytes, what: str) -> State:
         with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UnsafeFileError(
-            f"{what}: refused, it is no plain archive of tensors, and opening it could run code; "
-            "where you trust it, save its state_dict() alone with torch.save"
-        ) from None
     except Exception as error:
         # Damaged bytes make the parser raise whatever it stumbles over.
-        raise CheckpointError(f"{what}: not a torch checkpoint ({first_line(error)})") from None
+        ended = isinstance(error, EOFError) or "unexpected EOF" in str(error)
+        if ended or _is_cut_off(data):
+            raise CheckpointError(f"{what}: a torch file that is cut off; {fix}") from None
+        if isinstance(error, pickle.UnpicklingError):
+            held = re.search(r"GLOBAL ([\w.]+)", str(error))
+            told = f" (it holds {held[1]})" if held else ""
+            raise UnsafeFileError(
+                f"{what}: refused, it is no plain archive of tensors{told}, and opening it could "
+                "run code; where you trust it, save its state_dict() alone with torch.save"
+            ) from None
+        raise CheckpointError(
+            f"{what}: not a torch checkpoint, or a damaged one ({first_line(error)}); {fix}"
+        ) from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{what}: expected a dictionary of tensors")
     return state
 
 
+def _is_cut_off(data: bytes) -> bool:
+    """Whether a pickle among the first of a file has no end; nothing is run to see it."""
+    stream = io.BytesIO(data)
+    try:
+        # torch's older format: a magic number, a version, sizes of numbers, then the state.
+        for _ in range(4 if data[:1] == b"\x80" else 0):
+            if stream.tell() < len(data):
+                for _operation in pickletools.genops(stream):
+                    pass
+    except ValueError:
+        return stream.tell() == len(data)
+    return False
+
+
 def first_line(error: Exception) -> str:
     """What a library's error says, short enough for a message of one line."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"{type(error).__name__}: {error}".splitlines()[0][:160]

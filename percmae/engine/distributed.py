@@ -148,7 +148,7 @@ def _device(config: Config, place: Place | None) -> torch.device:
 
 
 @contextmanager
-def world(config: Config) -> Iterator[World]:
+def distributed(config: Config) -> Iterator[World]:
     """Join the job that the environment describes (``percmae.engine.place``); alone without one.
 
     Leaves the process group at the end. Raises UserError for an environment that makes no sense,

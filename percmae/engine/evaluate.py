@@ -2,118 +2,136 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from percmae.data.augment import build_transform
-from percmae.data.decode import decode
-from percmae.data.shards import Dataset
-from percmae.engine.distributed import World, mask_noise, world
+from percmae.data.decode import Once, check_formats, decode, telling
+from percmae.data.shards import SPLITS, Dataset
+from percmae.engine.distributed import World, distributed, mask_noise
 from percmae.engine.finetune import score, trained_classifier
+from percmae.engine.loaders import eval_loader
 from percmae.engine.metrics import psnr, ssim
 from percmae.engine.pictures import denormalise, paste_visible, reconstruction_grid
+from percmae.engine.precision import autocast
 from percmae.engine.pretrain import FIXED_MASK_SEED
 from percmae.engine.tracking import png
-from percmae.engine.training import autocast, eval_loader
 from percmae.engine.weights import network_weights
 from percmae.errors import DataError, UserError
 from percmae.models import build_model
 from percmae.models.mae import MaskedAutoencoder
 from percmae.models.weights import load_strict
-from percmae.progress import note
-from percmae.runs.record import EVALUATION, Run, stored_evaluation
+from percmae.progress import note, warn
+from percmae.runs.evaluation import (
+    EVALUATION_PICTURE,
+    ClassFigures,
+    ClassifierEvaluation,
+    Evaluation,
+    EvaluationResult,
+    RandomGuess,
+    Reconstruction,
+    ReconstructionEvaluation,
+    Samples,
+    stored_evaluation,
+    write_evaluation,
+)
+from percmae.runs.files import DatasetIdentity
+from percmae.runs.record import PICTURES, Run
 from percmae.storage import StorePath
 
-FORMAT = "percmae-evaluation/1"
 # Reconstruction quality is measured on the first images of the test set: always the same ones.
 RECONSTRUCTED = 1000
 PICTURED = 8
 
 
-def evaluate(run: str, data: str) -> dict[str, Any]:
+def evaluate(run: str, data: str) -> EvaluationResult:
     """Figures of a finished run on the test set of the dataset whose manifest is ``data``.
 
-    A probe or fine-tuning gives top1, top5, loss, calibration error, per-class figures and the
-    confusion matrix; a pretraining run gives PSNR and SSIM of its reconstructions (visible
-    patches pasted) under fixed masks, and a picture. Written to ``<run>/evaluation.json`` (and
-    ``mae_recon_out/evaluation.png``) and returned; an evaluation of the same weights on the same
-    data is reused.
+    A probe or fine-tuning gives a ClassifierEvaluation; a pretraining run gives a
+    ReconstructionEvaluation (visible patches pasted, under fixed masks), and a picture. Written to
+    ``<run>/evaluation.json`` (and ``mae_recon_out/evaluation.png``); an evaluation of the same
+    weights on the same data is reused.
 
     Raises DataError when there is no such run or the classes differ, UserError when it is not
     complete.
     """
-    earlier = stored_evaluation(run, data)
+    opened, dataset = Run.open(run), Dataset.open(data)
+    earlier = stored_evaluation(opened, dataset)
     if earlier is not None:
         note(f"{run}: evaluation unchanged, reused")
-        return earlier
-    opened, dataset = Run.open(run), Dataset.open(data)
-    splits = {name: len(dataset.split(name)) for name in ("train", "val", "test")}
-    document = {
-        "format": FORMAT,
-        "run": opened.uri,
-        "name": opened.record["name"],
-        "key": opened.key,
-        "stage": opened.config.stage,
-        "variant": opened.config.variant,
-        "seed": opened.config.seed,
-        "baseline": opened.record["baseline"],
-        "data": {"uri": dataset.uri, "digest": dataset.digest},
-        "split": "test",
-        "samples": splits,
-    }
-    with world(opened.config) as here:
+        return EvaluationResult(earlier, reused=True)
+    with distributed(opened.config) as world:
         work = _reconstruction if opened.config.stage == "pretrain" else _classification
-        document.update(work(opened, dataset, here))
-    (opened.path / EVALUATION).write_json(document)
-    return document
+        evaluation = work(opened, dataset, world)
+    write_evaluation(opened.path, evaluation)
+    return EvaluationResult(evaluation, reused=False)
 
 
-def _classification(run: Run, dataset: Dataset, here: World) -> dict[str, Any]:
+def _identity(run: Run, dataset: Dataset) -> dict[str, Any]:
+    """Of what the figures are: the fields that every Evaluation has."""
+    record = run.record
+    return {
+        "run": run.uri,
+        "name": record.name,
+        "key": record.key,
+        "stage": record.stage,
+        "variant": record.variant,
+        "seed": record.seed,
+        "baseline": record.baseline,
+        "data": DatasetIdentity(uri=dataset.uri, digest=dataset.digest),
+        "samples": Samples(**{name: len(dataset.split(name)) for name in SPLITS}),
+    }
+
+
+def _classification(run: Run, dataset: Dataset, world: World) -> Evaluation:
     classes = len(dataset.classes)
     if classes != run.config.classifier.classes:
         raise DataError(
             f"run {run.uri} tells {run.config.classifier.classes} classes apart, dataset "
             f"{dataset.uri} has {classes}; evaluate on the dataset it was trained for"
         )
-    model = trained_classifier(run).to(here.device)
-    scores = score(model, run.config, eval_loader(run.config, dataset, "test", here), here)
-    return {
-        "top1": scores.top(1),
-        "top5": scores.top(5),
-        "loss": scores.loss,
-        "ece": scores.calibration_error,
-        "random_guess": {"top1": 1 / classes, "top5": min(5, classes) / classes},
-        "classes": [
-            {"wnid": info.wnid, "name": info.name, "samples": samples, "top1": top1}
+    model = trained_classifier(run).to(world.device)
+    scores = score(model, run.config, eval_loader(run.config, dataset, "test", world), world)
+    return ClassifierEvaluation(
+        **_identity(run, dataset),
+        top1=scores.top(1),
+        top5=scores.top(5),
+        loss=scores.loss,
+        ece=scores.calibration_error,
+        random_guess=RandomGuess(top1=1 / classes, top5=min(5, classes) / classes),
+        classes=[
+            ClassFigures(wnid=info.wnid, name=info.name, samples=samples, top1=top1)
             for info, (samples, top1) in zip(dataset.classes, scores.per_class(), strict=True)
         ],
-        "confusion": scores.confusion.tolist(),
-    }
+        confusion=scores.confusion.tolist(),
+    )
 
 
-def _generator(run: Run, here: World) -> MaskedAutoencoder:
+def _generator(run: Run, world: World) -> MaskedAutoencoder:
     generator = build_model(run.config)
     load_strict(generator, network_weights(run.uri, "generator"), f"run {run.uri}")
-    return generator.to(here.device).eval()
+    return generator.to(world.device).eval()
 
 
 def _pictures(
-    generator: MaskedAutoencoder, run: Run, images: Tensor, noise: Tensor, here: World
+    generator: MaskedAutoencoder, run: Run, images: Tensor, noise: Tensor, world: World
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(originals, reconstructions) in [0, 1] and the mask, for normalised images."""
-    images = images.to(here.device)
-    with autocast(run.config, here.device):
-        made, mask = generator.reconstructions(images, noise.to(here.device))
+    images = images.to(world.device)
+    with autocast(run.config, world.device):
+        reconstructed, mask = generator.reconstructions(images, noise.to(world.device))
     augment = run.config.data.augment
-    return denormalise(images, augment), denormalise(made[0], augment), mask
+    return denormalise(images, augment), denormalise(reconstructed[0], augment), mask
 
 
 @torch.no_grad()
-def _reconstruction(run: Run, dataset: Dataset, here: World) -> dict[str, Any]:
-    generator = _generator(run, here)
-    loader = eval_loader(run.config, dataset, "test", here)
+def _reconstruction(run: Run, dataset: Dataset, world: World) -> Evaluation:
+    generator = _generator(run, world)
+    loader = eval_loader(run.config, dataset, "test", world)
     count = min(RECONSTRUCTED, loader.samples)
     noise = mask_noise(FIXED_MASK_SEED, 0, range(count), count, generator.patches)
     figures: dict[str, list[Tensor]] = {"psnr": [], "ssim": []}
@@ -123,24 +141,27 @@ def _reconstruction(run: Run, dataset: Dataset, here: World) -> dict[str, Any]:
         if not bool(wanted.any()):
             break
         images, ids = batch.images[wanted], batch.ids[wanted]
-        originals, made, mask = _pictures(generator, run, images, noise[ids], here)
+        originals, reconstructed, mask = _pictures(generator, run, images, noise[ids], world)
         # As one looks at it: what was seen is pasted over, so only the removed patches can err.
-        pasted = paste_visible(originals, made, mask)
+        pasted = paste_visible(originals, reconstructed, mask)
         figures["psnr"].append(psnr(pasted, originals).cpu())
         figures["ssim"].append(ssim(pasted, originals).cpu())
         if grid is None:
-            grid = reconstruction_grid(originals[:PICTURED], made[:PICTURED], mask[:PICTURED])
+            grid = reconstruction_grid(
+                originals[:PICTURED], reconstructed[:PICTURED], mask[:PICTURED]
+            )
     if grid is not None:
-        (run.path / "mae_recon_out" / "evaluation.png").write_bytes(png(grid))
-    means = {name: float(torch.cat(v).mean()) for name, v in figures.items() if v}
-    return {
-        "reconstruction": {
+        (run.path / PICTURES / EVALUATION_PICTURE).write_bytes(png(grid))
+    means = {name: float(torch.cat(v).mean()) if v else None for name, v in figures.items()}
+    return ReconstructionEvaluation(
+        **_identity(run, dataset),
+        reconstruction=Reconstruction(
             **means,
-            "samples": count,
-            "mask_seed": FIXED_MASK_SEED,
-            "mask_ratio": run.config.model.mask_ratio,
-        }
-    }
+            samples=count,
+            mask_seed=FIXED_MASK_SEED,
+            mask_ratio=run.config.model.mask_ratio,
+        ),
+    )
 
 
 @torch.no_grad()
@@ -158,20 +179,19 @@ def reconstruct(run: str, images: list[str], to: str) -> None:
         raise UserError(f"--to {to}: the picture is a PNG; give a name that ends in .png")
     config = opened.config
     transform = build_transform(config.data.augment, config.data.image_size, False, "pretrain")
-    batch = torch.stack([transform(_read(image)) for image in images])
-    with world(config) as here:
-        generator = _generator(opened, here)
+    formats = check_formats(config.data.formats)
+    with telling(Once(warn)):
+        batch = torch.stack([transform(_read(image, formats)) for image in images])
+    with distributed(config) as world:
+        generator = _generator(opened, world)
         patches = generator.patches
         noise = mask_noise(FIXED_MASK_SEED, 0, range(len(batch)), len(batch), patches)
-        grid = reconstruction_grid(*_pictures(generator, opened, batch, noise, here))
+        grid = reconstruction_grid(*_pictures(generator, opened, batch, noise, world))
     StorePath(to).write_bytes(png(grid))
 
 
-def _read(image: str) -> Any:
+def _read(image: str, formats: Sequence[str]) -> Image:
     path = StorePath(image)
     if not path.exists():
         raise DataError(f"image {image}: there is no such file")
-    try:
-        return decode(path.read_bytes(), None)
-    except DataError as error:
-        raise DataError(f"image {image}: {error}") from None
+    return decode(path.read_bytes(), name=f"image {image}", formats=formats)

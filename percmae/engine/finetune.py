@@ -6,19 +6,26 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from percmae.config import Config
 from percmae.data.shards import Dataset
 from percmae.data.stream import Batch, Loader
-from percmae.engine.distributed import World, world
-from percmae.engine.loop import Learner, Terms
+from percmae.engine.calls import training_call
+from percmae.engine.carry_out import carry_out
+from percmae.engine.distributed import World, distributed
+from percmae.engine.learner import Learner
+from percmae.engine.loaders import eval_loader
 from percmae.engine.metrics import ClassifierScores
 from percmae.engine.optim import build_optimizer, parameter_groups
-from percmae.engine.training import autocast, carry_out, eval_loader, training_call
+from percmae.engine.precision import autocast
 from percmae.engine.weights import network_weights
-from percmae.losses.objective import Micro
+from percmae.losses.objective import Micro, Terms
+from percmae.models import build_model
 from percmae.models.classifier import Classifier
+from percmae.models.weights import Tensors
+from percmae.progress import note
+from percmae.runs.parent import Parent, WeightsFile
 from percmae.runs.record import Run, RunResult, identity_of
 from percmae.vision import load_timm
 
@@ -73,63 +80,77 @@ class ClassifyLearner(Learner):
 
 
 @torch.no_grad()
-def score(model: Classifier, config: Config, loader: Loader, here: World) -> ClassifierScores:
+def score(model: Classifier, config: Config, loader: Loader, world: World) -> ClassifierScores:
     """Predictions of a model in evaluation mode over a loader, gathered over the processes."""
-    scores = ClassifierScores(model.head.linear.out_features, here.device)
+    scores = ClassifierScores(model.head.linear.out_features, world.device)
     for _, _, batch in loader.batches():
-        with autocast(config, here.device):
-            logits = model(batch.images.to(here.device))
-        scores.add(logits.float(), batch.labels.to(here.device))
-    return scores.gathered(here)
+        with autocast(config, world.device):
+            logits = model(batch.images.to(world.device))
+        scores.add(logits.float(), batch.labels.to(world.device))
+    return scores.gathered(world)
 
 
-def finetune(config: Config, run: str, data: str, to: str, resume: str = "auto") -> RunResult:
-    """Fine-tune the whole network from ``run``'s encoder on the dataset whose manifest is ``data``.
+def finetune(config: Config, parent: Parent, data: str, to: str, resume: str = "auto") -> RunResult:
+    """Fine-tune the whole network from ``parent``'s encoder on the dataset of manifest ``data``.
 
-    Writes ``<to>/<name>_finetune/``. Raises UserError for bad input (a run without a checkpoint, a
-    class count that is not the dataset's, sizes that do not fit the weights).
+    parent: a pretraining run, or a file of weights. Where ``data.image_size`` is not its own, the
+    position embeddings are interpolated. Writes ``<to>/<name>_finetune/``. Raises UserError for bad
+    input (a run without a checkpoint, a class count that is not the dataset's, sizes that do not
+    fit the weights).
     """
-    return _train(config, run, data, to, resume, untrained=False)
+    return _train(config, parent, data, to, resume, untrained=False)
 
 
 def probe(
-    config: Config, run: str, data: str, to: str, resume: str = "auto", untrained: bool = False
+    config: Config,
+    parent: Parent,
+    data: str,
+    to: str,
+    resume: str = "auto",
+    untrained: bool = False,
 ) -> RunResult:
-    """Train a linear head on ``run``'s frozen encoder; see :func:`finetune`.
+    """Train a linear head on ``parent``'s frozen encoder; see :func:`finetune`.
 
-    untrained: the control, the same probe on the encoder as it was before pretraining (the run's
-    own initial weights, from its seed).
+    untrained: the control, the same probe on the encoder as it was before pretraining: a run's own
+    initial weights, from its seed; of a file, an encoder of its sizes drawn from this run's seed.
     """
-    return _train(config, run, data, to, resume, untrained)
+    return _train(config, parent, data, to, resume, untrained)
 
 
-def _train(config: Config, run: str, data: str, to: str, resume: str, untrained: bool) -> RunResult:
-    with world(config) as here:
-        parent = here.first(lambda: Run.open(run))
-        dataset = here.first(lambda: Dataset.open(data))
+def _train(
+    config: Config, parent: Parent, data: str, to: str, resume: str, untrained: bool
+) -> RunResult:
+    with distributed(config) as world:
+        dataset = world.first(lambda: Dataset.open(data))
         identity = identity_of(config, dataset, parent, untrained)
         config = identity.config
 
         def learner(fresh: bool) -> ClassifyLearner:
-            model = _model(config, parent, dataset, untrained)
-            val = eval_loader(config, dataset, "val", here)
-            return ClassifyLearner(config, model, here, val)
+            model = _model(config, parent, dataset, untrained, world)
+            val = eval_loader(config, dataset, "val", world)
+            return ClassifyLearner(config, model, world, val)
 
-        return carry_out(identity, dataset, to, resume, here, learner)
+        return carry_out(identity, dataset, to, resume, world, learner)
 
 
-def _model(config: Config, parent: Run, dataset: Dataset, untrained: bool) -> Classifier:
-    from percmae.models import build_model
-
+def _model(
+    config: Config, parent: Parent, dataset: Dataset, untrained: bool, world: World
+) -> Classifier:
     torch.manual_seed(config.seed)
     model = Classifier(config, len(dataset.classes))
+    file = parent if isinstance(parent, WeightsFile) else None
+    weights: Tensors
     if untrained:
         # What pretraining started from: the generator drawn from the parent's own seed.
-        torch.manual_seed(parent.config.seed)
-        weights: dict[str, Tensor] = build_model(parent.config).state_dict()
+        torch.manual_seed(config.seed if file else parent.config.seed)
+        weights = build_model(parent.config).state_dict()
     else:
-        weights = network_weights(parent.uri, "generator")
-    model.load_encoder(weights, config.classifier.pool, f"encoder of run {parent.uri}")
+        weights = file.encoder if file else network_weights(parent.uri, "generator")
+    what = f"encoder of {'file' if file else 'run'} {parent.uri}"
+    own, other = config.data.image_size, parent.config.data.image_size
+    if own != other and world.main:
+        note(f"{what}: position embeddings interpolated from {other} to {own} px images")
+    model.load_encoder(weights, config.classifier.pool, what)
     return model
 
 

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shlex
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from percmae.config import Config, digest
-from percmae.config.schema import Data, Decoder, Encoder, Model
 from percmae.engine.checkpoint import archive
 from percmae.engine.features import network_tensors
 from percmae.engine.weights import initial_weights, network_weights
 from percmae.errors import CheckpointError, UserError
 from percmae.models.features import EXTRACTORS, feature_tensors
-from percmae.models.mae import MaskedAutoencoder
+from percmae.models.sizes import check_autoencoder, plain_autoencoder
 from percmae.models.weights import Tensors, check_fit, encoder_tensors
 from percmae.progress import note
 from percmae.runs.record import Run
@@ -54,12 +52,12 @@ def export_weights(run: str, to: str, format: str, force: bool = False) -> Writt
         raise UserError(f"run {run} is a {config.stage} run; give the pretraining run")
     tensors = network_weights(source.uri, "generator")
     if not source.complete:
-        note(f"run {run} is not complete; exporting its checkpoint of step {source.record['step']}")
+        note(f"run {run} is not complete; exporting its checkpoint of step {source.record.step}")
     if format == "mae":
         return _write(target, archive({"model": _official(config, tensors, f"run {run}")}))
     if format == "timm":
         encoder = encoder_tensors(tensors)
-        check_fit(encoder_tensors(_plain(config)), encoder, f"run {run}")
+        check_fit(encoder_tensors(plain_autoencoder(config)), encoder, f"run {run}")
         return _write(target, archive(_owned(encoder)))
     metadata = {
         "variant": config.variant,
@@ -83,7 +81,7 @@ def import_weights(weights: str, to: str, kind: str = "mae", force: bool = False
     target = _target(to, force)
     if kind == "mae":
         tensors = initial_weights(weights)
-        if _check_mae(tensors, weights):
+        if check_autoencoder(tensors, weights):
             note(f"{weights}: holds the encoder only; a decoder will start fresh")
         keys = {"model.init_from": target.uri}
     else:
@@ -130,7 +128,7 @@ def _safetensors_bytes(tensors: Tensors, metadata: dict[str, str]) -> bytes:
 
 def _official(config: Config, tensors: Tensors, what: str) -> dict[str, Tensor]:
     """All tensors of a plain masked autoencoder in the order of the official state dicts."""
-    plain = _plain(config)
+    plain = plain_autoencoder(config)
     extra = [key for key in tensors if key not in plain]
     if extra:
         raise CheckpointError(
@@ -140,47 +138,3 @@ def _official(config: Config, tensors: Tensors, what: str) -> dict[str, Tensor]:
         )
     check_fit(plain, tensors, what)
     return _owned({key: tensors[key] for key in plain})
-
-
-def _plain(config: Config) -> Tensors:
-    """Names and shapes of the masked autoencoder of a config's sizes, whatever its variant."""
-    with torch.device("meta"):
-        return MaskedAutoencoder(config).state_dict()
-
-
-def _check_mae(tensors: Tensors, what: str) -> bool:
-    """Check that tensors are those of one masked autoencoder, whatever its sizes; True when they
-    are its encoder alone. Raises CheckpointError."""
-    encoder_only = not any(key.startswith(("mask_token", "decoder_")) for key in tensors)
-    patch = _size(tensors, "patch_embed.proj.weight", 3, what)
-    grid = max(1, math.isqrt(_size(tensors, "pos_embed", 1, what) - 1))
-    encoder = Encoder(**_tower(tensors, "cls_token", "blocks", what))
-    decoder = Decoder(width=4, depth=1, heads=1)
-    if not encoder_only:
-        decoder = Decoder(**_tower(tensors, "mask_token", "decoder_blocks", what))
-    model = Model(patch_size=patch, encoder=encoder, decoder=decoder)
-    own = _plain(Config(data=Data(image_size=patch * grid), model=model))
-    sizes = f"these are not the weights of one masked autoencoder (width {encoder.width}, "
-    sizes += f"{encoder.depth} blocks, {patch} px patches, {patch * grid} px images)"
-    check_fit(encoder_tensors(own) if encoder_only else own, tensors, what, sizes=sizes)
-    return encoder_only
-
-
-def _tower(tensors: Tensors, token: str, blocks: str, what: str) -> dict[str, Any]:
-    """Sizes of an encoder or decoder. Heads leave no trace in the tensors: one stands for any."""
-    width = _size(tensors, token, 2, what)
-    hidden = _size(tensors, f"{blocks}.0.mlp.fc1.weight", 0, what)
-    depth = len({key.split(".")[1] for key in tensors if key.startswith(f"{blocks}.")})
-    # Half a unit more, since the network cuts width · ratio off to a whole number.
-    return {"width": width, "depth": depth, "heads": 1, "mlp_ratio": (hidden + 0.5) / width}
-
-
-def _size(tensors: Tensors, key: str, axis: int, what: str) -> int:
-    tensor = tensors.get(key)
-    if tensor is None:
-        raise CheckpointError(f"{what}: {key} is missing; these are not a masked autoencoder's")
-    if tensor.ndim <= axis or 0 in tensor.shape:
-        raise CheckpointError(
-            f"{what}: {key} is {tuple(tensor.shape)}; these are not a masked autoencoder's"
-        )
-    return tensor.shape[axis]

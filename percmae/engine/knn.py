@@ -32,7 +32,7 @@ from percmae.data.augment import build_transform
 from percmae.data.shards import Dataset, Split
 from percmae.data.stream import Batch, Loader
 from percmae.engine.distributed import World
-from percmae.engine.training import autocast
+from percmae.engine.precision import autocast
 from percmae.models.mae import CHANNELS, MaskedAutoencoder
 
 TEMPERATURE = 0.07
@@ -149,6 +149,7 @@ def _loader(config: Config, split: Split, world: World) -> Loader:
         drop_last=False,
         rank=world.rank,
         world=world.size,
+        formats=config.data.formats,
     )
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -24,46 +23,15 @@ from percmae.data.stream import Batch, Loader
 from percmae.engine.checkpoint import Checkpoints, State, archive
 from percmae.engine.distributed import World, seed_step
 from percmae.engine.finite import NotFinite, Watch
+from percmae.engine.learner import Learner
 from percmae.engine.optim import Schedule, effective_lr, step_unless
 from percmae.engine.plan import Plan
 from percmae.engine.signals import Signals
 from percmae.engine.tracking import Tracker
 from percmae.errors import PercmaeError
 from percmae.losses.objective import Micro, Terms
-from percmae.progress import Progress, note
-from percmae.runs.record import Run
-
-
-class Learner(ABC):
-    """What is trained. ``networks`` and ``optimizers`` share their keys."""
-
-    networks: dict[str, nn.Module]
-    optimizers: dict[str, torch.optim.Optimizer]
-    calls: dict[str, nn.Module]
-
-    @abstractmethod
-    def backward(self, batch: Batch, micro: Micro) -> Terms:
-        """Forward and backward of one micro-batch (on the device); detached scalars to log."""
-
-    @abstractmethod
-    def validate(self) -> dict[str, float]:
-        """Figures on the validation slice, ``loss`` among them; the same in every process."""
-
-    @abstractmethod
-    def train(self, mode: bool) -> None:
-        """Put the networks into training or evaluation mode."""
-
-    def pictures(self) -> dict[str, Tensor]:
-        """Pictures (3, H, W) of how things stand, by name."""
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Running state beside weights and optimisers."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take it back."""
-        assert not state, "this learner keeps no running state"
+from percmae.progress import Progress, note, warn
+from percmae.runs.record import CHECKPOINTS, Run
 
 
 @dataclass
@@ -114,7 +82,7 @@ class Loop:
         self.loader, self.world, self.plan = loader, world, plan
         peak = effective_lr(config.optim, plan.batch)
         self.schedule = Schedule(config.optim, peak, plan.epoch, plan.total)
-        self.checkpoints = Checkpoints(run.path / "checkpoints", config.checkpoint)
+        self.checkpoints = Checkpoints(run.path / CHECKPOINTS, config.checkpoint)
         self.watch = Watch(world, stop=config.trainer.exit_on_nan_losses)
         self.step = 0
         self.seconds = 0.0
@@ -132,7 +100,7 @@ class Loop:
             tracker = None
             if self.world.main:
                 tracker = stack.enter_context(Tracker(self.run_folder.path, self.step))
-                name, total = self.run_folder.record["name"], self.plan.total
+                name, total = self.run_folder.record.name, self.plan.total
                 # The rate is that of this process's own steps.
                 bar = stack.enter_context(Progress(name, total, "step", initial=self.step))
             else:
@@ -303,7 +271,7 @@ class Loop:
         if self.config.trainer.exit_on_nan_losses:
             self._give_up(found)
         more = f" (and {found.steps - 1} more up to step {self.step})" if found.steps > 1 else ""
-        note(f"step {found.step}: not finite: {_listed(found.names)}; step skipped{more}")
+        warn(f"step {found.step}: not finite: {_listed(found.names)}; step skipped{more}")
 
     def _give_up(self, found: NotFinite) -> NoReturn:
         """Save what is needed to look into it, and raise PercmaeError."""
@@ -336,9 +304,11 @@ class Loop:
             speed = f"{values['images_per_second']:.0f} img/s"
             bar.update(1, loss=f"{values.get('loss', math.nan):.4f}", speed=speed)
 
-    def _validate(self, tracker: Tracker | None) -> float:
+    def _validate(self, tracker: Tracker | None) -> float | None:
+        """The loss on the validation slice; None where it is not finite."""
         self.learner.train(False)
         values = self.learner.validate()
+        self._look_at(values)
         self.metrics.update({f"val/{k}": v for k, v in values.items()})
         if tracker is not None:
             tracker.log(self.step, self.step / self.plan.epoch, "val", values)
@@ -346,7 +316,23 @@ class Loop:
                 for name, picture in self.learner.pictures().items():
                     tracker.image(self.step, name, picture)
         self.learner.train(True)
-        return values["loss"]
+        return values["loss"] if math.isfinite(values["loss"]) else None
+
+    def _look_at(self, values: dict[str, float]) -> None:
+        """Say which figures of a validation are not finite, or raise PercmaeError.
+
+        A step's loss and gradients can be finite and what they make of the weights not.
+        """
+        lost = [name for name, value in values.items() if not math.isfinite(value)]
+        if not lost:
+            return
+        what = f"not finite in the validation after step {self.step}: {_listed(lost)}"
+        if self.config.trainer.exit_on_nan_losses:
+            raise PercmaeError(
+                f"run {self.run_folder.uri}: {what}; lower optim.lr or optim.weight_decay, or set "
+                "optim.clip_grad"
+            )
+        note(what)
 
     def _progress(self) -> dict[str, Any]:
         return {

@@ -37,15 +37,16 @@ class ClassifierScores:
         best = logits.topk(min(5, self.classes), dim=1).indices
         self._top5 += (best == labels[:, None]).any(1).sum()
         self._loss += F.cross_entropy(logits, labels, reduction="sum").double()
-        bins = (confidence * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
+        # Of logits that are not finite the confidence is no number, and any bin will do.
+        bins = (confidence.nan_to_num() * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
         right = (predicted == labels).double()
         for row, values in enumerate((torch.ones_like(right), confidence.double(), right)):
             self._bins[row].index_add_(0, bins, values)
 
-    def gathered(self, here: World) -> ClassifierScores:
+    def gathered(self, world: World) -> ClassifierScores:
         """These counts summed over all processes."""
         for tensor in (self.confusion, self._top5, self._loss, self._bins):
-            here.sum(tensor)
+            world.sum(tensor)
         return self
 
     @property

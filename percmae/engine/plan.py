@@ -45,14 +45,15 @@ class Plan:
                 f"one step takes {batch} images, the training set has {samples}; lower "
                 "data.batch_size, or set optim.total_batch=null to lower the effective batch"
             )
-        total = min(optim.epochs * epoch, optim.max_steps or math.inf)
+        total = int(min(optim.epochs * epoch, optim.max_steps or math.inf))
 
         def steps(epochs: float) -> int:
-            return max(1, round(epochs * epoch))
+            # What is never due before the end is due then: no number of epochs is too large.
+            return max(1, round(min(epochs * epoch, total)))
 
         milestone = config.checkpoint.milestone_epochs
         return cls(
-            accumulate, batch, epoch, int(total), config.trainer.log_interval,
+            accumulate, batch, epoch, total, config.trainer.log_interval,
             steps(config.trainer.val_interval), config.checkpoint.every_steps or epoch,
             steps(config.tracking.images_every), milestone * epoch if milestone else None,
         )  # fmt: skip

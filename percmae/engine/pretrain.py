@@ -11,16 +11,18 @@ from torch import Tensor, nn
 from percmae.config import Config
 from percmae.data.shards import Dataset
 from percmae.data.stream import Batch, Loader
-from percmae.engine.distributed import World, mask_noise, world
+from percmae.engine.calls import set_up
+from percmae.engine.carry_out import carry_out
+from percmae.engine.distributed import World, distributed, mask_noise
 from percmae.engine.features import feature_network
 from percmae.engine.knn import KNN, build_knn
-from percmae.engine.loop import Learner, Terms
+from percmae.engine.learner import Learner
+from percmae.engine.loaders import eval_loader
 from percmae.engine.optim import Group, build_optimizer, parameter_groups
 from percmae.engine.pictures import denormalise, reconstruction_grid, scales_grid
-from percmae.engine.training import carry_out, eval_loader, set_up
 from percmae.engine.weights import initial_weights
 from percmae.losses.build import build_objective
-from percmae.losses.objective import Draws, Micro, Objective
+from percmae.losses.objective import Draws, Micro, Objective, Terms
 from percmae.models.weights import load_generator
 from percmae.progress import note
 from percmae.runs.record import RunResult, identity_of
@@ -88,10 +90,10 @@ class PretrainLearner(Learner):
         names = self.world.share(sorted(sums))
         stacked = torch.stack([*(sums.get(n, torch.zeros_like(total)) for n in names), total])
         values = self.world.sum(stacked).tolist()
-        found = {name: value / values[-1] for name, value in zip(names, values, strict=False)}
+        means = {name: value / values[-1] for name, value in zip(names, values, strict=False)}
         if self.knn is not None:
-            found["knn_top1"] = self.knn(self.objective.generator)
-        return found
+            means["knn_top1"] = self.knn(self.objective.generator)
+        return means
 
     @cached_property
     def _val_noise(self) -> Tensor:
@@ -107,10 +109,10 @@ class PretrainLearner(Learner):
         images = self._shown
         patches = self.objective.generator.patches
         noise = mask_noise(FIXED_MASK_SEED, 0, range(len(images)), len(images), patches)
-        made, mask = self.objective.reconstruct(images, noise.to(images.device))
+        reconstructed, mask = self.objective.reconstruct(images, noise.to(images.device))
         augment = self.config.data.augment
         originals = denormalise(images, augment)
-        scales = [denormalise(image, augment) for image in made]
+        scales = [denormalise(image, augment) for image in reconstructed]
         pictures = {"reconstruction": reconstruction_grid(originals, scales[0], mask)}
         if len(scales) > 1:
             pictures["scales"] = scales_grid(originals, scales)
@@ -130,8 +132,8 @@ def pretrain(config: Config, data: str, to: str, resume: str = "auto") -> RunRes
     ``never`` refuses when the name is taken. Under torchrun every process calls this. Raises
     UserError for bad input, Interrupted after a signal (resumable), PercmaeError on failure.
     """
-    with world(config) as here:
-        dataset = here.first(lambda: Dataset.open(data))
+    with distributed(config) as world:
+        dataset = world.first(lambda: Dataset.open(data))
         identity = identity_of(config, dataset)
 
         def learner(fresh: bool) -> PretrainLearner:
@@ -141,10 +143,10 @@ def pretrain(config: Config, data: str, to: str, resume: str = "auto") -> RunRes
             if config.model.init_from is not None and fresh:
                 what = f"model.init_from={config.model.init_from}"
                 weights = initial_weights(config.model.init_from)
-                if load_generator(objective.generator, weights, what) and here.rank == 0:
+                if load_generator(objective.generator, weights, what) and world.rank == 0:
                     note(f"{what}: holds the encoder only; the decoder starts fresh")
-            val = eval_loader(config, dataset, "val", here)
-            knn = build_knn(config, dataset, val.split, here)
-            return PretrainLearner(config, objective, here, val, knn)
+            val = eval_loader(config, dataset, "val", world)
+            knn = build_knn(config, dataset, val.split, world)
+            return PretrainLearner(config, objective, world, val, knn)
 
-        return carry_out(identity, dataset, to, resume, here, learner)
+        return carry_out(identity, dataset, to, resume, world, learner)

@@ -7,7 +7,9 @@ with 1 for everything; in a cluster the exit code decides whether a pod is repla
 - the exit code of the process that failed first (128 + N when signal N killed it);
 - 128 + N when torchrun itself was told to stop by signal N (after its processes have saved);
 - PeerLost's when the other pods could not be found or were lost;
-- 2 when its own options or the PET_* variables make no sense.
+- 2 when its own options or the PET_* variables make no sense;
+- 1 when this pod has started too often (percmae.runs.restarts; options ``--run-folder`` and
+  ``--backoff-limit``).
 
 RANK and WORLD_SIZE, which a training operator sets in the pod, count pods there: torchrun does not
 read them and gives its processes their own.
@@ -23,8 +25,9 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from percmae.command import exit_code
-from percmae.errors import PeerLost, UserError
+from percmae.errors import PeerLost, PercmaeError, UserError
 from percmae.progress import note
+from percmae.runs.restarts import BACKOFF_LIMIT, RUN_FOLDER, Restarts
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -39,7 +42,7 @@ def torchrun(arguments: list[str]) -> int:
 
     def work() -> None:
         nonlocal code
-        code = _run(_parse(arguments))
+        code = _counted(_parse(arguments))
 
     return exit_code(work) or code
 
@@ -54,6 +57,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     split = arguments.index("--")
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]
+    for option in (RUN_FOLDER, BACKOFF_LIMIT):  # ours
+        parser.add_argument(option, type=int if option == BACKOFF_LIMIT else str)
     # Behind another --, so that no option of percmae is taken for one of torchrun's (--run).
     given = [*arguments[:split], "--module", "--", "percmae", *arguments[split + 1 :]]
     options = parser.parse_args(given)
@@ -82,6 +87,24 @@ def _import_quietly() -> None:
 
 def _refuse(message: str) -> NoReturn:
     raise UserError(f"torchrun's options (or PET_* variables): {message}")
+
+
+def _counted(options: argparse.Namespace) -> int:
+    """As :func:`_run`; a start too many of this pod ends at once, where the pod was told a limit.
+
+    Raises also TooManyRestarts, StoreError.
+    """
+    if options.run_folder is None:
+        return _run(options)
+    restarts = Restarts(options.run_folder, options.backoff_limit)
+    restarts.begin()
+    try:
+        code = _run(options)
+    except PercmaeError as error:
+        restarts.end(error.exit_code)
+        raise
+    restarts.end(code)
+    return code
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -126,7 +149,7 @@ def _cause(error: ChildFailedError) -> int:
     first = min(error.failures, key=order)
     code = error.failures[first].exitcode
     if code < 0:  # it could say nothing itself
-        note(f"percmae: stopped: process {first} was ended by {signal.Signals(-code).name}")
+        note(f"process {first} was ended by {signal.Signals(-code).name}")
     return code if code >= 0 else 128 - code
 
 

@@ -7,19 +7,21 @@ and checkpoint), since an object cannot be appended to.
 from __future__ import annotations
 
 import io
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from percmae.errors import StoreError
+from percmae.runs.history import History
+from percmae.runs.record import PICTURES
 from percmae.storage import StorePath
+from percmae.storage.follow import LOGS
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -31,15 +33,15 @@ EVENT_FILE_BYTES = 8 << 20
 class Tracker:
     """Writer of one run's figures; use it as a context manager, in the main process only.
 
-    folder: the run's folder; step: where the run goes on (0 for a new one). Figures that an
-    earlier, interrupted process logged beyond that step are taken back, so no step is told twice.
+    folder: the run's folder; step: where the run goes on (0 for a new one). What an earlier,
+    interrupted process logged beyond that step is taken back, so no step is told twice.
     """
 
     def __init__(self, folder: StorePath, step: int) -> None:
         self.folder = folder
         self._scratch = Path(tempfile.mkdtemp(prefix="percmae-events-"))
         self._resumed = step
-        self._lines = _lines_until(folder / "metrics.jsonl", step) if step else []
+        self._history = History(folder, step)
         self._writer: SummaryWriter | None = None
         self._uploaded: dict[str, int] = {}
 
@@ -54,8 +56,7 @@ class Tracker:
 
     def log(self, step: int, epoch: float, split: str, values: dict[str, float]) -> None:
         """Record figures of optimiser step ``step`` (counted from 1) under ``<split>/<name>``."""
-        record: dict[str, Any] = {"step": step, "epoch": round(epoch, 4), "split": split, **values}
-        self._lines.append(json.dumps(record))
+        self._history.add(step, epoch, split, values)
         with self._events() as writer:
             for name, value in values.items():
                 writer.add_scalar(f"{split}/{name}", value, step)
@@ -66,20 +67,19 @@ class Tracker:
         The file is step-N.png for the picture called reconstruction, <name>-step-N.png for others.
         """
         prefix = "" if name == "reconstruction" else f"{name}-"
-        file = self.folder / "mae_recon_out" / f"{prefix}step-{step:08d}.png"
+        file = self.folder / PICTURES / f"{prefix}step-{step:08d}.png"
         file.write_bytes(png(picture))
         with self._events() as writer:
             writer.add_image(name, picture, step)
 
     def flush(self) -> None:
         """Put what is new into the store."""
-        text = "".join(line + "\n" for line in self._lines)
-        (self.folder / "metrics.jsonl").write_text(text)
+        self._history.write()
         if self._writer is None:
             return
         with self._events() as writer:
             writer.flush()
-        logs = self.folder / "train_outputs" / "tensorboard_logs"
+        logs = self.folder / LOGS
         for file in sorted(self._scratch.iterdir()):
             size = file.stat().st_size
             if self._uploaded.get(file.name) != size:
@@ -111,13 +111,6 @@ class Tracker:
                 f"cannot write TensorBoard's files below {self._scratch}: {error.strerror}; make "
                 "room there, or set TMPDIR to another folder"
             ) from error
-
-
-def _lines_until(path: StorePath, step: int) -> list[str]:
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines()
-    return [line for line in lines if json.loads(line)["step"] <= step]
 
 
 def png(grid: Tensor) -> bytes:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import safetensors.torch
+import os
+from typing import NamedTuple
+
 from torch import Tensor
 
-from percmae.engine.checkpoint import checked_bytes, first_line, read_state, torch_dict
+from percmae.engine.checkpoint import LATEST, checked_bytes, read_state
+from percmae.engine.weight_files import tensors_in
 from percmae.errors import CheckpointError
+from percmae.models.naming import autoencoder_names, unwrapped
+from percmae.progress import note
+from percmae.runs.record import CHECKPOINTS, RECORD
 from percmae.storage import StorePath
 
 
@@ -15,8 +21,8 @@ def run_state(run: str) -> dict[str, object]:
 
     Raises CheckpointError when the run has none.
     """
-    folder = StorePath(run) / "checkpoints"
-    pointer = folder / "latest.json"
+    folder = StorePath(run) / CHECKPOINTS
+    pointer = folder / LATEST
     if not pointer.exists():
         raise CheckpointError(f"run {run} has no checkpoint yet; train it first")
     record = pointer.read_json()
@@ -32,39 +38,57 @@ def network_weights(run: str, network: str) -> dict[str, Tensor]:
 
 
 def initial_weights(uri: str) -> dict[str, Tensor]:
-    """A generator's tensors from a run, or from a file as :func:`file_tensors` reads it."""
+    """A generator's tensors from a run, or from a file as :func:`autoencoder_file` reads it."""
     path = StorePath(uri)
-    if (path / "run.json").exists():
+    if (path / RECORD).exists():
         return network_weights(uri, "generator")
-    return file_tensors(path, uri)
+    read = autoencoder_file(path, uri)
+    tell(uri, read.remarks)
+    return read.tensors
+
+
+class AutoencoderFile(NamedTuple):
+    """A file with an autoencoder's weights, or its encoder's, by our names.
+
+    sha256: hex, of the file; remarks: on what was found how.
+    """
+
+    tensors: dict[str, Tensor]
+    sha256: str
+    remarks: list[str]
+
+
+def autoencoder_file(path: StorePath, what: str) -> AutoencoderFile:
+    """Weights of this project, the official MAE code, timm or Hugging Face, whatever wraps them.
+
+    No code in the file is run. Raises CheckpointError when it cannot be read or holds anything
+    else; sizes are not looked at.
+    """
+    data, sha256 = checked_bytes(path, what, None, MEND)
+    read = tensors_in(data, what, MEND)
+    named = autoencoder_names(read.tensors, what)
+    return AutoencoderFile(named.tensors, sha256, read.remarks + named.remarks)
 
 
 def file_tensors(
-    path: StorePath, what: str, sha256: str | None = None, mend: str = "fetch it again"
+    path: StorePath, what: str, sha256: str | None = None, fix: str = "fetch it again"
 ) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, of one of our checkpoints (its generator), or of a torch
-    file with a state dict (plain, or under ``model`` as in the official MAE files).
+    """The tensors of any file of weights, wrappers' prefixes taken off their names.
 
     No code in a file is run. Raises CheckpointError when it cannot be read, when its SHA-256 is not
-    ``sha256`` (``mend`` says what to do then), or when it holds anything else.
+    ``sha256`` (``fix`` says what to do then), or when it holds anything else.
     """
-    data = checked_bytes(path, what, sha256, mend)
-    # A safetensors file is a length of 8 bytes and a JSON object.
-    if path.name.endswith(".safetensors") or data[8:9] == b"{":
-        try:
-            return safetensors.torch.load(data)
-        except Exception as error:
-            # Damaged bytes make the parser raise whatever it stumbles over.
-            raise CheckpointError(f"{what}: not a safetensors file ({first_line(error)})") from None
-    state = torch_dict(data, what)
-    for key in ("networks", "model"):
-        if isinstance(state.get(key), dict):
-            state = state[key]
-    tensors = state.get("generator", state)
-    if (
-        not isinstance(tensors, dict)
-        or not tensors
-        or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in tensors.items())
-    ):
-        raise CheckpointError(f"{what}: expected a state dict of tensors, or a run")
-    return dict(tensors)
+    data, _ = checked_bytes(path, what, sha256, fix)
+    read = tensors_in(data, what, fix)
+    named = unwrapped(read.tensors, what)
+    tell(what, read.remarks + named.remarks)
+    return named.tensors
+
+
+MEND = "fetch it again"
+
+
+def tell(what: str, remarks: list[str]) -> None:
+    """Say in one line how weights were found, once for all processes of a job."""
+    if remarks and os.environ.get("RANK", "0") == "0":
+        note(f"{what}: {'; '.join(remarks)}")

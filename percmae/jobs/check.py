@@ -2,17 +2,35 @@
 
 ``check_settings`` looks at what is asked for and names the setting; ``check_fit`` at what the work
 and the settings want of each other; ``check_object`` at the finished object, by the rules of
-training-operator 1.9's validating webhook. ``warnings`` are what works and had better not stay.
+training-operator 1.9's validating webhook and of Kubeflow Trainer's schema.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from typing import TYPE_CHECKING, Any
 
+from percmae.config import Config
 from percmae.errors import ConfigError
-from percmae.jobs.names import GPU_TYPE_LABEL, LONGEST_LABEL, QUEUE_LABEL
-from percmae.jobs.parts import check_affinity, check_env, check_tolerations, check_volumes
+from percmae.jobs.names import (
+    GPU_TYPE_LABEL,
+    LONGEST_LABEL,
+    NODE,
+    PYTORCH,
+    PYTORCH_JOB,
+    QUEUE_LABEL,
+    TRAIN_JOB,
+    Object,
+)
+from percmae.jobs.parts import (
+    OWN_VOLUMES,
+    check_affinity,
+    check_env,
+    check_tolerations,
+    check_topology_spread,
+    check_volumes,
+)
+from percmae.jobs.schema import JobSettings
 from percmae.jobs.syntax import (
     cores,
     dns_label,
@@ -22,14 +40,16 @@ from percmae.jobs.syntax import (
     label_value,
     memory,
     qualified_name,
+    quantity,
     subdomain,
 )
+from percmae.jobs.work import Work
+from percmae.progress import warn
 
-if TYPE_CHECKING:
-    from percmae.config import Config
-    from percmae.jobs.settings import JobSettings
-    from percmae.jobs.work import Work
-
+MOST_ENTRIES = 128
+"""Entries of a list in a TrainJob."""
+# What a TrainJob takes from its runtime, and can say nothing about.
+_OF_THE_RUNTIME = ("image_pull_policy", "priority_class", "backoff_limit", "clean_pods")
 _LONGEST_INT32 = 2**31 - 1
 # Labels and annotations that others look for, and must find as they were put there.
 _RESERVED = re.compile(
@@ -40,28 +60,47 @@ _RESERVED = re.compile(
 
 def check_settings(settings: JobSettings) -> None:
     """Raises ConfigError naming the setting for the first thing that no cluster would take."""
+    _check_kind(settings)
     image(settings.image, "job setting image")
     _check_names(settings)
     _check_sizes(settings)
+    _check_resources(settings)
     _check_labels(settings)
     check_env(settings.env)
     check_volumes(settings.volumes, settings.volume_mounts)
     check_tolerations(settings.tolerations)
     check_affinity(settings.affinity)
+    check_topology_spread(settings.topology_spread)
     if settings.kind == "trainjob":
-        from percmae.jobs.trainjob import check_trainjob_settings
+        _check_runtime(settings)
 
-        check_trainjob_settings(settings)
+
+def _check_kind(settings: JobSettings) -> None:
+    """What a kind of job can do at all."""
+    if settings.kind == "job" and settings.nodes > 1:
+        raise ConfigError(
+            f"job setting nodes={settings.nodes}: a plain job has one pod; use kind=pytorchjob"
+        )
+    if settings.min_nodes is not None:
+        if settings.kind != "pytorchjob":
+            raise ConfigError("job setting min_nodes: elastic training needs kind=pytorchjob")
+        if settings.min_nodes > settings.nodes:
+            raise ConfigError(
+                f"job setting min_nodes={settings.min_nodes} is more than nodes={settings.nodes}"
+            )
+    if settings.volcano_queue is not None and settings.kind != "pytorchjob":
+        raise ConfigError("job setting volcano_queue: needs kind=pytorchjob")
+    if settings.queue is not None and settings.volcano_queue is not None:
+        raise ConfigError("job settings queue and volcano_queue: a job waits in one queue only")
 
 
 def _check_names(settings: JobSettings) -> None:
     if settings.namespace is not None:
         dns_label(settings.namespace, "job setting namespace")
-    for key in ("service_account", "priority_class", "volcano_queue", "runtime"):
+    for key in ("service_account", "priority_class", "volcano_queue", "runtime", "store_secret"):
         if (value := getattr(settings, key)) is not None:
             subdomain(value, f"job setting {key}")
-    for key in ("store_config", "store_secret"):
-        subdomain(getattr(settings, key), f"job setting {key}")
+    subdomain(settings.store_config, "job setting store_config")
     for name in settings.image_pull_secrets:
         subdomain(name, "job setting image_pull_secrets")
         if settings.image_pull_secrets.count(name) > 1:
@@ -73,14 +112,15 @@ def _check_names(settings: JobSettings) -> None:
 
 
 def _check_sizes(settings: JobSettings) -> None:
-    cpu = cores(settings.cpu, "job setting cpu")
+    settings = settings.for_stage("", trains=True)  # sizes that are not given
+    cpu = cores(settings.cpu or "", "job setting cpu")
     if settings.cpu_limit is not None and cores(settings.cpu_limit, "job setting cpu_limit") < cpu:
         raise ConfigError(
             f"job setting cpu_limit={settings.cpu_limit} is less than cpu={settings.cpu}, which is "
             "promised; raise it or lower cpu"
         )
-    total = memory(settings.memory, "job setting memory")
-    if memory(settings.shm, "job setting shm") > total:
+    total = memory(settings.memory or "", "job setting memory")
+    if memory(settings.shm or "", "job setting shm") > total:
         raise ConfigError(
             f"job setting shm={settings.shm} is more than memory={settings.memory}, of which "
             "/dev/shm is a part; raise memory or lower shm"
@@ -120,6 +160,30 @@ def _check_gpus(settings: JobSettings) -> None:
         )
 
 
+def _check_resources(settings: JobSettings) -> None:
+    """Devices, whole; and huge pages, of memory. What has a setting of its own has it there."""
+    for name, count in settings.resources.items():
+        where = f"job setting resources, {name}"
+        qualified_name(name, "job setting resources")
+        domain, slash, _ = name.rpartition("/")
+        if name.startswith("hugepages-"):
+            memory(count, where)
+        elif name == settings.gpu_resource:
+            raise ConfigError(f"{where}: set gpus={count} instead")
+        elif not slash or domain.endswith("kubernetes.io"):
+            raise ConfigError(
+                f"{where}: a vendor's resource with its domain, such as rdma/ib, or hugepages-…; "
+                "cpu, memory and scratch are settings of their own"
+            )
+        elif quantity(count, where).denominator != 1:
+            raise ConfigError(f"{where}={count}: a whole number of devices")
+    for name in settings.capabilities:
+        if not re.fullmatch(r"(?!CAP_)[A-Z][A-Z_]*", name):
+            raise ConfigError(
+                f"job setting capabilities: {name!r}: as in a container, such as IPC_LOCK"
+            )
+
+
 def _check_labels(settings: JobSettings) -> None:
     for setting in ("labels", "annotations", "node_selector"):
         what = f"job setting {setting}"
@@ -138,6 +202,39 @@ def _check_labels(settings: JobSettings) -> None:
         raise ConfigError(
             f"job setting annotations: {size >> 10} KiB; Kubernetes takes 256 KiB in all"
         )
+
+
+def _check_runtime(settings: JobSettings) -> None:
+    """A TrainJob has no place for some settings, and little for others."""
+    if settings.topology_spread:
+        raise ConfigError(
+            "job setting topology_spread: a TrainJob takes it from its runtime; set it there, or "
+            "give affinity"
+        )
+    for field in dataclasses.fields(JobSettings):
+        if field.name in _OF_THE_RUNTIME and getattr(settings, field.name) != field.default:
+            raise ConfigError(
+                f"job setting {field.name}: a TrainJob takes it from its runtime (runtime="
+                f"{settings.runtime}); set it there and leave it out, or use kind=pytorchjob"
+            )
+    own = len(OWN_VOLUMES)
+    most = {
+        "volumes": MOST_ENTRIES - own,
+        "volume_mounts": MOST_ENTRIES - own,
+        "tolerations": MOST_ENTRIES,
+        "image_pull_secrets": MOST_ENTRIES // 2,
+    }
+    for key, count in most.items():
+        if len(getattr(settings, key)) > count:
+            raise ConfigError(f"job setting {key}: a TrainJob holds {count}; use kind=pytorchjob")
+    seen = set(OWN_VOLUMES)
+    for mount in settings.volume_mounts:
+        if mount["name"] in seen:
+            raise ConfigError(
+                f"job setting volume_mounts, {mount['name']}: a TrainJob mounts a volume once; "
+                "give a second volume of the same source, or use kind=pytorchjob"
+            )
+        seen.add(mount["name"])
 
 
 def check_fit(work: Work, settings: JobSettings) -> None:
@@ -181,9 +278,9 @@ def _check_batch(config: Config, settings: JobSettings) -> None:
             )
 
 
-def check_object(made: dict[str, Any]) -> None:
+def check_object(job: Object) -> None:
     """Raises ConfigError naming the field for the first thing that would be refused."""
-    metadata = made["metadata"]
+    metadata = job["metadata"]
     job_name(metadata["name"], "job name", LONGEST_LABEL)
     for key, value in metadata["labels"].items():
         label_value(value, f"label {key}")
@@ -191,14 +288,13 @@ def check_object(made: dict[str, Any]) -> None:
         missing = [k for k in ("apiVersion", "kind", "name", "uid") if not owner.get(k)]
         if missing:
             raise ConfigError(f"owner of job {metadata['name']}: {', '.join(missing)} is missing")
-    if made["kind"] == "PyTorchJob":
-        _check_pytorch_job(metadata["name"], made["spec"])
-    elif made["kind"] == "TrainJob":
-        last = made["spec"]["trainer"]["numNodes"] - 1
-        job_name(f"{metadata['name']}-node-0-{last}", "pod name", LONGEST_LABEL)
+    if job["kind"] == PYTORCH_JOB.kind:
+        _check_pytorch_job(metadata["name"], job["spec"])
+    elif job["kind"] == TRAIN_JOB.kind:
+        _check_train_job(metadata["name"], job["spec"]["trainer"])
 
 
-def _check_pytorch_job(name: str, spec: dict[str, Any]) -> None:
+def _check_pytorch_job(name: str, spec: Object) -> None:
     """The rules of the operator's webhook; and host names, which it forgets."""
     replicas = spec["pytorchReplicaSpecs"]
     if spec.get("elasticPolicy") is not None and "Worker" not in replicas:
@@ -210,23 +306,34 @@ def _check_pytorch_job(name: str, spec: dict[str, Any]) -> None:
         if count < 1 or (role == "Master" and count != 1):
             raise ConfigError(f"{count} pods of role {role}: one Master, and at least one Worker")
         containers = replica["template"]["spec"]["containers"]
-        if "pytorch" not in [each["name"] for each in containers]:
-            raise ConfigError("a training pod's container must be called pytorch")
+        if PYTORCH not in [each["name"] for each in containers]:
+            raise ConfigError(f"a training pod's container must be called {PYTORCH}")
         if not all(each.get("image") for each in containers):
             raise ConfigError("a container without an image")
         job_name(f"{name}-{role.lower()}-{count - 1}", "pod name", LONGEST_LABEL)
 
 
-def warnings(settings: JobSettings) -> list[str]:
-    """What works and is asked to be otherwise, a line each: an image that may change under a job.
+def _check_train_job(name: str, trainer: Object) -> None:
+    job_name(f"{name}-{NODE}-0-{trainer['numNodes'] - 1}", "pod name", LONGEST_LABEL)
+    for key in ("args", "env"):
+        if len(trainer[key]) > MOST_ENTRIES:
+            raise ConfigError(
+                f"a TrainJob holds {MOST_ENTRIES} {key}, this one has {len(trainer[key])}; use "
+                "kind=pytorchjob"
+            )
 
-    A restarted pod pulls its image again: a tag may mean other code by then, in the midst of a run.
+
+def warn_unpinned(reference: str) -> None:
+    """Say so when another image may stand behind the same name later.
+
+    A pod that starts again pulls its image again: a tag may mean other code by then, in the midst
+    of a run.
     """
-    if settings.pinned:
-        return []
-    tag = re.search(r":([\w.-]+)$", settings.image)
+    if "@sha256:" in reference:
+        return
+    tag = re.search(r":([\w.-]+)$", reference)
     moving = "" if tag and tag[1] != "latest" else " (and latest moves by its nature)"
-    return [
-        f"image {settings.image} is not pinned by digest{moving}: a pod that is restarted may run "
-        "other code; give image=<name>@sha256:<digest>"
-    ]
+    warn(
+        f"image {reference} is not pinned by digest{moving}: a pod that starts later may "
+        "run other code; name it as <name>@sha256:<digest>"
+    )

@@ -5,21 +5,27 @@ One pod runs the DAG and waits; the trainings are jobs of their own that it laun
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterable
 from typing import Any
+from zoneinfo import ZoneInfo, available_timezones
 
-from percmae import __version__
+from percmae.config.load import nearest
 from percmae.errors import ConfigError
 from percmae.jobs.crontab import Cron
-from percmae.jobs.names import LAUNCHER, LONGEST_CRONJOB_NAME, Object
-from percmae.jobs.settings import JobSettings, job_settings
+from percmae.jobs.names import (
+    INSTANCE_LABEL,
+    LAUNCHER,
+    LONGEST_CRONJOB_NAME,
+    NAMESPACE,
+    PIPELINE_IMAGE,
+    PULL_SECRETS_VARIABLE,
+    Object,
+)
+from percmae.jobs.schema import JobSettings
+from percmae.jobs.settings import job_settings
 from percmae.jobs.spec import job_object
 from percmae.jobs.work import command
-
-PIPELINE_IMAGE = f"percmae-pipeline:{__version__}"
-"""Image of the pod that runs the DAG (``docker/``): no torch in it."""
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
@@ -32,14 +38,13 @@ def launcher_settings(overrides: Iterable[str] = (), **values: Any) -> JobSettin
     pod: dict[str, Any] = {
         "image": PIPELINE_IMAGE,
         "service_account": LAUNCHER,
-        "namespace": "percmae",
-        "gpus": 0,
+        "namespace": NAMESPACE,
         "cpu": "250m",
         "memory": "1Gi",
         "shm": "64Mi",
         "ttl": None,  # the CronJob keeps the last ones
     }
-    return job_settings(overrides, **(pod | values))
+    return job_settings(overrides, "run", **(pod | values))
 
 
 def cron_job(
@@ -47,18 +52,14 @@ def cron_job(
     cron: Cron,
     arguments: Iterable[str],
     settings: JobSettings,
-    *,
     time_zone: str | None = None,
-    starting_deadline: int = 3600,
-    successes_kept: int = 3,
-    failures_kept: int = 3,
 ) -> Object:
     """The CronJob that runs ``percmae <arguments>`` at the times of ``cron``.
 
     arguments: the verb first, such as ``["run", "--launcher", "pytorchjob", …]``. settings: of its
     pod (:func:`launcher_settings`). time_zone: such as Europe/Berlin; None is that of the cluster's
-    controller, mostly UTC. starting_deadline: seconds after which a start that was missed is given
-    up; a run that is still going on is never started a second time beside itself.
+    controller, mostly UTC. A run that is still going on is never started a second time beside
+    itself.
 
     Raises ConfigError for what the API server would refuse.
     """
@@ -70,21 +71,24 @@ def cron_job(
     if time_zone is not None:
         _check_time_zone(time_zone)
     words = list(arguments)
-    plain = dataclasses.replace(settings, kind="job")
-    job = job_object(command(words[0], name, *words[1:]), plain)
-    labels = {**job["metadata"]["labels"], "app.kubernetes.io/instance": name}
+    job = job_object(command(words[0], name, *words[1:]), settings)
+    labels = {**job["metadata"]["labels"], INSTANCE_LABEL: name}
     job["spec"]["template"]["metadata"]["labels"] = dict(labels)
     pod = job["spec"]["template"]["spec"]
     pod["automountServiceAccountToken"] = True  # to create jobs and follow them
     # Everything but /tmp is read-only, the working directory too.
-    pod["containers"][0]["env"].append({"name": "PERCMAE_HOME", "value": "/tmp/percmae"})
+    env = pod["containers"][0]["env"]
+    env.append({"name": "PERCMAE_HOME", "value": "/tmp/percmae"})
+    if settings.image_pull_secrets:  # for the jobs that it launches
+        secrets = ",".join(settings.image_pull_secrets)
+        env.append({"name": PULL_SECRETS_VARIABLE, "value": secrets})
     pod["containers"][0]["workingDir"] = "/tmp"
     spec: Object = {
         "schedule": cron.standard,
         "concurrencyPolicy": "Forbid",
-        "startingDeadlineSeconds": starting_deadline,
-        "successfulJobsHistoryLimit": successes_kept,
-        "failedJobsHistoryLimit": failures_kept,
+        "startingDeadlineSeconds": 3600,  # a start that was missed for so long is given up
+        "successfulJobsHistoryLimit": 3,
+        "failedJobsHistoryLimit": 3,
         "jobTemplate": {"metadata": {"labels": dict(labels)}, "spec": job["spec"]},
     }
     if time_zone is not None:
@@ -96,8 +100,6 @@ def cron_job(
 
 
 def _check_time_zone(name: str) -> None:
-    from zoneinfo import ZoneInfo, available_timezones
-
     if name == "Local":
         raise ConfigError(
             "time zone 'Local': Kubernetes refuses it; name one such as Europe/Berlin"
@@ -105,8 +107,6 @@ def _check_time_zone(name: str) -> None:
     try:
         ZoneInfo(name)
     except (ValueError, OSError, KeyError):
-        from percmae.config.load import nearest
-
         raise ConfigError(
             f"unknown time zone {name!r}{nearest(name, sorted(available_timezones()))}"
         ) from None

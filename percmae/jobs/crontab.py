@@ -31,7 +31,7 @@ _MACROS = {
 _FAR = timedelta(days=366 * 40)
 
 
-class _Kind(NamedTuple):
+class _Unit(NamedTuple):
     """What may stand in a field."""
 
     name: str
@@ -40,12 +40,12 @@ class _Kind(NamedTuple):
     names: list[str]
 
 
-_KINDS = (
-    _Kind("minute", 0, 59, []),
-    _Kind("hour", 0, 23, []),
-    _Kind("day of month", 1, 31, []),
-    _Kind("month", 1, 12, _MONTHS),
-    _Kind("day of week", 0, 7, _DAYS),
+_UNITS = (
+    _Unit("minute", 0, 59, []),
+    _Unit("hour", 0, 23, []),
+    _Unit("day of month", 1, 31, []),
+    _Unit("month", 1, 12, _MONTHS),
+    _Unit("day of week", 0, 7, _DAYS),
 )
 _DAY, _MONTH, _WEEKDAY = 2, 3, 4
 
@@ -97,9 +97,9 @@ class Cron:
             if self._on(day):
                 for hour in sorted(hours):
                     for minute in sorted(minutes):
-                        found = day.replace(hour=hour, minute=minute)
-                        if found >= start:
-                            return found
+                        time = day.replace(hour=hour, minute=minute)
+                        if time >= start:
+                            return time
             day += timedelta(days=1)
         return None
 
@@ -122,16 +122,16 @@ def parse_cron(text: str) -> Cron:
     that names the field for anything else, and for a date that never comes.
     """
     words = _MACROS.get(text.strip().lower(), text).split()
-    if len(words) != len(_KINDS):
+    if len(words) != len(_UNITS):
         raise ConfigError(f"cron {text!r}: {_wrong_count(text, words)}")
     try:
-        fields = tuple(_field(word, kind) for word, kind in zip(words, _KINDS, strict=True))
-        made = Cron(_checked_days(fields))
+        fields = tuple(_field(word, unit) for word, unit in zip(words, _UNITS, strict=True))
+        cron = Cron(_checked_days(fields))
     except ValueError as error:
         raise ConfigError(f"cron {text!r}: {error}") from None
-    if made.after(datetime(2024, 1, 1)) is None:
+    if cron.after(datetime(2024, 1, 1)) is None:
         raise ConfigError(f"cron {text!r}: no such date ever comes")
-    return made
+    return cron
 
 
 def from_kfp(text: str) -> Cron | None:
@@ -154,14 +154,14 @@ def _wrong_count(text: str, words: list[str]) -> str:
     return f"has {len(words)} field{'' if len(words) == 1 else 's'}; give {_EXAMPLE}"
 
 
-def _field(word: str, kind: _Kind) -> Field:
+def _field(word: str, unit: _Unit) -> Field:
     items: list[str] = []
     values: set[int] = set()
     for part in word.split(","):
-        text, found = _part(part, kind)
+        text, stands_for = _part(part, unit)
         items.append(text)
-        values |= found
-    if kind is _KINDS[_WEEKDAY] and 7 in values:
+        values |= stands_for
+    if unit is _UNITS[_WEEKDAY] and 7 in values:
         # Sunday is 0 to those who will read it.
         values = {value % 7 for value in values}
         items = [str(value) for value in sorted(values)] if len(values) < 7 else ["*"]
@@ -173,49 +173,49 @@ def _field(word: str, kind: _Kind) -> Field:
 _PART = re.compile(r"(?P<range>[^/]+)(/(?P<step>\d+))?")
 
 
-def _part(part: str, kind: _Kind) -> tuple[str, set[int]]:
+def _part(part: str, unit: _Unit) -> tuple[str, set[int]]:
     """One item of a list: its text in numbers, and its values."""
     match = _PART.fullmatch(part)
     if match is None:
-        raise ValueError(f"{kind.name} {part!r} is not a number, a range 1-5 or a step */2")
+        raise ValueError(f"{unit.name} {part!r} is not a number, a range 1-5 or a step */2")
     step = int(match["step"]) if match["step"] else 1
     if step < 1:
-        raise ValueError(f"{kind.name} {part!r}: a step is at least 1")
-    top = min(kind.high, 6) if kind.names is _DAYS else kind.high
+        raise ValueError(f"{unit.name} {part!r}: a step is at least 1")
+    top = min(unit.high, 6) if unit.names is _DAYS else unit.high
     if match["range"] in ("*", "?"):
-        if match["range"] == "?" and kind not in (_KINDS[_DAY], _KINDS[_WEEKDAY]):
-            raise ValueError(f"{kind.name} {part!r}: '?' is for the fields of days; write '*'")
-        return ("*" if step == 1 else f"*/{step}"), set(range(kind.low, top + 1, step))
+        if match["range"] == "?" and unit not in (_UNITS[_DAY], _UNITS[_WEEKDAY]):
+            raise ValueError(f"{unit.name} {part!r}: '?' is for the fields of days; write '*'")
+        return ("*" if step == 1 else f"*/{step}"), set(range(unit.low, top + 1, step))
     first, dash, last = match["range"].partition("-")
-    low = _number(first, kind, part)
+    low = _number(first, unit, part)
     if not dash:
         high = top if match["step"] else low  # 5/15: from 5 on
     else:
-        high = _number(last, kind, part)
-        if kind.names is _DAYS and high == 0 and low > 0:
+        high = _number(last, unit, part)
+        if unit.names is _DAYS and high == 0 and low > 0:
             high = 7  # FRI-SUN
     if high < low:
         raise ValueError(
-            f"{kind.name} {part!r}: the range runs backwards; write two, as in 22-23,0-4"
+            f"{unit.name} {part!r}: the range runs backwards; write two, as in 22-23,0-4"
         )
     text = str(low) if low == high else f"{low}-{high}"
     return (text if step == 1 else f"{text}/{step}"), set(range(low, high + 1, step))
 
 
-def _number(text: str, kind: _Kind, part: str) -> int:
-    if text.upper() in kind.names:
-        return kind.low + kind.names.index(text.upper())
+def _number(text: str, unit: _Unit, part: str) -> int:
+    if text.upper() in unit.names:
+        return unit.low + unit.names.index(text.upper())
     if not re.fullmatch(r"[0-9]{1,2}", text):
         hint = ""
-        if re.search(r"[LW#]", part.upper()) and kind.name.startswith("day"):
+        if re.search(r"[LW#]", part.upper()) and unit.name.startswith("day"):
             hint = "; L, W and # are not known here"
-        names = f", or {kind.names[0]} to {kind.names[-1]}" if kind.names else ""
+        names = f", or {unit.names[0]} to {unit.names[-1]}" if unit.names else ""
         raise ValueError(
-            f"{kind.name} {part!r}: {text!r} is not {kind.low} to {kind.high}{names}{hint}"
+            f"{unit.name} {part!r}: {text!r} is not {unit.low} to {unit.high}{names}{hint}"
         )
     value = int(text)
-    if not kind.low <= value <= kind.high:
-        raise ValueError(f"{kind.name} {part!r}: {value} is not {kind.low} to {kind.high}")
+    if not unit.low <= value <= unit.high:
+        raise ValueError(f"{unit.name} {part!r}: {value} is not {unit.low} to {unit.high}")
     return value
 
 

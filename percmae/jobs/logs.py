@@ -1,4 +1,4 @@
-"""Follows a container's log over broken connections, every line once."""
+"""The log of a container: its end, or followed over broken connections with every line once."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import re
 import threading
 from collections.abc import Callable
 
-from percmae.errors import PercmaeError
-from percmae.jobs.cluster import Cluster
+from percmae.jobs.client import Client, ClusterError
+from percmae.jobs.names import POD
 
+# Seconds that an ended container's log may take.
+_LAST_SECONDS = 5.0
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+(Z|[+-][\d:]+)$")
 
 
-class Lines:
+class LogLines:
     """Drops what has been seen: the server resumes at a second, lines bear nanoseconds.
 
     Lines may share a time, so those seen at the last one are counted.
@@ -55,26 +57,40 @@ def _order(time: str) -> tuple[str, str]:
     return seconds, fraction.ljust(9, "0")
 
 
+def last_lines(client: Client, pod: str, container: str, count: int) -> list[str]:
+    """The last lines that a container printed; none where its log cannot be had any more."""
+    path = _path(client, pod)
+    try:
+        return client.text(path, container=container, tailLines=str(count)).splitlines()
+    except ClusterError:
+        return []  # its node has gone
+
+
+def _path(client: Client, pod: str) -> str:
+    return client.path(POD, pod) + "/log"
+
+
 class Follower:
     """Hands the lines of one container to ``emit`` until :meth:`finish`."""
 
     def __init__(
-        self, cluster: Cluster, pod: str, uid: str, container: str, emit: Callable[[str], None]
+        self, client: Client, pod: str, uid: str, container: str, emit: Callable[[str], None]
     ) -> None:
         self.uid = uid
-        self._cluster, self._pod, self._container, self._emit = cluster, pod, container, emit
-        self._lines = Lines()
+        self._client, self._path, self._emit = client, _path(client, pod), emit
+        self._query = {"container": container, "timestamps": "true", "follow": "true"}
+        self._lines = LogLines()
         self._done, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._thread.start()
 
-    def finish(self, wait: float = 5.0) -> None:
+    def finish(self) -> None:
         """Take what is left of an ended container's log, and stop following.
 
         The connection ends with the container; where the node is gone it need not.
         """
         self._done.set()
-        self._thread.join(wait)
+        self._thread.join(_LAST_SECONDS)
         self._stop.set()
 
     def _follow(self) -> None:
@@ -82,14 +98,10 @@ class Follower:
         while not (last or self._stop.is_set()):
             last = self._done.is_set()  # one more time after the end, for what came in between
             self._lines.resume()
-            try:
-                stream = self._cluster.follow(
-                    self._pod, self._container, self._lines.since, self._stop
-                )
-                for line in stream:
-                    text = self._lines.new(line)
-                    if text is not None:
-                        self._emit(text)
-            except (PercmaeError, OSError):
-                pass  # the main thread tells when the server stays away
+            since = {"sinceTime": self._lines.since} if self._lines.since else {}
+            # Where it ends early the main thread tells, when the server stays away.
+            for line in self._client.stream(self._path, self._stop, **self._query, **since):
+                text = self._lines.new(line)
+                if text is not None:
+                    self._emit(text)
             self._done.wait(1.0)

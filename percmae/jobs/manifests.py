@@ -26,23 +26,26 @@ import yaml
 from percmae.command import exit_code, parse
 from percmae.config import load_config
 from percmae.config.load import VARIANTS
+from percmae.data.archives import ARCHIVES
 from percmae.errors import UserError
-from percmae.jobs.names import Object
+from percmae.jobs.names import (
+    BUCKET,
+    DIGEST_ANNOTATION,
+    KFP_NAMESPACE,
+    KFP_SECRET,
+    NAMESPACE,
+    Object,
+)
 from percmae.jobs.settings import job_settings
-from percmae.jobs.spec import DIGEST, job_object, object_digest
+from percmae.jobs.spec import job_object, object_digest
 from percmae.jobs.trainjob import training_runtime
 from percmae.jobs.work import Work, command, training
+from percmae.storage import local_path
 
-STORE = "s3://percmae"
 RUNTIME = "trainer/runtime.yaml"
-# Named as percmae.data.imagenet does, which loads far more than the three names.
-ARCHIVES = {
-    "train": "ILSVRC2012_img_train.tar",
-    "val": "ILSVRC2012_img_val.tar",
-    "devkit": "ILSVRC2012_devkit_t12.tar.gz",
-}
+KFP_ARCHIVES = "overlays/kfp/jobs/archives.yaml"
 # Feature networks' weights are not downloaded in a cluster: `percmae import` puts them there.
-VGG16 = f"perceptual.weights={STORE}/models/vgg16.safetensors"
+VGG16 = f"perceptual.weights={BUCKET}/models/vgg16.safetensors"
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,11 @@ class Named(Work):
 
 
 @dataclass(frozen=True)
-class Place:
+class Folder:
     """One folder of jobs: for which machines, on which data, by which recipe.
 
-    settings: of every job; training: further ones of trainings; pretraining: and of those alone;
-    sample: whether a job makes the dataset of images that come with the image.
+    settings: of every job; pretraining: further ones of pretrainings; sample: whether a job makes
+    the dataset of images that come with the image.
     """
 
     folder: str
@@ -69,62 +72,54 @@ class Place:
     dataset: str
     recipe: str
     settings: dict[str, Any]
-    training: dict[str, Any]
     pretraining: dict[str, Any]
     sample: bool = False
 
 
 # Tags are the datasets' names, so that runs are called sample_mae and imagenet_mae.
-PLACES = (
-    Place(
+FOLDERS = (
+    Folder(
         folder="jobs",
         needs="a node with 2 CPU cores and 4 GiB to spare, no GPU; k8s/overlays/minimal",
         dataset="sample",
         recipe="demo",
         settings={"gpus": 0, "cpu": "1", "memory": "3Gi", "shm": "512Mi", "scratch": "4Gi"},
-        training={},
         pretraining={},
         sample=True,
     ),
-    Place(
+    Folder(
         folder="overlays/gpu/jobs",
         needs="a node with one GPU; k8s/overlays/gpu",
         dataset="imagenet",
         recipe="mae",
-        settings={"gpus": 0, "cpu": "4", "memory": "16Gi"},
-        training={"gpus": 1, "cpu": "8", "memory": "48Gi", "shm": "8Gi"},
+        settings={"gpus": 1},
         pretraining={},
     ),
-    Place(
+    Folder(
         folder="overlays/multi-node/jobs",
         needs="four nodes with eight GPUs each, Kueue; k8s/overlays/multi-node",
         dataset="imagenet",
         recipe="mae",
-        settings={"gpus": 0, "cpu": "8", "memory": "32Gi", "queue": "percmae"},
-        training={"gpus": 8, "cpu": "64", "memory": "512Gi", "shm": "64Gi"},
+        settings={"gpus": 8, "queue": "percmae"},
         pretraining={"nodes": 4},
     ),
 )
 
 
-def render(place: Place, overrides: list[str] | None = None) -> Iterator[tuple[str, str]]:
+def render(place: Folder, overrides: list[str] | None = None) -> Iterator[tuple[str, str]]:
     """``(file name, text)`` of each job of a place.
 
     overrides: job settings ``key=value``, stronger than the place's. Raises ConfigError for one
     that is none or cannot be.
     """
     for work in _works(place):
-        values = {"namespace": "percmae", **place.settings}
-        if work.trains:
-            values |= place.training
+        values = {"namespace": NAMESPACE, **place.settings}
         if work.stage == "pretrain":
             values |= place.pretraining
-        if work.stage == "evaluate":  # one pod, one process
-            values["gpus"] = min(1, place.training.get("gpus", 0))
-        made = job_object(work, job_settings(overrides or (), **values))
+        job = job_object(work, job_settings(overrides or (), work.stage, **values))
         if work.name == "sample":
-            made = _with_archives(made)
-        yield f"{work.name}.yaml", _text(place, work, made)
+            job = _with_archives(job)
+        yield f"{work.name}.yaml", _text(place, work, job)
 
 
 def write(root: Path, overrides: list[str] | None = None) -> list[Path]:
@@ -135,7 +130,7 @@ def write(root: Path, overrides: list[str] | None = None) -> list[Path]:
     """
     written = []
     try:
-        for place in PLACES:
+        for place in FOLDERS:
             folder = root / place.folder
             folder.mkdir(parents=True, exist_ok=True)
             for name, text in render(place, overrides):
@@ -144,6 +139,10 @@ def write(root: Path, overrides: list[str] | None = None) -> list[Path]:
             for old in folder.glob("*.yaml"):
                 if old not in written and old.read_text(encoding="utf-8").startswith(_MARK):
                     old.unlink()
+        archives = root / KFP_ARCHIVES
+        archives.parent.mkdir(parents=True, exist_ok=True)
+        archives.write_text(_kfp_archives(overrides or []), encoding="utf-8")
+        written.append(archives)
         runtime = root / RUNTIME
         runtime.parent.mkdir(parents=True, exist_ok=True)
         runtime.write_text(_runtime(overrides or []), encoding="utf-8")
@@ -151,6 +150,21 @@ def write(root: Path, overrides: list[str] | None = None) -> list[Path]:
     except OSError as error:
         raise UserError(f"cannot write {root}: {error.strerror or error}") from None
     return written
+
+
+def _kfp_archives(overrides: list[str]) -> str:
+    """Sample archives put where the pipeline looks for ImageNet's, in the store that KFP has."""
+    work = _named(
+        command("sample-data", "sample", "--out", f"{BUCKET}/archives"), "sample-archives"
+    )
+    small = {"gpus": 0, "cpu": "1", "memory": "2Gi", "shm": "64Mi", "scratch": "4Gi"}
+    store: dict[str, Any] = {"namespace": KFP_NAMESPACE, "store_secret": KFP_SECRET}
+    settings = job_settings(overrides, work.stage, **small, **store)
+    header = (
+        f"{_MARK}; do not edit.\n# The pipeline's own archives, for a first run beside Kubeflow "
+        f"Pipelines.\n#\n#   kubectl apply -f k8s/{KFP_ARCHIVES}\n"
+    )
+    return header + _yaml(job_object(work, settings))
 
 
 def _runtime(overrides: list[str]) -> str:
@@ -163,10 +177,10 @@ def _runtime(overrides: list[str]) -> str:
     return header + _yaml(training_runtime(settings))
 
 
-def _works(place: Place) -> Iterator[Named]:
-    data = f"{STORE}/datasets/{place.dataset}/manifest.json"
-    runs = f"{STORE}/runs"
-    yield _ingest("ingest", f"{STORE}/archives", "imagenet")
+def _works(place: Folder) -> Iterator[Named]:
+    data = f"{BUCKET}/datasets/{place.dataset}/manifest.json"
+    runs = f"{BUCKET}/runs"
+    yield _ingest("ingest", f"{BUCKET}/archives", "imagenet")
     if place.sample:
         yield _ingest("sample", "/tmp/sample", "sample")
     for variant in VARIANTS:
@@ -185,7 +199,7 @@ def _works(place: Place) -> Iterator[Named]:
 
 def _ingest(file: str, archives: str, dataset: str) -> Named:
     given = [part for key, name in ARCHIVES.items() for part in (f"--{key}", f"{archives}/{name}")]
-    to = f"{STORE}/datasets/{dataset}"
+    to = f"{BUCKET}/datasets/{dataset}"
     return _named(command("ingest", dataset, *given, "--to", to), file)
 
 
@@ -194,9 +208,9 @@ def _named(work: Work, file: str) -> Named:
     return Named(**values, file=file.replace("_", "-"))
 
 
-def _with_archives(made: Object) -> Object:
+def _with_archives(job: Object) -> Object:
     """A container before the one that ingests, which writes the sample archives it reads."""
-    pod = made["spec"]["template"]["spec"]
+    pod = job["spec"]["template"]["spec"]
     before = deepcopy(pod["containers"][0])
     before["name"] = "archives"
     before["command"] = ["tini", "--", "percmae", "sample-data", "--out", "/tmp/sample"]
@@ -204,21 +218,21 @@ def _with_archives(made: Object) -> Object:
     before["env"] = [entry for entry in before["env"] if "valueFrom" not in entry]
     del before["envFrom"]
     pod["initContainers"] = [before]
-    made["metadata"]["annotations"][DIGEST] = object_digest(made)
-    return made
+    job["metadata"]["annotations"][DIGEST_ANNOTATION] = object_digest(job)
+    return job
 
 
 _MARK = "# Rendered by `make manifests`"
 
 
-def _text(place: Place, work: Work, made: Object) -> str:
+def _text(place: Folder, work: Work, job: Object) -> str:
     path = f"k8s/{place.folder}/{work.name}.yaml"
     header = f"{_MARK}; do not edit.\n# Needs {place.needs}.\n#\n#   kubectl apply -f {path}\n"
-    return header + _yaml(made)
+    return header + _yaml(job)
 
 
-def _yaml(made: Object) -> str:
-    return yaml.dump(made, Dumper=_Dumper, sort_keys=False, width=100, allow_unicode=True)
+def _yaml(content: Object) -> str:
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=100, allow_unicode=True)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -236,7 +250,7 @@ def _main(args: argparse.Namespace) -> None:
         raise UserError(
             "the committed files have no settings of their own: give a folder (--to DIR) for yours"
         )
-    root = Path(args.to) if args.to is not None else Path("k8s")
+    root = local_path(args.to, "--to") if args.to is not None else Path("k8s")
     if args.to is None and not (root / "base").is_dir():
         raise UserError(
             "there is no k8s/base here: run this at the top of a checkout, or give --to"

@@ -2,18 +2,102 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
+
+from percmae import __version__
 
 Object = dict[str, Any]
 """A Kubernetes object, or a part of one, as its API has it."""
+Objects = list[Object]
 
+
+class Resource(NamedTuple):
+    """Objects of one kind, as the API has them; ``since`` what release of whom ours are for."""
+
+    api_version: str
+    plural: str
+    kind: str = ""
+    since: str = ""
+
+    @property
+    def group(self) -> str:
+        """Its API group, empty for the core's."""
+        return self.api_version.rpartition("/")[0]
+
+    @property
+    def version(self) -> str:
+        """Its version in that group."""
+        return self.api_version.rpartition("/")[2]
+
+
+PYTORCH_JOB = Resource("kubeflow.org/v1", "pytorchjobs", "PyTorchJob", "training operator 1.9")
+# (The first release with runtimePatches and activeDeadlineSeconds.)
+TRAIN_JOB = Resource(
+    "trainer.kubeflow.org/v1alpha1", "trainjobs", "TrainJob", "Kubeflow Trainer 2.2"
+)
+JOB = Resource("batch/v1", "jobs", "Job")
+JOBS = {each.kind: each for each in (PYTORCH_JOB, TRAIN_JOB, JOB)}
+"""What carries out a work, by its kind; in lower case that is the job setting ``kind``."""
+POD = Resource("v1", "pods", "Pod")
+EVENT = Resource("v1", "events", "Event")
+
+NAMESPACE = "percmae"
+"""Where the files of k8s/ put everything."""
+BUCKET = "s3://percmae"
+"""Where the store's datasets, runs and models are, unless another place is named."""
+
+BUCKET_VARIABLE = "PERCMAE_BUCKET"
+"""Entry of the store's ConfigMap: the bucket, or what of it is ours."""
+
+PIPELINE_IMAGE = f"percmae-pipeline:{__version__}"
+"""Image that runs the pipeline's steps, or all of its DAG (``docker/``): no torch in it."""
 LAUNCHER = "percmae-launcher"
 """Service account that may create and follow jobs."""
+STORE = "percmae-store"
+"""ConfigMap with the store's address, and Secret with its keys."""
+ACCESS_KEY, SECRET_KEY = "accesskey", "secretkey"
+"""Entries of that Secret."""
+KFP_NAMESPACE = "kubeflow"
+"""Where Kubeflow Pipelines is installed, unless another namespace is named."""
+KFP_ACCOUNTS = ("pipeline-runner", "default-editor")
+"""Service accounts of Kubeflow Pipelines' steps: standalone, and in a profile of Kubeflow."""
+KFP_SECRET = "mlpipeline-minio-artifact"
+"""Secret with the keys of the store that comes with Kubeflow Pipelines."""
+STORE_NOTES = {
+    "store_secret": "percmae.dev/secret",
+    "store_access_key": "percmae.dev/access-key",
+    "store_secret_key": "percmae.dev/secret-key",
+}
+"""Job settings that the store's ConfigMap may say beside its address, and in which annotation."""
+
+PULL_SECRETS_VARIABLE = "PERCMAE_IMAGE_PULL_SECRETS"
+"""Variable of who launches: secrets for the registry of the jobs' images, with commas between."""
+
+PYTORCH = "pytorch"
+"""What the training operator requires as name of the container that trains."""
+NODE = "node"
+"""The replicated job, and its container, that train in a TrainJob's runtime for torch."""
+SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+"""Variable: seconds torchrun gives its processes to end when told to; 30 if it is not set."""
 
 GPU_TYPE_LABEL = "nvidia.com/gpu.product"
 """Label of a node: the kind of its GPUs."""
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 """Label of a job: the queue in which it waits."""
+INSTANCE_LABEL = "app.kubernetes.io/instance"
+"""Label of a job and its pods: the job's name."""
+PART_OF_LABEL = "app.kubernetes.io/part-of"
+"""Label of everything of ours."""
+RUN_LABEL = "percmae.dev/run"
+"""Label of a job and its pods: the run it is about."""
+CLAIMS, OUTSIDE = "followers.percmae.dev/", "submit"
+"""Labels of a job: who follows it. Behind the prefix, the id of a pipeline's run, or OUTSIDE."""
+YIELDS_ANNOTATION = "percmae.dev/makes-room-for"
+"""Annotation of a job that is suspended meanwhile: the older one that needs its nodes."""
+TTL_ANNOTATION = "percmae.dev/ttl"
+"""Annotation of a TrainJob: seconds to keep it when it has ended."""
+DIGEST_ANNOTATION = "percmae.dev/spec-digest"
+"""Annotation of a job: what it was made of, so that a launcher knows its own job again."""
 
 LONGEST_LABEL = 63
 """Characters of a name that is a DNS label: of a pod's host, a Service, a label's value."""

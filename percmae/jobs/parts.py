@@ -13,16 +13,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from percmae.errors import ConfigError
+from percmae.jobs.names import SHUTDOWN_TIMEOUT, Object, Objects
 from percmae.jobs.shapes import check_shape
 from percmae.jobs.syntax import dns_label, env_name, label_value, qualified_name
 
-Objects = list[dict[str, Any]]
-
+EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
+"""Of a node's taint."""
 _INSTEAD = {
     "AWS_ACCESS_KEY_ID": "; the store's keys come from store_secret",
     "AWS_SECRET_ACCESS_KEY": "; the store's keys come from store_secret",
     "HOME": " to /tmp, which can be written to",
-    "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "; it follows from grace",
+    SHUTDOWN_TIMEOUT: "; it follows from grace",
 }
 OWN_VARIABLES = tuple(_INSTEAD)
 """Variables that every job sets."""
@@ -37,6 +38,8 @@ _SECRET_WORD = re.compile(
     r"(^|_)(SECRETS?|TOKEN|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|(API)?KEY)(_|$)", re.IGNORECASE
 )
 _LOGIN = re.compile(r"://[^/@\s:]*:[^/@\s]+@")
+# Clusters set these in every pod, with the password, and stores are reached by nothing else then.
+_PROXY = re.compile(r"(HTTPS?|ALL)_PROXY", re.IGNORECASE)
 
 
 def check_env(env: Objects) -> None:
@@ -57,7 +60,7 @@ def check_env(env: Objects) -> None:
         _check_value(entry, where)
 
 
-def _check_value(entry: dict[str, Any], where: str) -> None:
+def _check_value(entry: Object, where: str) -> None:
     value, source = entry.get("value"), entry.get("valueFrom")
     if source is not None:
         if value is not None:
@@ -76,11 +79,16 @@ def _check_value(entry: dict[str, Any], where: str) -> None:
 
 def _looks_secret(name: str, value: str) -> bool:
     """A password in a URL, or a variable named like one that is neither a path nor a reference."""
-    if _LOGIN.search(value):
-        return True
+    if has_login(value):
+        return not _PROXY.fullmatch(name)
     if value.startswith(("/", "$(")) or name.upper().endswith(("_FILE", "_PATH")):
         return False
     return _SECRET_WORD.search(name) is not None
+
+
+def has_login(value: str) -> bool:
+    """Whether a URL in it has a password."""
+    return _LOGIN.search(value) is not None
 
 
 def check_volumes(volumes: Objects, mounts: Objects) -> None:
@@ -142,7 +150,7 @@ def check_tolerations(tolerations: Objects) -> None:
         key, operator = entry.get("key", ""), entry.get("operator", "Equal")
         _one_of(operator, ("Exists", "Equal"), f"{where}.operator")
         if "effect" in entry:
-            _one_of(entry["effect"], ("NoSchedule", "PreferNoSchedule", "NoExecute"), where)
+            _one_of(entry["effect"], EFFECTS, where)
         if key:
             qualified_name(key, f"{where}.key")
         elif operator != "Exists":
@@ -154,7 +162,22 @@ def check_tolerations(tolerations: Objects) -> None:
             raise ConfigError(f"{where}: tolerationSeconds needs effect: NoExecute")
 
 
-def check_affinity(affinity: dict[str, Any]) -> None:
+def check_topology_spread(constraints: Objects) -> None:
+    """Topology spread constraints: names, and numbers that Kubernetes knows."""
+    check_shape(constraints, "list[V1TopologySpreadConstraint]", "job setting topology_spread")
+    for number, entry in enumerate(constraints):
+        where = f"job setting topology_spread[{number}]"
+        qualified_name(entry["topologyKey"], f"{where}.topologyKey")
+        _one_of(
+            entry["whenUnsatisfiable"],
+            ("DoNotSchedule", "ScheduleAnyway"),
+            f"{where}.whenUnsatisfiable",
+        )
+        if entry["maxSkew"] < 1:
+            raise ConfigError(f"{where}.maxSkew={entry['maxSkew']}: 1 or more")
+
+
+def check_affinity(affinity: Object) -> None:
     """Affinity: operators that exist, with or without values as each wants them, weights."""
     if not affinity:
         return
@@ -173,7 +196,7 @@ def check_affinity(affinity: dict[str, Any]) -> None:
             label_value(value, f"{where}.matchLabels, {key}")
 
 
-def _check_requirement(part: dict[str, Any], where: str) -> None:
+def _check_requirement(part: Object, where: str) -> None:
     operator, values = part["operator"], part.get("values") or []
     allowed = ["In", "NotIn", "Exists", "DoesNotExist"]
     if ".nodeAffinity." in where:
@@ -189,7 +212,7 @@ def _check_requirement(part: dict[str, Any], where: str) -> None:
         raise ConfigError(f"{where}: operator {operator} needs one whole number, as a string")
 
 
-def _walk(value: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _walk(value: Any, where: str) -> Iterator[tuple[str, Object]]:
     """Every mapping in a value, with its place."""
     if isinstance(value, dict):
         yield where, value

@@ -7,10 +7,9 @@ import json
 import threading
 from collections.abc import Callable
 
-from percmae.errors import PercmaeError
 from percmae.jobs import state
-from percmae.jobs.cluster import Cluster
-from percmae.jobs.names import Object
+from percmae.jobs.client import Client, ClusterError
+from percmae.jobs.names import POD, Object
 
 STEADY = 600.0
 """A pod that was there this many seconds before it was replaced is not in a crash loop."""
@@ -24,9 +23,9 @@ class Pods:
     why it failed. What a broken or expired watch misses, :meth:`look` makes up for.
     """
 
-    def __init__(self, cluster: Cluster, selector: str, changed: Callable[[], None]) -> None:
+    def __init__(self, client: Client, selector: str, changed: Callable[[], None]) -> None:
         """``changed`` is called in the thread whenever a pod has changed."""
-        self._cluster, self._selector, self._changed = cluster, selector, changed
+        self._client, self._selector, self._changed = client, selector, changed
         self._lock = threading.Lock()
         self._seen: dict[str, Object] = {}
         self._told: set[str] = set()
@@ -34,9 +33,13 @@ class Pods:
 
     def watch(self) -> None:
         """Begin; what was there before is forgotten."""
+        self.forget()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def forget(self) -> None:
+        """What was there before: it was not lost, but taken away."""
         with self._lock:
             self._seen.clear()
-        threading.Thread(target=self._watch, daemon=True).start()
 
     def close(self) -> None:
         """Stop watching."""
@@ -44,7 +47,7 @@ class Pods:
 
     def look(self) -> list[Object]:
         """The pods that are there now."""
-        pods, _ = self._cluster.select("Pod", labelSelector=self._selector)
+        pods, _ = self._client.select(POD, labelSelector=self._selector)
         for pod in pods:
             self._remember(pod)
         return pods
@@ -53,10 +56,10 @@ class Pods:
         """All pods ever seen, oldest first, by name."""
         with self._lock:
             pods = sorted(self._seen.values(), key=lambda p: p["metadata"]["creationTimestamp"])
-        found: dict[str, list[Object]] = {}
+        lives: dict[str, list[Object]] = {}
         for pod in pods:
-            found.setdefault(pod["metadata"]["name"], []).append(pod)
-        return found
+            lives.setdefault(pod["metadata"]["name"], []).append(pod)
+        return lives
 
     def replaced(self) -> list[str]:
         """What to say of pods that have taken another's place since the last call."""
@@ -94,10 +97,11 @@ class Pods:
     def _watch(self) -> None:
         while not self._stop.is_set():
             try:
-                _, version = self._cluster.select("Pod", labelSelector=self._selector)
-                lines = self._cluster.watch(
-                    "Pod",
+                _, version = self._client.select(POD, labelSelector=self._selector)
+                lines = self._client.stream(
+                    self._client.path(POD),
                     self._stop,
+                    watch="true",
                     labelSelector=self._selector,
                     resourceVersion=version,
                     timeoutSeconds=str(_WATCH_SECONDS),
@@ -107,12 +111,12 @@ class Pods:
                     if event.get("type") in ("ADDED", "MODIFIED", "DELETED"):
                         self._remember(event["object"])
                         self._changed()
-            except (PercmaeError, OSError, ValueError):
+            except (ClusterError, ValueError):
                 pass  # whoever looks meanwhile tells when the server stays away
             self._stop.wait(1.0)
 
 
 def why_ended(pod: Object) -> str:
     """How a pod that was replaced ended."""
-    found = state.failures([pod])
-    return str(found[0]) if found else "the one before it was removed"
+    failed = state.failures([pod])
+    return str(failed[0]) if failed else "the one before it was removed"

@@ -1,146 +1,40 @@
-"""Where a job runs and with what: one flat set of settings, a docstring under each.
+"""Job settings from ``key=value``, checked.
 
-Given as ``key=value`` like the settings of a training, on the command line (``--job``), as the
-parameter ``job`` of a pipeline, and in ``make manifests``.
+Given like the settings of a training: on the command line (``--job``), as the parameter ``job`` of
+a pipeline, and in ``make manifests``.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Any
 
-from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
+from pydantic import TypeAdapter, ValidationError
 
-from percmae import __version__
-from percmae.config.load import explain, nearest, parse_override
-from percmae.config.variants import SETTINGS
+from percmae.config.load import TRAININGS, explain, nearest, parse_override
 from percmae.errors import ConfigError
 from percmae.jobs.check import check_settings
+from percmae.jobs.schema import JobSettings
 
-Kind = Literal["pytorchjob", "trainjob", "job"]
-KINDS: tuple[str, ...] = get_args(Kind)
-TRAIN_IMAGE = f"percmae-train:{__version__}"
-"""Image of the jobs unless another is given (``docker/``)."""
-
-Strings = dict[str, str]
-Objects = list[dict[str, Any]]
+_QUANTITIES = ("cpu", "cpu_limit", "memory", "shm", "scratch")
 
 
-@dataclass(config=SETTINGS)
-class JobSettings:
-    """How and where a job runs; what it carries out is a Work."""
-
-    kind: Kind = "pytorchjob"
-    """pytorchjob (Kubeflow Training Operator), trainjob (Kubeflow Trainer), or job: one pod of a
-    plain Kubernetes Job, which needs no operator. Stages that do not train are always plain."""
-    image: str = TRAIN_IMAGE
-    """Container image, best pinned by digest (name@sha256:…)."""
-    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
-    """null: Kubernetes' own default (Always for the tag latest). A trainjob has its runtime's."""
-    image_pull_secrets: list[str] = Field(default_factory=list)
-    """Names of secrets for a private registry."""
-    namespace: str | None = None
-    """null: the launcher's own, or that of the kubeconfig's context."""
-    service_account: str = "percmae-train"
-    """Service account of the pods; it needs no rights in the cluster."""
-
-    nodes: PositiveInt = 1
-    """Pods that train together, one a machine."""
-    min_nodes: PositiveInt | None = None
-    """Elastic training (pytorchjob): go on with as few as this many pods; null: all or none."""
-    max_restarts: NonNegativeInt = 3
-    """Elastic training: how often the processes may start over in their pods."""
-    gpus: NonNegativeInt = 1
-    """GPUs a pod, and training processes in it; 0 trains on the CPU, in one process a pod."""
-    gpu_resource: str = "nvidia.com/gpu"
-    """Name under which the cluster offers GPUs."""
-    gpu_type: str | None = None
-    """Only nodes with this label nvidia.com/gpu.product, such as NVIDIA-H100-80GB-HBM3."""
-    cpu: str = "4"
-    """CPU cores a pod is promised (a Kubernetes quantity)."""
-    cpu_limit: str | None = None
-    """Most CPU cores a pod may use; null for no limit, so that loaders use what is idle."""
-    memory: str = "16Gi"
-    """Memory a pod is promised and may use (a Kubernetes quantity)."""
-    shm: str = "2Gi"
-    """Size of the memory-backed /dev/shm; counts as the pod's memory."""
-    scratch: str = "10Gi"
-    """Size of the writable /tmp; everything else in the container is read-only."""
-
-    node_selector: Strings = Field(default_factory=dict)
-    """Labels the node must have."""
-    tolerations: Objects = Field(default_factory=list)
-    """Taints of nodes to put up with, as in a pod."""
-    affinity: dict[str, Any] = Field(default_factory=dict)
-    """Affinity as in a pod."""
-    priority_class: str | None = None
-    """Priority class of the pods. A trainjob has its runtime's."""
-    queue: str | None = None
-    """Kueue: the LocalQueue the job waits in."""
-    volcano_queue: str | None = None
-    """Volcano: start all pods together, in this queue (pytorchjob)."""
-    runtime: str = "torch-distributed"
-    """trainjob: name of the ClusterTrainingRuntime. Under the stock torch-distributed every failure
-    is tried again; percmae.jobs.trainjob.training_runtime makes one that knows which exit
-    codes are final."""
-
-    backoff_limit: NonNegativeInt = 3
-    """Restarts after failures that may pass (exit codes ≥ 128); all others are final. Those of a
-    pytorchjob are counted by the launcher that follows it. A trainjob has its runtime's."""
-    deadline: PositiveInt | None = Field(default=14 * 24 * 3600)
-    """Seconds a job may run, waiting in a queue not counted; null for no limit. A pytorchjob that
-    no launcher follows ends later: when something happens to one of its pods."""
-    queue_deadline: PositiveInt | None = None
-    """Seconds a launcher waits for a job to begin; null: as long as the queue takes."""
-    stuck_deadline: PositiveInt = 600
-    """Seconds a launcher waits for a pod that has a node but cannot start (no such image)."""
-    ttl: NonNegativeInt | None = 7 * 24 * 3600
-    """Seconds after its end until a job is removed from the cluster; null keeps it. A pytorchjob
-    that failed stays. A trainjob has its runtime's."""
-    clean_pods: Literal["All", "Running", "None"] = "Running"
-    """pytorchjob: pods to remove when it ends; All takes the logs of a failure with it."""
-    grace: PositiveInt = 120
-    """Seconds a pod has to save a checkpoint when it is told to stop."""
-
-    store_config: str = "percmae-store"
-    """ConfigMap whose entries (AWS_ENDPOINT_URL …) become environment variables."""
-    store_secret: str = "percmae-store"
-    """Secret with the store's keys."""
-    store_access_key: str = "accesskey"
-    """Entry of that secret with the access key."""
-    store_secret_key: str = "secretkey"
-    """Entry of that secret with the secret key."""
-    env: Objects = Field(default_factory=list)
-    """Further environment variables, as in a container; secrets by valueFrom only."""
-    volumes: Objects = Field(default_factory=list)
-    """Further volumes, as in a pod; each is mounted somewhere."""
-    volume_mounts: Objects = Field(default_factory=list)
-    """Where those volumes are mounted, as in a container."""
-    labels: Strings = Field(default_factory=dict)
-    """Further labels of the job and its pods."""
-    annotations: Strings = Field(default_factory=dict)
-    """Further annotations of the job and its pods."""
-
-    @property
-    def pinned(self) -> bool:
-        """Whether the image is named by its digest, so that a restart runs the same code."""
-        return "@sha256:" in self.image
-
-
-def job_settings(overrides: Iterable[str] = (), **values: Any) -> JobSettings:
+def job_settings(
+    overrides: Iterable[str] = (), stage: str | None = None, **values: Any
+) -> JobSettings:
     """Settings from keyword values and, stronger, ``key=value`` strings (values read as YAML).
+
+    stage: whose job they are for, which may take less of them (:meth:`JobSettings.for_stage`).
 
     Raises ConfigError naming the key (and the nearest valid one) for an unknown key or a wrong
     type, and for combinations that no kind of job can carry out.
     """
     merged = dict(values)
     for override in overrides:
-        for key, value in parse_override(override).items():
-            merged[key] = value
+        merged |= parse_override(override)
     names = [field.name for field in dataclasses.fields(JobSettings)]
     for key in merged:
         if key not in names:
@@ -149,45 +43,22 @@ def job_settings(overrides: Iterable[str] = (), **values: Any) -> JobSettings:
                 "lists them"
             )
     for key in _QUANTITIES:  # cpu=4 is a number to YAML, and a quantity to Kubernetes
-        if isinstance(merged.get(key), int | float) and not isinstance(merged[key], bool):
-            merged[key] = str(merged[key])
+        merged |= {key: _quantity(merged[key])} if key in merged else {}
+    if isinstance(resources := merged.get("resources"), dict):
+        merged["resources"] = {name: _quantity(count) for name, count in resources.items()}
     try:
         settings = _adapter().validate_json(json.dumps(merged), strict=True)
     except ValidationError as error:
         raise ConfigError(explain(error, "job setting")) from None
-    _check(settings)
+    if stage is not None:
+        settings = settings.for_stage(stage, stage in TRAININGS)
     check_settings(settings)
     return settings
 
 
-_QUANTITIES = ("cpu", "cpu_limit", "memory", "shm", "scratch")
-
-
-def _check(settings: JobSettings) -> None:
-    if settings.kind == "job" and settings.nodes > 1:
-        raise ConfigError(
-            f"job setting nodes={settings.nodes}: a plain job has one pod; use kind=pytorchjob"
-        )
-    if settings.min_nodes is not None:
-        if settings.kind != "pytorchjob":
-            raise ConfigError("job setting min_nodes: elastic training needs kind=pytorchjob")
-        if settings.min_nodes > settings.nodes:
-            raise ConfigError(
-                f"job setting min_nodes={settings.min_nodes} is more than nodes={settings.nodes}"
-            )
-    if settings.volcano_queue is not None and settings.kind != "pytorchjob":
-        raise ConfigError("job setting volcano_queue: needs kind=pytorchjob")
-    if settings.queue is not None and settings.volcano_queue is not None:
-        raise ConfigError("job settings queue and volcano_queue: a job waits in one queue only")
-
-
-def job_docs() -> Iterable[tuple[str, str, str]]:
-    """``(key, type, docstring)`` of every job setting, in order."""
-    fields: Mapping[str, Any] = JobSettings.__pydantic_fields__  # type: ignore[attr-defined]
-    for name, field in fields.items():
-        annotation = field.annotation
-        kind = getattr(annotation, "__name__", None) if not get_args(annotation) else None
-        yield name, kind or str(annotation).replace("typing.", ""), field.description or ""
+def _quantity(value: Any) -> Any:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value) if number else value
 
 
 @cache

@@ -6,20 +6,21 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from percmae.jobs.names import QUEUE_LABEL, Object
-
-INSTANCE = "app.kubernetes.io/instance"
-# A container that waits for one of these will not start by itself soon; the first never will.
-_STUCK = (
-    "InvalidImageName",
-    "ErrImageNeverPull",
-    "ImagePullBackOff",
-    "ErrImagePull",
-    "CreateContainerConfigError",
-    "CreateContainerError",
-    "RunContainerError",
+from percmae.jobs.names import (
+    NODE,
+    PYTORCH_JOB,
+    QUEUE_LABEL,
+    TRAIN_JOB,
+    YIELDS_ANNOTATION,
+    Object,
 )
+
+NO_IMAGE = ("InvalidImageName", "ErrImageNeverPull", "ImagePullBackOff")
+NO_START = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
+"""What a container waits for that will not start by itself soon."""
 HOPELESS = ("InvalidImageName",)
+"""And never."""
+_STUCK = (*NO_IMAGE, *NO_START, "ErrImagePull")
 OVERRAN = "active longer than specified deadline"
 """What the condition of a job says that its operator has ended at its deadline."""
 
@@ -42,6 +43,45 @@ def ending(job: Object) -> Ending | None:
     return None
 
 
+def ended_at(job: Object) -> datetime | None:
+    """When a job ended; None while it has not."""
+    for condition in _true_conditions(job):
+        if condition["type"] in ("Succeeded", "Complete", "Failed"):
+            return _time(condition["lastTransitionTime"])
+    return None
+
+
+def failing(job: Object) -> bool:
+    """Whether a Job has ended, or is about to: it says so before the last of its pods has gone."""
+    about_to = any(c["type"] == "FailureTarget" for c in _true_conditions(job))
+    return about_to or ending(job) is not None
+
+
+def needed(job: Object) -> int:
+    """How many pods a job has to have before it can begin."""
+    spec = job["spec"]
+    if job["kind"] == PYTORCH_JOB.kind:
+        least = (spec.get("elasticPolicy") or {}).get("minReplicas")
+        replicas = spec["pytorchReplicaSpecs"].values()
+        return int(least or sum(each.get("replicas", 1) for each in replicas))
+    return int(spec["trainer"].get("numNodes") or 1) if job["kind"] == TRAIN_JOB.kind else 1
+
+
+def placed(pods: Iterable[Object]) -> int:
+    """How many pods hold a place on a node, or have done their part."""
+    return sum(
+        bool(pod["spec"].get("nodeName"))
+        and phase(pod) != "Failed"
+        and "deletionTimestamp" not in pod["metadata"]
+        for pod in pods
+    )
+
+
+def begun(job: Object, pods: list[Object]) -> bool:
+    """Whether as many pods have started as the job needs."""
+    return sum(phase(pod) != "Pending" for pod in pods) >= needed(job)
+
+
 def suspended(job: Object) -> bool:
     """Whether something (Kueue) holds the job back."""
     spec = job.get("spec", {})
@@ -52,15 +92,17 @@ def suspended(job: Object) -> bool:
 def rank_zero(job: Object, pods: Iterable[Object]) -> Object | None:
     """The pod whose log is the job's: the newest that holds the first process."""
     name = job["metadata"]["name"]
-    if job["kind"] == "PyTorchJob":
+    if job["kind"] == PYTORCH_JOB.kind:
         roles = job["spec"]["pytorchReplicaSpecs"]
         first = f"{name}-master-0" if "Master" in roles else f"{name}-worker-0"
-        found = [pod for pod in pods if pod["metadata"]["name"] == first]
-    elif job["kind"] == "TrainJob":
-        found = [pod for pod in pods if pod["metadata"]["name"].startswith(f"{name}-node-0-0-")]
+        candidates = [pod for pod in pods if pod["metadata"]["name"] == first]
+    elif job["kind"] == TRAIN_JOB.kind:
+        candidates = [
+            pod for pod in pods if pod["metadata"]["name"].startswith(f"{name}-{NODE}-0-0-")
+        ]
     else:
-        found = list(pods)
-    return max(found, key=lambda pod: pod["metadata"]["creationTimestamp"], default=None)
+        candidates = list(pods)
+    return max(candidates, key=lambda pod: pod["metadata"]["creationTimestamp"], default=None)
 
 
 def phase(pod: Object) -> str:
@@ -71,6 +113,9 @@ def phase(pod: Object) -> str:
 def waits_for(job: Object, pods: list[Object], events: Iterable[Object]) -> str:
     """Why a job that has not begun is waiting, in words for a person."""
     if suspended(job):
+        older = job["metadata"].get("annotations", {}).get(YIELDS_ANNOTATION)
+        if older:
+            return f"makes room for {older}, which began before it"
         queue = job["metadata"].get("labels", {}).get(QUEUE_LABEL)
         return f"suspended, waiting in queue {queue}" if queue else "suspended"
     for pod in pods:
@@ -124,18 +169,18 @@ def failures(pods: Iterable[Object]) -> list[PodFailure]:
 
 
 def _failures(pod: Object) -> Iterator[PodFailure]:
-    name, found = pod["metadata"]["name"], False
+    name, failed = pod["metadata"]["name"], False
     for status in _containers(pod):
         for state in (status.get("state", {}), status.get("lastState", {})):
             ended = state.get("terminated")
             if ended and ended.get("exitCode"):
-                found = True
+                failed = True
                 reason = ended.get("reason", "")
                 reason = "" if reason == "Error" else reason
                 finished = ended.get("finishedAt") or ""
                 yield PodFailure(name, status["name"], ended["exitCode"], reason, finished)
                 break
-    if not found and phase(pod) == "Failed":
+    if not failed and phase(pod) == "Failed":
         status = pod.get("status", {})
         reason = f"{status.get('reason', '')} {status.get('message', '')}".strip()
         yield PodFailure(name, "", None, reason, status.get("startTime") or "")
@@ -151,16 +196,16 @@ def _true_conditions(job: Object) -> list[Object]:
     return [c for c in conditions if c["status"] == "True"]
 
 
-def differences(wanted: Any, found: Any, path: str = "") -> Iterator[str]:
+def differences(wanted: Any, actual: Any, path: str = "") -> Iterator[str]:
     """Where an object in the cluster is not as wanted; what the server has added does not count."""
-    if isinstance(wanted, dict) and isinstance(found, dict):
+    if isinstance(wanted, dict) and isinstance(actual, dict):
         for key, value in wanted.items():
-            yield from differences(value, found.get(key), f"{path}.{key}" if path else key)
-    elif isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
-        for place, (one, other) in enumerate(zip(wanted, found, strict=True)):
+            yield from differences(value, actual.get(key), f"{path}.{key}" if path else key)
+    elif isinstance(wanted, list) and isinstance(actual, list) and len(wanted) == len(actual):
+        for place, (one, other) in enumerate(zip(wanted, actual, strict=True)):
             yield from differences(one, other, f"{path}[{place}]")
-    elif wanted != found:
-        yield f"{path}: {_brief(found)} there, {_brief(wanted)} asked for"
+    elif wanted != actual:
+        yield f"{path}: {_brief(actual)} there, {_brief(wanted)} asked for"
 
 
 def _brief(value: Any) -> str:

@@ -98,15 +98,15 @@ _AS_PEOPLE_WRITE = re.compile(r"([\d.]+)\s*([kmgtpe])(i?)b?", re.IGNORECASE)
 
 def quantity(value: str, what: str) -> Fraction:
     """The number that a Kubernetes quantity (``500m``, ``16Gi``) stands for; above 0."""
-    found = _QUANTITY.fullmatch(value)
-    if found is None:
+    match = _QUANTITY.fullmatch(value)
+    if match is None:
         raise ConfigError(f"{what}={value!r}: not a quantity{_meant(value)}")
-    power = int(found["power"] or 0)
+    power = int(match["power"] or 0)
     if abs(power) > 18:
         raise ConfigError(f"{what}={value!r}: out of range")
-    unit = found["unit"] or ""
+    unit = match["unit"] or ""
     scale = Fraction(2) ** _BINARY[unit] if unit in _BINARY else Fraction(10) ** _DECIMAL[unit]
-    number = Fraction(found["number"]) * scale * Fraction(10) ** power
+    number = Fraction(match["number"]) * scale * Fraction(10) ** power
     if number <= 0:
         raise ConfigError(f"{what}={value!r}: must be more than 0")
     return number
@@ -132,10 +132,10 @@ def cores(value: str, what: str) -> Fraction:
 
 def _meant(value: str) -> str:
     """What was probably meant: 16GB, 16 Gi, 16g."""
-    found = _AS_PEOPLE_WRITE.fullmatch(value.strip())
-    if found is None:
+    match = _AS_PEOPLE_WRITE.fullmatch(value.strip())
+    if match is None:
         return "; write a number with a unit such as 500m, 16G or 16Gi"
-    number, unit, binary = found[1], found[2].upper(), found[3]
+    number, unit, binary = match[1], match[2].upper(), match[3]
     decimal = f"{number}{'k' if unit == 'K' else unit}"
     return f"; write {number}{unit}i" if binary else f"; write {decimal} or {number}{unit}i"
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from percmae.config import Config, digest, load_config
 from percmae.config.load import leaves
+from percmae.config.schema import UNTRAINED
 from percmae.jobs.names import LONGEST_JOB_NAME
 
 _MARK = 8
@@ -22,7 +23,7 @@ class Work:
     stage: the verb; arguments: of ``percmae``, the verb first; run: name of what is made, for
     people and labels; digest: hex, of everything that the result depends on; trains: whether it is
     a training, which may be spread over several processes; config: what is trained, to see whether
-    it fits the pods.
+    it fits the pods; folder: of the run that is trained, in the store.
     """
 
     stage: str
@@ -31,6 +32,7 @@ class Work:
     digest: str
     trains: bool
     config: Config | None = field(default=None, compare=False, repr=False)
+    folder: str = field(default="", compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -70,9 +72,10 @@ def training(
     arguments = [config.stage, *given, "--data", data, "--to", to, "--resume", "auto"]
     arguments += differences(config, base)
     identity = [digest(config), config.run_name, data, to, run, untrained]
-    name = f"{config.run_name}_untrained" if untrained else config.run_name
+    name = config.run_name + (UNTRAINED if untrained else "")
     short = _short(name, config.stage)
-    return Work(config.stage, tuple(arguments), short, _hash(identity), True, config)
+    folder = f"{to.rstrip('/')}/{name}"
+    return Work(config.stage, tuple(arguments), short, _hash(identity), True, config, folder)
 
 
 def differences(config: Config, base: Config) -> list[str]:

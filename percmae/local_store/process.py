@@ -1,16 +1,13 @@
-"""Processes told apart by time of birth, free ports and a lock between processes."""
+"""Processes told apart by time of birth, and free ports."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import random
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,16 +148,3 @@ def _is_free(port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-@contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Held by one process at a time; released by the system if that process dies."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_UN)
-        os.close(handle)

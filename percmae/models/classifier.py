@@ -57,7 +57,8 @@ class Classifier(nn.Module):
             norm_layer=partial(nn.LayerNorm, eps=NORM_EPS),
             weight_init="skip",
         )
-        self._init_encoder(model.encoder.width, config.data.image_size // model.patch_size)
+        self.grid = config.data.image_size // model.patch_size
+        self._init_encoder(model.encoder.width, self.grid)
         self.dropout = nn.Dropout(settings.dropout)
         self.head = Head(model.encoder.width, classes, settings.batch_norm)
         nn.init.trunc_normal_(self.head.linear.weight, std=HEAD_STD[config.stage])
@@ -77,8 +78,11 @@ class Classifier(nn.Module):
         state["pos_embed"].copy_(sincos_positions(width, grid))
 
     def load_encoder(self, generator: Tensors, pool: str, what: str) -> None:
-        """Take the encoder from a masked autoencoder's state dict, strictly."""
-        load_strict(self.encoder, classifier_tensors(generator, pool), what)
+        """Take the encoder from a masked autoencoder's state dict, strictly.
+
+        Its position embeddings are interpolated where it was trained on images of another size.
+        """
+        load_strict(self.encoder, classifier_tensors(generator, pool, self.grid), what)
 
     def train(self, mode: bool = True) -> Classifier:
         super().train(mode)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from percmae.errors import CheckpointError
+from percmae.vision import load_timm
 
 # Names of the official MAE code and of timm's Vision Transformers; what a generator has beside
 # them (decoder, compression layers, heads …) is not encoder.
@@ -96,13 +98,48 @@ def encoder_tensors(generator: Tensors) -> dict[str, Tensor]:
     return {k: v for k, v in generator.items() if k.startswith(ENCODER_KEYS)}
 
 
-def classifier_tensors(generator: Tensors, pool: str) -> dict[str, Tensor]:
+def on_grid(positions: Tensor, grid: int) -> Tensor:
+    """Position embeddings (1, 1 + g², D) for grid² patches, (1, 1 + grid², D), as timm makes them.
+
+    Interpolated bicubically with antialiasing; the class token's row stays. Fixed sin-cos ones,
+    which are in no way special here, are treated alike, as the official code does. What is no
+    square grid of patches is returned as it is, for whoever checks.
+    """
+    rows = positions.shape[1] - 1 if positions.ndim == 3 else -1
+    if rows == grid**2 or rows < 1 or math.isqrt(rows) ** 2 != rows:
+        return positions
+    resampled: Tensor = load_timm().layers.resample_abs_pos_embed(
+        positions, [grid, grid], num_prefix_tokens=1
+    )
+    return resampled
+
+
+def split_encoder(tensors: Tensors) -> tuple[dict[str, Tensor], list[str]]:
+    """An encoder's weights without what may lie beside them in a file.
+
+    The parts of an autoencoder that only pretraining uses go; so does a classifier's head, whose
+    keys are returned too. Any other key stays, for whoever checks.
+    """
+    kept = {k: v for k, v in tensors.items() if not k.startswith((*_PRETRAINING, *_HEADS))}
+    return kept, [key for key in tensors if key.startswith(_HEADS)]
+
+
+# Of the masked and the multi-scale autoencoder.
+_PRETRAINING = ("mask_token", "decoder_", "compress.", "heads.")
+# As timm, torchvision and Hugging Face call a classifier's last layers.
+_HEADS = ("head.", "fc.", "classifier.", "pooler.")
+
+
+def classifier_tensors(generator: Tensors, pool: str, grid: int) -> dict[str, Tensor]:
     """A pretrained encoder under the names of a timm VisionTransformer without its head.
 
     With average pooling timm normalises after the pooling (``fc_norm``): the encoder's final norm
-    goes there, so no tensor is left over.
+    goes there, so no tensor is left over. grid: patches along a side of the images it will see; for
+    another number than it was trained with the position embeddings are interpolated.
     """
     tensors = encoder_tensors(generator)
+    if "pos_embed" in tensors:
+        tensors["pos_embed"] = on_grid(tensors["pos_embed"], grid)
     if pool == "avg":
         for name in ("weight", "bias"):
             tensors[f"fc_norm.{name}"] = tensors.pop(f"norm.{name}")

@@ -10,8 +10,9 @@ from typing import Any
 from percmae.errors import DataError, UserError
 from percmae.report.compare_chart import draw
 from percmae.report.compare_text import markdown
-from percmae.report.figures import collect, stats
-from percmae.report.read import Json, Run, check_same_test, read_runs
+from percmae.report.figures import collect
+from percmae.report.read import ReportedRun, check_same_test, read_runs
+from percmae.report.stats import Json, stats
 from percmae.storage import StorePath
 
 FORMAT = "percmae-compare/1"
@@ -19,7 +20,7 @@ FIGURES, PICTURE, MARKDOWN = "compare.json", "compare.png", "compare.md"
 
 
 @dataclass(frozen=True)
-class Entry:
+class Compared:
     """One variant: the addresses of its runs, of any stage and seed, or why there are none."""
 
     variant: str
@@ -27,7 +28,7 @@ class Entry:
     error: str | None = None
 
 
-def compare(entries: list[Entry], to: str) -> Json:
+def compare(entries: list[Compared], to: str) -> Json:
     """Write ``<to>/compare.json``, ``compare.md`` and ``compare.png``; return the first's content.
 
     Rows stand in the order of ``entries``; each figure is a ``stats`` object as in report.json
@@ -55,20 +56,18 @@ def compare(entries: list[Entry], to: str) -> Json:
     return document
 
 
-def _read(entry: Entry) -> list[Run]:
+def _read(entry: Compared) -> list[ReportedRun]:
     if entry.error is not None:
         return []
     runs = read_runs(entry.runs)
-    if runs[0].info["variant"] != entry.variant:
-        raise UserError(
-            f"{runs[0].uri} is of variant {runs[0].info['variant']}, not {entry.variant}"
-        )
+    if runs[0].variant != entry.variant:
+        raise UserError(f"{runs[0].uri} is of variant {runs[0].variant}, not {entry.variant}")
     if not any(run.kind == "pretrain" for run in runs):
         raise UserError(f"variant {entry.variant} has no pretraining run; give it among its runs")
     return runs
 
 
-def _document(found: list[tuple[Entry, list[Run]]]) -> Json:
+def _document(found: list[tuple[Compared, list[ReportedRun]]]) -> Json:
     rows = [_row(entry, runs) for entry, runs in found]
     budgets = {entry.variant: _budget(runs) for entry, runs in found if runs}
     reports = [collect(runs) for _, runs in found if runs]
@@ -87,7 +86,7 @@ def _document(found: list[tuple[Entry, list[Run]]]) -> Json:
     }
 
 
-def _row(entry: Entry, runs: list[Run]) -> Json:
+def _row(entry: Compared, runs: list[ReportedRun]) -> Json:
     """One variant's figures; with an error, nothing else."""
     row: Json = {"variant": entry.variant, "error": entry.error}
     if not runs:
@@ -103,7 +102,7 @@ def _row(entry: Entry, runs: list[Run]) -> Json:
         "psnr": report["reconstruction"]["psnr"],
         "ssim": report["reconstruction"]["ssim"],
         "step_seconds": stats((run.seed, _step_seconds(run)) for run in pretrain),
-        "steps": stats((run.seed, run.info.get("step")) for run in pretrain),
+        "steps": stats((run.seed, run.record.step) for run in pretrain),
         "runs": [run.uri for run in runs],
     }
 
@@ -112,17 +111,17 @@ def _last(curve: list[tuple[float, float]]) -> float | None:
     return curve[-1][1] if curve else None
 
 
-def _step_seconds(run: Run) -> float | None:
-    seconds, steps = run.info.get("seconds"), run.info.get("step")
+def _step_seconds(run: ReportedRun) -> float | None:
+    seconds, steps = run.record.seconds, run.record.step
     return seconds / steps if seconds and steps else None
 
 
-def _budget(runs: list[Run]) -> Json:
+def _budget(runs: list[ReportedRun]) -> Json:
     """What a variant was given, in words for the table's reader, by the first seed's settings."""
     pretrain = next(run for run in runs if run.kind == "pretrain")
     config = _config(pretrain)
     data, model, optim = config.data, config.model, config.optim
-    length = {run.kind: run.info.get("epochs") for run in runs}
+    length = {run.kind: run.record.epochs for run in runs}
     sizes = {"encoder": model.encoder, "decoder": model.decoder}
     return {
         "recipe": config.recipe,
@@ -139,7 +138,7 @@ def _budget(runs: list[Run]) -> Json:
     }
 
 
-def _config(run: Run) -> Any:
+def _config(run: ReportedRun) -> Any:
     from percmae.config import config_from_dict
     from percmae.plain import read_yaml
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from percmae.report.charts import quiet_matplotlib
 from percmae.report.compare_text import COLUMNS, Column, cell
-from percmae.report.read import Json
+from percmae.report.stats import Json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,9 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import NamedTuple
 
-from percmae.report.read import Json
-from percmae.report.summary import spread
-from percmae.report.verdict import points
+from percmae.report.stats import Json, points, spread
 
 
 class Column(NamedTuple):

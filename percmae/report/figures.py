@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from percmae.report.read import Json, Run
+from percmae.report.read import ReportedRun
+from percmae.report.stats import Json, stats
 from percmae.report.verdict import judge
+from percmae.runs.evaluation import ClassifierEvaluation, ReconstructionEvaluation
 
 FORMAT = "percmae-report/1"
 
@@ -22,15 +23,14 @@ MANY_CLASSES = 100
 """Above this many classes report.json lists the most frequent confusions, not every count."""
 
 
-def collect(runs: list[Run]) -> Json:
+def collect(runs: list[ReportedRun]) -> Json:
     """The whole of report.json, but for the addresses of the report's own files.
 
-    All shares (top1, top5, ece) are in 0..1, psnr in dB, seconds in s. A ``stats`` object is
-    ``{"seeds", "values", "mean", "sd", "n"}``, sd the sample standard deviation over seeds, None
-    for one seed.
+    All shares (top1, top5, ece) are in 0..1, psnr in dB, seconds in s. Figures over seeds are
+    objects of :func:`percmae.report.stats.stats`.
     """
     by_kind = {kind: [run for run in runs if run.kind == kind] for kind in ("pretrain", *LABELS)}
-    judged = {kind: [r for r in by_kind[kind] if r.evaluation] for kind in LABELS}
+    judged = {kind: _judged(by_kind[kind]) for kind in LABELS}
     table = [_row(kind, rows) for kind, rows in judged.items() if rows]
     data = _data(runs)
     if data["random_guess"]:
@@ -39,8 +39,8 @@ def collect(runs: list[Run]) -> Json:
         "format": FORMAT,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "name": _title(by_kind["pretrain"] or runs),
-        "variant": runs[0].info["variant"],
-        "tag": _shared(run.info.get("tag") for run in runs),
+        "variant": runs[0].variant,
+        "tag": _shared(run.record.tag for run in runs),
         "seeds": sorted({run.seed for run in runs}),
         "data": data,
         "verdict": judge(table, data["samples"].get("test")),
@@ -54,33 +54,21 @@ def collect(runs: list[Run]) -> Json:
     }
 
 
-def stats(pairs: Iterable[tuple[int, float | None]]) -> Json:
-    """Mean and sample standard deviation of ``(seed, figure)`` pairs; None figures do not count.
-
-    The mean is None when there are none, the deviation when there is one.
-    """
-    given = {seed: float(value) for seed, value in pairs if value is not None}
-    values = list(given.values())
-    return {
-        "seeds": list(given),
-        "values": values,
-        "mean": statistics.fmean(values) if values else None,
-        "sd": statistics.stdev(values) if len(values) > 1 else None,
-        "n": len(values),
-    }
+Judged = list[tuple[int, ClassifierEvaluation]]
+"""Seeds and what their classifiers reached on the test images."""
 
 
-def _row(kind: str, runs: list[Run]) -> Json:
+def _judged(runs: list[ReportedRun]) -> Judged:
+    return [(run.seed, run.judged) for run in runs if run.judged is not None]
+
+
+def _row(kind: str, judged: Judged) -> Json:
     keys = ("top1", "top5", "ece", "loss")
-    figures = {key: stats((run.seed, _evaluation(run).get(key)) for run in runs) for key in keys}
-    return {"row": kind, "label": LABELS[kind], "seeds": [run.seed for run in runs], **figures}
+    figures = {key: stats((seed, getattr(found, key)) for seed, found in judged) for key in keys}
+    return {"row": kind, "label": LABELS[kind], "seeds": [seed for seed, _ in judged], **figures}
 
 
-def _evaluation(run: Run) -> Json:
-    return run.evaluation or {}
-
-
-def _title(runs: list[Run]) -> str:
+def _title(runs: list[ReportedRun]) -> str:
     """The name that the runs share, else the first one's (seeds may be told apart by name)."""
     return _shared(run.name for run in runs) or runs[0].name
 
@@ -91,29 +79,30 @@ def _shared(values: Iterable[Any]) -> Any:
     return distinct[0] if len(distinct) == 1 else None
 
 
-def _data(runs: list[Run]) -> Json:
+def _data(runs: list[ReportedRun]) -> Json:
     """Identity and counts of the data set the classifiers were judged on."""
-    judged = [run for run in runs if run.evaluation and run.stage != "pretrain"]
-    source = _evaluation(judged[0]) if judged else runs[0].info
-    identity = source.get("data") or {}
-    guess = source.get("random_guess") or {}
+    judged = next((run.judged for run in runs if run.judged is not None), None)
+    if judged is None:
+        unknown: Json = {"samples": {}, "classes": None, "random_guess": {}}
+        return {**runs[0].record.data.model_dump(), **unknown}
     return {
-        "uri": identity.get("uri"),
-        "digest": identity.get("digest"),
-        "samples": dict(source.get("samples") or {}),
-        "classes": len(source["classes"]) if judged else None,
+        **judged.data.model_dump(),
+        "samples": judged.samples.model_dump(),
+        "classes": len(judged.classes),
         "random_guess": {
-            key: {"seeds": [], "values": [], "mean": float(value), "sd": None, "n": 0}
-            for key, value in guess.items()
+            key: {"seeds": [], "values": [], "mean": value, "sd": None, "n": 0}
+            for key, value in judged.random_guess.model_dump().items()
         },
     }
 
 
-def _reconstruction(runs: list[Run]) -> Json:
+def _reconstruction(runs: list[ReportedRun]) -> Json:
     """Fidelity over seeds, and each seed's figures and picture."""
-    seeds = []
+    seeds: list[Json] = []
     for run in runs:
-        figures = _evaluation(run).get("reconstruction") or {}
+        found, figures = run.evaluation, {}
+        if isinstance(found, ReconstructionEvaluation):
+            figures = found.reconstruction.model_dump()
         picture = run.picture.uri if run.picture else None
         if figures or picture:
             seeds.append({"seed": run.seed, "run": run.uri, "picture": picture, **figures})
@@ -124,30 +113,30 @@ def _reconstruction(runs: list[Run]) -> Json:
     }
 
 
-def _classes(runs: list[Run]) -> list[Json]:
+def _classes(judged: Judged) -> list[Json]:
     """Top-1 of each class over seeds; a class without test images has none."""
     return [
         {
-            **{key: item[key] for key in ("wnid", "name", "samples")},
-            "top1": stats((run.seed, _evaluation(run)["classes"][i].get("top1")) for run in runs),
+            **item.model_dump(exclude={"top1"}),
+            "top1": stats((seed, found.classes[i].top1) for seed, found in judged),
         }
-        for i, item in enumerate(_evaluation(runs[0])["classes"])
+        for i, item in enumerate(judged[0][1].classes)
     ]
 
 
-def _confusion(runs: list[Run]) -> Json:
+def _confusion(judged: Judged) -> Json:
     """Counts summed over seeds: rows are true classes, columns predicted ones."""
     import numpy as np
 
-    names = [item["name"] for item in _evaluation(runs[0])["classes"]]
-    matrices = [_evaluation(run)["confusion"] for run in runs]
+    names = [item.name for item in judged[0][1].classes]
+    matrices = [found.confusion for _, found in judged]
     counts = np.asarray(matrices, dtype=np.int64).sum(axis=0)
     totals = np.maximum(counts.sum(axis=1), 1)
     mistakes = counts - np.diag(np.diag(counts))
     order = np.argsort(-mistakes, axis=None, kind="stable")[:20]
     cells = [divmod(int(cell), len(names)) for cell in order]
     return {
-        "seeds": [run.seed for run in runs],
+        "seeds": [seed for seed, _ in judged],
         "counts": counts.tolist() if len(names) <= MANY_CLASSES else None,
         "top": [
             {
@@ -162,36 +151,31 @@ def _confusion(runs: list[Run]) -> Json:
     }
 
 
-def _run(run: Run) -> Json:
+def _run(run: ReportedRun) -> Json:
     """One run's identity, length and last figures."""
-    info = run.info
+    record = run.record
     rates = sorted(value for _, value in run.curve("train", "images_per_second"))
-    keys = ("name", "stage", "seed", "variant", "tag", "key", "config_digest", "data", "parent")
-    timings = ("status", "step", "total_steps", "started", "finished", "seconds")
-    epochs = [epoch for _, epoch in run.curve("train", "epoch")]
+    epochs = [row.epoch for row in run.history if row.split == "train"]
     return {
         "uri": run.uri,
         "kind": run.kind,
-        "baseline": bool(info.get("baseline")),
-        **{key: info.get(key) for key in keys + timings},
-        "epochs": info.get("epochs") or (epochs[-1] if epochs else None),
+        **record.model_dump(exclude={"format", "config", "epochs"}),
+        "epochs": record.epochs or (epochs[-1] if epochs else None),
         "images_per_second": rates[len(rates) // 2] if rates else None,
-        "metrics": info.get("metrics") or {},
-        "versions": info.get("versions") or {},
         "evaluated": run.evaluation is not None,
     }
 
 
-def _versions(runs: list[Run]) -> dict[str, str]:
+def _versions(runs: list[ReportedRun]) -> dict[str, str]:
     """Each tool's version; where runs differ, all of them, so that it does not go unnoticed."""
     found: dict[str, dict[str, None]] = {}
     for run in runs:
-        for tool, version in (run.info.get("versions") or {}).items():
-            found.setdefault(str(tool), {})[str(version)] = None
+        for tool, version in run.record.versions.items():
+            found.setdefault(tool, {})[version] = None
     return {tool: ", ".join(versions) for tool, versions in found.items()}
 
 
-def _missing(by_kind: dict[str, list[Run]]) -> list[str]:
+def _missing(by_kind: dict[str, list[ReportedRun]]) -> list[str]:
     """In words, what a whole report would have and this one has not."""
     nothing = {
         "pretrain": "No pretraining run was given, so there are no reconstructions and no "
@@ -206,8 +190,8 @@ def _missing(by_kind: dict[str, list[Run]]) -> list[str]:
         for run in runs:
             if not run.complete:
                 lines.append(
-                    f"{run.name} (seed {run.seed}) is not finished: step {run.info.get('step')} "
-                    f"of {run.info.get('total_steps')}."
+                    f"{run.name} (seed {run.seed}) is not finished: step {run.record.step} "
+                    f"of {run.record.total_steps}."
                 )
             if not run.evaluation:
                 lines.append(

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from percmae.report.charts import Series, line_chart
-from percmae.report.read import Json, Run
+from percmae.report.read import Axis, ReconstructionGrid, ReportedRun
 from percmae.report.rerun import rerun_commands
-from percmae.report.summary import spread
-from percmae.report.verdict import points
+from percmae.report.stats import Json, points, spread
+from percmae.runs.evaluation import EVALUATION_PICTURE, ReconstructionEvaluation
 
 MANY = 20
 """Up to this many classes the page shows the whole confusion matrix and every class."""
@@ -34,12 +34,35 @@ KIND_NAMES = {
 }
 
 
-def render(report: Json, runs: list[Run]) -> str:
+def render(report: Json, runs: list[ReportedRun]) -> str:
     """HTML text of a report.
 
     report: the figures (:func:`percmae.report.figures.collect`); runs: the run folders they came
     from. Every name, address and setting is escaped.
     """
+    return _template("report.html.j2").render(
+        r=report,
+        kinds=KIND_NAMES,
+        colours=COLOURS,
+        charts=[{**chart, "svg": _markup(chart["svg"])} for chart in _charts(report, runs)],
+        pictures=[_picture(run.seed, run.picture) for run in runs if run.picture],
+        confusions=[_confusion(report, kind) for kind in report["confusion"]],
+        classes=_class_table(report),
+        configs=_configs(runs),
+        commands=rerun_commands(runs),
+    )
+
+
+def render_reconstructions(evaluation: ReconstructionEvaluation, grid: ReconstructionGrid) -> str:
+    """HTML text of what one pretraining run's evaluation has made of its fixed images."""
+    return _template("reconstructions.html.j2").render(
+        evaluation=evaluation,
+        shown=evaluation.reconstruction,
+        picture=_picture(evaluation.seed, grid),
+    )
+
+
+def _template(name: str) -> Any:
     import jinja2
 
     environment = jinja2.Environment(
@@ -58,17 +81,7 @@ def render(report: Json, runs: list[Run]) -> str:
         short=short_digest,
         unbroken=lambda text: text.replace(" %", "\u00a0%").replace(" ± ", "\u00a0±\u00a0"),
     )
-    return environment.get_template("report.html.j2").render(
-        r=report,
-        kinds=KIND_NAMES,
-        colours=COLOURS,
-        charts=[{**chart, "svg": _markup(chart["svg"])} for chart in _charts(report, runs)],
-        pictures=[_picture(run) for run in runs if run.picture],
-        confusions=[_confusion(report, kind) for kind in report["confusion"]],
-        classes=_class_table(report),
-        configs=_configs(runs),
-        commands=rerun_commands(runs),
-    )
+    return environment.get_template(name)
 
 
 def duration(seconds: float | None) -> str:
@@ -83,9 +96,9 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def short_digest(digest: str | None) -> str:
+def short_digest(digest: str) -> str:
     """The first 12 hexadecimal digits, enough to tell apart by eye."""
-    return digest.partition(":")[2][:12] or digest[:12] if digest else "–"
+    return digest.removeprefix("sha256:")[:12]
 
 
 def _markup(svg: str) -> Any:
@@ -95,7 +108,7 @@ def _markup(svg: str) -> Any:
     return Markup(svg)
 
 
-def _charts(report: Json, runs: list[Run]) -> list[Json]:
+def _charts(report: Json, runs: list[ReportedRun]) -> list[Json]:
     """Title, caption and SVG of each chart that there are figures for."""
     pretrain = [run for run in runs if run.stage == "pretrain"]
     loss = _series(pretrain, [("train", "train", "blue"), ("val", "validation", "orange")], "loss")
@@ -152,7 +165,7 @@ def _neighbours_chart(series: list[Series], guess: float | None) -> Json:
 
 
 def _series(
-    runs: Iterable[Run], splits: list[tuple[str, str, str]], key: str, x: str = "step"
+    runs: Iterable[ReportedRun], splits: list[tuple[str, str, str]], key: str, x: Axis = "step"
 ) -> list[Series]:
     found = [
         Series(label, run.seed, run.curve(split, key, x), colour)
@@ -162,11 +175,11 @@ def _series(
     return [series for series in found if series.points]
 
 
-def _terms(runs: list[Run]) -> list[Series]:
+def _terms(runs: list[ReportedRun]) -> list[Series]:
     """The loss terms of the first seed, up to as many as there are colours."""
     if not runs:
         return []
-    rows = (row for row in runs[0].metrics if row["split"] == "train")
+    rows = (row.figures for row in runs[0].history if row.split == "train")
     keys = dict.fromkeys(key for row in rows for key in row if key.startswith("loss/"))
     colours = ("blue", "orange", "green", "grey")
     return [
@@ -183,19 +196,17 @@ def _alt(title: str, series: list[Series]) -> str:
     )
 
 
-def _picture(run: Run) -> Json:
+def _picture(seed: int, picture: ReconstructionGrid) -> Json:
     """A reconstruction grid as a data: URI; small ones are enlarged by a whole factor, crisp."""
-    picture = run.picture
-    assert picture is not None
     factor = max(1, SCALED_UP // picture.width)
     return {
-        "seed": run.seed,
+        "seed": seed,
         "uri": picture.uri,
         "source": "data:image/png;base64," + base64.b64encode(picture.data).decode(),
         "width": picture.width * factor,
         "height": picture.height * factor,
         "crisp": factor > 1,
-        "evaluated": picture.uri.endswith("/evaluation.png"),
+        "evaluated": picture.uri.endswith(f"/{EVALUATION_PICTURE}"),
     }
 
 
@@ -254,7 +265,7 @@ def _class_table(report: Json) -> Json | None:
     return {"rows": rows, "labels": labels, "cut": cut, "lead": labels[lead], "size": size}
 
 
-def _configs(runs: list[Run]) -> list[Json]:
+def _configs(runs: list[ReportedRun]) -> list[Json]:
     """Effective configurations: one a kind of run, more where runs differ by more than seed."""
     found: dict[tuple[str, str], Json] = {}
     for run in runs:

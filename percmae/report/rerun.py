@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
-from typing import Any
 
 from percmae.errors import ConfigError
 from percmae.plain import read_yaml
-from percmae.report.read import Run
+from percmae.report.read import ReportedRun
 
 
-def rerun_commands(runs: list[Run]) -> list[dict[str, str]]:
+def rerun_commands(runs: list[ReportedRun]) -> list[dict[str, str]]:
     """``{"what", "command", "note"}`` for each kind of run, after its first seed.
 
     The command sets every value that differs from the recipe's. A config that this percmae cannot
@@ -31,8 +30,8 @@ def rerun_commands(runs: list[Run]) -> list[dict[str, str]]:
     return steps
 
 
-def _command(run: Run) -> str:
-    from percmae.config.load import config_from_dict, leaves, load_config
+def _command(run: ReportedRun) -> str:
+    from percmae.config.load import config_from_dict, leaves, load_config, stages_of
 
     if run.config is None:
         raise ConfigError("it has no config.yaml, so its command is not known")
@@ -41,21 +40,23 @@ def _command(run: Run) -> str:
         raise ConfigError("its config.yaml is not a mapping, so its command is not known")
     config = config_from_dict(values)
     preset = leaves(load_config(config.variant, config.recipe, config.stage, tag=config.tag))
-    options = ["--data", _address(run.info.get("data")), "--to", run.uri.rpartition("/")[0]]
+    options = ["--data", run.record.data.uri, "--to", run.uri.rpartition("/")[0]]
     if run.stage == "pretrain":
         options += ["--variant", config.variant]
-    elif run.info.get("parent"):
-        options = ["--run", str(run.info["parent"]), *options]
+    elif run.record.parent is not None:
+        options = ["--run", run.record.parent, *options]
     options += ["--recipe", config.recipe]
     if config.tag:
         options += ["--tag", config.tag]
-    if run.info.get("baseline"):
+    if run.record.baseline:
         options.append("--untrained")
-    given = [f"{k}={json.dumps(v)}" for k, v in leaves(config).items() if v != preset[k]]
+    # What a file of weights does not tell, and the command may have.
+    told = "model.encoder.heads" if run.record.parent_sha256 is not None else None
+    given = [
+        f"{key}={json.dumps(value)}"
+        for key, value in leaves(config).items()
+        if value != preset[key] and (run.stage in stages_of(key) or key == told)
+    ]
     if f"seed={config.seed}" not in given:
         given.append(f"seed={config.seed}")
     return " ".join(shlex.quote(word) for word in ["percmae", run.stage, *options, *given])
-
-
-def _address(data: Any) -> str:
-    return str((data or {}).get("uri") or "MANIFEST")

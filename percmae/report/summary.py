@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from percmae.report.read import Json
-from percmae.report.verdict import points
+from percmae.report.stats import Json, points, spread
 
 
 def summary_table(report: Json) -> str:
@@ -59,11 +58,3 @@ def _reconstruction(report: Json) -> str:
     if psnr["mean"] is None:
         return "\nReconstruction: not evaluated"
     return f"\nReconstruction: PSNR {spread(psnr, 1)} dB, SSIM {spread(ssim, 3)}"
-
-
-def spread(stats: Json, digits: int) -> str:
-    """A mean with its spread over seeds, in the figure's own unit; – when there is none."""
-    if stats["mean"] is None:
-        return "–"
-    text = f"{stats['mean']:.{digits}f}"
-    return text if stats["sd"] is None else f"{text} ± {stats['sd']:.{digits}f}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 
-from percmae.report.read import Json
+from percmae.report.stats import Json, points
 
 
 def judge(table: list[Json], test_samples: int | None) -> Json:
@@ -35,19 +35,12 @@ def judge(table: list[Json], test_samples: int | None) -> Json:
     outcome = "not_better" if mean <= 0 else "better" if clear else "unclear"
     sd = statistics.stdev(gaps.values()) if len(gaps) > 1 else None
     gap = {"seeds": list(gaps), "values": list(gaps.values()), "mean": mean, "sd": sd}
-    found = {"outcome": outcome, "gap": {**gap, "n": len(gaps)}, "resolution": resolution}
+    verdict = {"outcome": outcome, "gap": {**gap, "n": len(gaps)}, "resolution": resolution}
     return {
-        **found,
-        "answer": _answer(outcome, found, probe, control, wins),
-        "notes": _notes(found, probe, control, rows.get("random_guess"), test_samples),
+        **verdict,
+        "answer": _answer(outcome, verdict, probe, control, wins),
+        "notes": _notes(verdict, probe, control, rows.get("random_guess"), test_samples),
     }
-
-
-def points(stats: Json, signed: bool = False) -> str:
-    """Percentage points with their spread: ``12.3 ± 0.8`` (no ± for one seed)."""
-    sign = "+" if signed else ""
-    text = f"{100 * stats['mean']:{sign}.1f}".replace("-", "−")
-    return text if stats["sd"] is None else f"{text} ± {100 * stats['sd']:.1f}"
 
 
 def _unknown(reason: str) -> Json:
@@ -85,8 +78,8 @@ def _resolution(a: float, b: float, samples: int | None) -> float | None:
     return 2 * math.sqrt((a * (1 - a) + b * (1 - b)) / samples)
 
 
-def _answer(outcome: str, found: Json, probe: Json, control: Json, wins: int) -> str:
-    gap = found["gap"]
+def _answer(outcome: str, verdict: Json, probe: Json, control: Json, wins: int) -> str:
+    gap = verdict["gap"]
     n = gap["n"]
     against = f"{points(probe['top1'])} % against {points(control['top1'])} %"
     if outcome == "not_better":
@@ -104,7 +97,7 @@ def _answer(outcome: str, found: Json, probe: Json, control: Json, wins: int) ->
         f"but it won in only {wins} of {n} seeds"
         if wins < n
         else "which is less than a test set of this size can tell apart "
-        f"(about {100 * found['resolution']:.1f} points)"
+        f"(about {100 * verdict['resolution']:.1f} points)"
     )
     return (
         "Not clear. The linear probe on the pretrained encoder was ahead of the same probe on "
@@ -116,25 +109,25 @@ _ONE_SEED = ("Yes, as far as one seed can tell.", "in the one seed that was run"
 
 
 def _notes(
-    found: Json, probe: Json, control: Json, guess: Json | None, samples: int | None
+    verdict: Json, probe: Json, control: Json, guess: Json | None, samples: int | None
 ) -> list[str]:
     notes = []
-    n = found["gap"]["n"]
+    n = verdict["gap"]["n"]
     if n == 1:
         notes.append("With one seed the spread over seeds is not known; three or more would tell.")
     if sorted(probe["seeds"]) != sorted(control["seeds"]):
         notes.append(
-            f"Compared over the seeds that both have ({_listed(found['gap']['seeds'])}); the "
+            f"Compared over the seeds that both have ({_listed(verdict['gap']['seeds'])}); the "
             f"probe ran with {_listed(probe['seeds'])}, its control with "
             f"{_listed(control['seeds'])}."
         )
-    said = found["outcome"] == "unclear" and min(found["gap"]["values"]) > 0
-    if found["resolution"] and samples and not said:
+    said = verdict["outcome"] == "unclear" and min(verdict["gap"]["values"]) > 0
+    if verdict["resolution"] and samples and not said:
         notes.append(
             f"{samples:,} test images resolve differences of about "
-            f"{100 * found['resolution']:.1f} points (two standard errors)."
+            f"{100 * verdict['resolution']:.1f} points (two standard errors)."
         )
-    if guess and probe["top1"]["mean"] <= guess["top1"]["mean"] + (found["resolution"] or 0.0):
+    if guess and probe["top1"]["mean"] <= guess["top1"]["mean"] + (verdict["resolution"] or 0.0):
         notes.append(
             f"The probe on the pretrained encoder is not clearly better than a random guess "
             f"({points(guess['top1'])} %)."

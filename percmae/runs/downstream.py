@@ -2,31 +2,67 @@
 
 from __future__ import annotations
 
-from percmae.config import Config, load_config, to_dict
-from percmae.errors import UserError
-from percmae.runs.record import Run
+from typing import Any
+
+from percmae.config import Config, to_dict
+from percmae.config.load import load_layers
+from percmae.errors import ConfigError, UserError
+from percmae.runs.parent import Parent, WeightsFile
 
 
 def downstream_config(
-    run: str,
+    parent: Parent,
     stage: str,
     recipe: str | None = None,
     file: str | None = None,
     overrides: list[str] | tuple[str, ...] = (),
     tag: str | None = None,
 ) -> Config:
-    """The configuration of a probe or fine-tuning of ``run``.
+    """The configuration of a probe or fine-tuning of ``parent``.
 
-    Network sizes, image size and normalisation are those of the run; the recipe, tag and seed too
-    where none is given.
+    Network sizes, image size and normalisation are those of the parent; of a run the recipe, tag
+    and seed too where none is given. Raises UserError when it is no pretraining run, ConfigError as
+    :func:`percmae.config.load_config` does, and where the heads of a file's encoder are not known.
     """
-    parent = Run.open(run).config
-    if parent.stage != "pretrain":
-        raise UserError(f"run {run} is a {parent.stage} run; give a pretraining run")
+    config = parent.config
+    if config.stage != "pretrain":
+        raise UserError(f"run {parent.uri} is a {config.stage} run; give a pretraining run")
+    base = inherited(config)
+    if isinstance(parent, WeightsFile):
+        # A name is stronger than a tag; the file's stands only where there is no tag.
+        base = {**parent.base, **({"name": None} if tag is not None else {})}
+    recipe = recipe or config.recipe
+    # No tensor tells the heads.
+    own = ["model.encoder.heads"] if isinstance(parent, WeightsFile) else []
+    layers = load_layers(
+        config.variant, recipe, stage, file, overrides, tag, base=base, open_keys=own
+    )
+    told = "heads" in base["model"]["encoder"]
+    if not told and layers.origin["model.encoder.heads"] not in ("command line", str(file)):
+        raise ConfigError(
+            f"{parent.uri}: how many attention heads its encoder has leaves no trace in weights, "
+            f"and width {layers.config.model.encoder.width} is not that of a size preset; give it "
+            "as model.encoder.heads=…"
+        )
+    return layers.config
+
+
+def without_own_settings(parent: Parent, stage: str, recipe: str) -> Config:
+    """What :func:`downstream_config` gives where no setting is given.
+
+    For heads that nothing tells there is one for each dimension, which nobody would ask for.
+    """
+    heads = f"model.encoder.heads={parent.config.model.encoder.width}"
+    asked = isinstance(parent, WeightsFile) and "heads" not in parent.base["model"]["encoder"]
+    return downstream_config(parent, stage, recipe, overrides=[heads] if asked else [])
+
+
+def inherited(parent: Config) -> dict[str, Any]:
+    """What stages that build upon a pretraining of this config take from it."""
     values = to_dict(parent)
     augment = values["data"]["augment"]
     model = {k: v for k, v in values["model"].items() if k not in ("init_from", "norm_pix_loss")}
-    base = {
+    return {
         "seed": parent.seed,
         "tag": parent.tag,
         "name": parent.name,
@@ -36,6 +72,3 @@ def downstream_config(
         },
         "model": model,
     }
-    return load_config(
-        parent.variant, recipe or parent.recipe, stage, file, overrides, tag, base=base
-    )

@@ -12,32 +12,88 @@ import hashlib
 import json
 import platform
 import time
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+
+from pydantic import ConfigDict, Field
 
 from percmae import __version__
 from percmae.config import Config, config_from_dict, digest, to_dict, to_yaml
 from percmae.config.load import leaves
-from percmae.data.shards import Dataset
-from percmae.errors import ConfigError, DataError, UserError
+from percmae.config.schema import UNTRAINED, Stage, Variant
+from percmae.errors import ConfigError, DataError, PercmaeError, StoreAccessError, UserError
+from percmae.runs.files import DatasetIdentity, Figure, Part, parse
+from percmae.runs.parent import Parent, WeightsFile
 from percmae.storage import StorePath
 
-FORMAT = "percmae-run/1"
+if TYPE_CHECKING:
+    from percmae.data.shards import Dataset
+
+RunFormat = Literal["percmae-run/1"]
+FORMAT: RunFormat = get_args(RunFormat)[0]
+RECORD, CONFIG = "run.json", "config.yaml"
+CHECKPOINTS, PICTURES, RESTARTS = "checkpoints", "mae_recon_out", "restarts"
 
 
-class RunResult(NamedTuple):
-    """What a training verb returns: the run's URI, its last figures, and whether it was reused."""
+class RunRecord(Part):
+    """``run.json``: what a run is and how far it has come.
 
-    uri: str
-    metrics: dict[str, float]
-    reused: bool
+    baseline: whether it is a control; started, finished: seconds since 1970; seconds: time spent
+    training, pauses left out; metrics: last figures, named ``<split>/<name>``; epochs:
+    passes over the training images up to ``step``, there from the first checkpoint on; parent: the
+    run or file of weights it builds upon; parent_sha256: of that file, in hex; of a run it is not
+    there.
+    """
+
+    model_config = ConfigDict(frozen=False, validate_assignment=True)
+
+    format: RunFormat = FORMAT
+    name: str
+    stage: Stage
+    variant: Variant
+    tag: str | None
+    seed: int
+    baseline: bool
+    key: str
+    config_digest: str
+    data: DatasetIdentity
+    parent: str | None
+    parent_sha256: str | None = Field(default=None, exclude_if=lambda digest: digest is None)
+    status: Literal["running", "complete"] = "running"
+    step: int = 0
+    total_steps: int | None = None
+    started: float
+    finished: float | None = None
+    seconds: float = 0.0
+    metrics: dict[str, Figure] = Field(default_factory=dict)
+    versions: dict[str, str]
+    config: dict[str, Any]
+    epochs: float | None = Field(default=None, exclude_if=lambda epochs: epochs is None)
+
+
+def read_record(folder: StorePath) -> RunRecord:
+    """Raises DataError for a folder that is no run and for a damaged record, StoreError when the
+    store cannot be reached."""
+    path = folder / RECORD
+    try:
+        data = path.read_bytes()
+    except StoreAccessError:
+        if path.exists():
+            raise
+        raise DataError(
+            f"{folder.uri} is not a run: it has no {RECORD}; give the folder that the training "
+            "printed as its last line"
+        ) from None
+    return parse(RunRecord, data, path.uri, "the file is damaged")
 
 
 class Identity(NamedTuple):
     """What a run is about; everything that its result depends on.
 
-    name: folder name; data and data_digest: the dataset; parent and parent_key: the run it builds
-    upon; baseline: the control that trains on an untrained encoder.
+    name: folder name; data and data_digest: the dataset; parent and parent_key: what it builds
+    upon; parent_sha256: of that, where it is a file of weights; baseline: the control that trains
+    on an untrained encoder.
     """
 
     name: str
@@ -47,6 +103,7 @@ class Identity(NamedTuple):
     parent: str | None = None
     parent_key: str | None = None
     baseline: bool = False
+    parent_sha256: str | None = None
 
     @property
     def key(self) -> str:
@@ -60,64 +117,65 @@ class Run:
     """An open run folder."""
 
     path: StorePath
-    record: dict[str, Any]
+    record: RunRecord
     config: Config
-    started: float = field(default_factory=time.time)
 
     @classmethod
     def open(cls, uri: str) -> Run:
-        """An existing run. Raises DataError when there is none or it is not of this format."""
+        """An existing run.
+
+        Raises DataError when there is none, when its record is damaged or its config is of another
+        version.
+        """
         path = StorePath(uri)
+        record = read_record(path)
         try:
-            record = (path / "run.json").read_json()
-        except (UserError, ValueError, OSError) as error:
+            return cls(path, record, config_from_dict(record.config))
+        except ConfigError as error:
             raise DataError(
-                f"run {uri}: no readable run.json there; give the URI that percmae pretrain "
-                f"printed ({error})"
+                f"{path / RECORD}: its config is not one of this percmae ({error}); use the "
+                f"version that trained it ({record.versions.get('percmae', 'unknown')})"
             ) from None
-        if not isinstance(record, dict) or record.get("format") != FORMAT:
-            raise DataError(f"run {uri}: run.json is not of format {FORMAT}")
-        return cls(path, record, config_from_dict(record["config"]))
 
     @classmethod
     def find(cls, to: str, identity: Identity) -> Run | None:
         """The run of that name below ``to``, if there is one."""
         path = StorePath(to) / identity.name
-        return cls.open(path.uri) if (path / "run.json").exists() else None
+        return cls.open(path.uri) if (path / RECORD).exists() else None
 
     @classmethod
     def create(cls, to: str, identity: Identity, versions: dict[str, str]) -> Run:
         """Write a new run's config and record; what an earlier run of the name left is removed."""
         path = StorePath(to) / identity.name
-        for entry in list(path.iter()):
-            entry.path.delete()
+        _empty(path)
         config = identity.config
-        record = {
-            "format": FORMAT,
-            "name": identity.name,
-            "stage": config.stage,
-            "variant": config.variant,
-            "tag": config.tag,
-            "seed": config.seed,
-            "baseline": identity.baseline,
-            "key": identity.key,
-            "config_digest": digest(config),
-            "data": {"uri": identity.data, "digest": identity.data_digest},
-            "parent": identity.parent,
-            "status": "running",
-            "step": 0,
-            "total_steps": None,
-            "started": time.time(),
-            "finished": None,
-            "seconds": 0.0,
-            "metrics": {},
-            "versions": {"percmae": __version__, "python": platform.python_version(), **versions},
-            "config": to_dict(config),
-        }
+        record = RunRecord(
+            name=identity.name,
+            stage=config.stage,
+            variant=config.variant,
+            tag=config.tag,
+            seed=config.seed,
+            baseline=identity.baseline,
+            key=identity.key,
+            config_digest=digest(config),
+            data=DatasetIdentity(uri=identity.data, digest=identity.data_digest),
+            parent=identity.parent,
+            parent_sha256=identity.parent_sha256,
+            started=time.time(),
+            versions={"percmae": __version__, "python": platform.python_version(), **versions},
+            config=to_dict(config),
+        )
         run = cls(path, record, config)
-        (path / "config.yaml").write_text(to_yaml(config))
+        (path / CONFIG).write_text(to_yaml(config))
         run.save()
         return run
+
+    def forget(self) -> None:
+        """Remove a run that failed, unless there is a checkpoint to go on from or a diagnostic."""
+        # The failure that led here is what is to be told, not a store that is away by now.
+        with suppress(PercmaeError, OSError):
+            if not list((self.path / CHECKPOINTS).iter()):
+                _empty(self.path)
 
     @property
     def uri(self) -> str:
@@ -127,21 +185,35 @@ class Run:
     @property
     def complete(self) -> bool:
         """Whether training reached its end."""
-        return self.record["status"] == "complete"
+        return self.record.status == "complete"
 
     @property
     def key(self) -> str:
         """The training key it was started with."""
-        return str(self.record["key"])
-
-    def result(self, reused: bool = False) -> RunResult:
-        """What the verb returns for this run."""
-        return RunResult(self.uri, self.record["metrics"], reused)
+        return self.record.key
 
     def save(self, **changes: Any) -> None:
-        """Update the record and write it (atomically)."""
-        self.record.update(changes)
-        (self.path / "run.json").write_json(self.record)
+        """Change fields of the record and write it (atomically)."""
+        for field, value in changes.items():
+            setattr(self.record, field, value)
+        (self.path / RECORD).write_json(self.record.model_dump(mode="json"))
+
+
+class RunResult(NamedTuple):
+    """What a training returns: the run, and whether it was there already."""
+
+    run: Run
+    reused: bool
+
+    @property
+    def uri(self) -> str:
+        """Where the run lies."""
+        return self.run.uri
+
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """Its last figures."""
+        return self.run.record.metrics
 
 
 def existing_run(to: str, identity: Identity, resume: str) -> Run | None:
@@ -161,64 +233,51 @@ def existing_run(to: str, identity: Identity, resume: str) -> Run | None:
         )
     if resume != "auto" and not run.complete:
         raise UserError(
-            f"run {run.uri} exists, stopped at step {run.record['step']}; add --resume auto to go "
+            f"run {run.uri} exists, stopped at step {run.record.step}; add --resume auto to go "
             "on with it, or choose another --tag"
         )
     return run
 
 
 def identity_of(
-    config: Config, dataset: Dataset, parent: Run | None = None, untrained: bool = False
+    config: Config, dataset: Dataset, parent: Parent | None = None, untrained: bool = False
 ) -> Identity:
     """What a training is about, before it begins.
 
-    parent: the run that a probe or fine-tuning builds upon; the number of classes is then filled
-    in. Raises ConfigError when another one is configured.
+    parent: what a probe or fine-tuning builds upon; the number of classes is then filled in. Raises
+    ConfigError when another one is configured, DataError for a single class.
     """
     if parent is None:
         return Identity(config.run_name, config, dataset.uri, dataset.digest)
-    found = len(dataset.classes)
-    if config.classifier.classes not in (None, found):
+    classes = len(dataset.classes)
+    if classes < 2:
+        raise DataError(
+            f"dataset {dataset.uri} has {classes} class: nothing to tell apart; a probe or "
+            "fine-tuning needs 2 or more"
+        )
+    if config.classifier.classes not in (None, classes):
         raise ConfigError(
             f"classifier.classes={config.classifier.classes}, but dataset {dataset.uri} has "
-            f"{found} classes; set it to {found} or leave it out"
+            f"{classes} classes; set it to {classes} or leave it out"
         )
-    config = replace(config, classifier=replace(config.classifier, classes=found))
+    config = replace(config, classifier=replace(config.classifier, classes=classes))
     name = config.run_name + (UNTRAINED if untrained else "")
-    return Identity(name, config, dataset.uri, dataset.digest, parent.uri, parent.key, untrained)
+    about = (name, config, dataset.uri, dataset.digest, parent.uri, parent.key, untrained)
+    return Identity(*about, parent.sha256 if isinstance(parent, WeightsFile) else None)
 
 
-UNTRAINED = "_untrained"
-"""What the name of a control ends with."""
-
-
-def stored_evaluation(run: str, data: str) -> dict[str, Any] | None:
-    """The figures that :func:`percmae.engine.evaluate.evaluate` has left, if they are of these.
-
-    Of the run's present weights and of the dataset whose manifest is ``data``, that is. Raises
-    DataError when there is no such run, UserError when it is not complete.
-    """
-    opened, dataset = Run.open(run), Dataset.open(data)
-    if not opened.complete:
-        raise UserError(
-            f"run {run} stopped at step {opened.record['step']}; finish it with --resume auto first"
-        )
-    path = opened.path / EVALUATION
-    if not path.exists():
-        return None
-    earlier: dict[str, Any] = path.read_json()
-    same = (earlier.get("key"), earlier["data"]["digest"]) == (opened.key, dataset.digest)
-    return earlier if same else None
-
-
-EVALUATION = "evaluation.json"
+def _empty(folder: StorePath) -> None:
+    """Remove what a run has left, but for what a job counts over all of its starts."""
+    for entry in list(folder.iter()):
+        if not entry.name.startswith(f"{RESTARTS}/"):
+            entry.path.delete()
 
 
 def _difference(run: Run, identity: Identity) -> str:
-    if run.record["data"]["digest"] != identity.data_digest:
+    if run.record.data.digest != identity.data_digest:
         return "dataset"
     old, new = leaves(run.config), leaves(identity.config)
     changed = [key for key in new if old.get(key) != new[key]]
-    if run.record["config_digest"] != digest(identity.config):
+    if run.record.config_digest != digest(identity.config):
         return "config (" + ", ".join(f"{k}: {old.get(k)} → {new[k]}" for k in changed[:3]) + ")"
     return "parent run"

@@ -1,1 +1,3 @@
-"""The stages of the pipeline: ``steps`` (done in this process), ``launch`` (done by a job)."""
+"""The stages: ``steps`` has them done in this process, ``launch`` by a job; ``placement`` says
+which of the two and by what job, ``scope`` which settings are for which stage.
+"""

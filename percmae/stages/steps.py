@@ -18,26 +18,29 @@ import functools
 import importlib.util
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol
 
+import numpy as np
+
 from percmae.command import exit_code
-from percmae.errors import ConfigError, UserError
-from percmae.stages.launch import LOCAL, Launch
+from percmae.config import Config
+from percmae.errors import UserError
+from percmae.stages import launch
+from percmae.stages.check import check_placement, check_training, pretrain_config
+from percmae.stages.placement import LOCAL, Placement
+from percmae.stages.scope import job_namespaces, overrides_for
 from percmae.storage import StorePath
 
 if TYPE_CHECKING:
-    from percmae.config import Config
-    from percmae.runs.record import RunResult
+    from percmae.runs.evaluation import ClassifierEvaluation, EvaluationResult
+    from percmae.runs.record import Run, RunResult
 
 P = ParamSpec("P")
 
-TRAININGS = ("pretrain", "probe", "finetune")
 # More classes than this and a confusion matrix is no longer something to look at in a UI.
 MOST_CLASSES_SHOWN = 100
-# What tells runs of one pipeline apart: parameters of the pipeline, not settings of a stage.
-_PARAMETERS = ("seed", "tag", "name")
 
 
 class Artifact(Protocol):
@@ -74,47 +77,6 @@ def report_folder(store: str, name: str) -> str:
     return (StorePath(store) / "reports" / name).uri
 
 
-def overrides_for(stage: str, overrides: Iterable[str]) -> list[str]:
-    """The ``key=value`` settings that apply to one training stage.
-
-    ``probe.optim.epochs=5`` is for the probe, ``all.data.workers=2`` for every stage; a key without
-    a stage in front is about the pretraining. Raises ConfigError for what is a parameter of the
-    whole pipeline.
-    """
-    chosen = []
-    for override in overrides:
-        scope, dot, rest = override.strip().partition(".")
-        if not (dot and scope in ("all", *TRAININGS)):
-            scope, rest = "pretrain", override.strip()
-        key = rest.partition("=")[0].strip()
-        if key in _PARAMETERS:
-            raise ConfigError(
-                f"override {override!r}: {_ADVICE[key]}, so that all stages of a seed agree"
-            )
-        if scope in ("all", stage):
-            chosen.append(rest)
-    return chosen
-
-
-_ADVICE = {
-    "seed": "give the seeds as the pipeline's own parameter (--seeds 0,1,2)",
-    "tag": "give the tag as the pipeline's own parameter (--tag)",
-    "name": "runs are named <tag>_<variant> in a pipeline; give a tag (--tag)",
-}
-
-
-def pretrain_config(
-    variant: str, recipe: str, size: str, tag: str, overrides: Iterable[str], seed: int
-) -> Config:
-    """The configuration of one seed's pretraining; empty strings stand for what is not given."""
-    from percmae.config import load_config
-
-    chosen = [*overrides_for("pretrain", overrides), f"seed={seed}"]
-    return load_config(
-        variant, recipe, "pretrain", overrides=chosen, tag=tag or None, size=size or None
-    )
-
-
 def _step(work: Callable[P, None]) -> Callable[P, None]:
     """End the process of a step as the command line would: one line, and an exit code."""
 
@@ -125,6 +87,25 @@ def _step(work: Callable[P, None]) -> Callable[P, None]:
             raise SystemExit(code)
 
     return step
+
+
+@_step
+def check(
+    variant: str,
+    recipe: str,
+    size: str,
+    tag: str,
+    seeds: Sequence[int],
+    overrides: Sequence[str],
+    store: str,
+    placement: Placement,
+) -> None:
+    """Refuse, before anything is read, parameters that some later step would refuse."""
+    from percmae.progress import note
+
+    check_placement(placement, store)
+    name = check_training(variant, tag, recipe, size, seeds, overrides)
+    note(f"{name}: the parameters fit")
 
 
 @_step
@@ -162,11 +143,11 @@ def pretrain(
     overrides: Sequence[str],
     model: Artifact,
     metrics: Metrics,
-    launch: Launch,
+    placement: Placement,
 ) -> None:
     """One seed's pretraining, in ``<store>/runs/seed-<seed>/<tag>_<variant>``."""
     config = pretrain_config(variant, recipe, size, tag, overrides, seed)
-    _train(config, dataset, runs_folder(store, seed), model, metrics, launch)
+    _train(config, dataset, runs_folder(store, seed), model, metrics, placement)
 
 
 @_step
@@ -176,11 +157,11 @@ def probe(
     overrides: Sequence[str],
     model: Artifact,
     metrics: Metrics,
-    launch: Launch,
+    placement: Placement,
     untrained: bool = False,
 ) -> None:
     """A linear probe beside the pretraining run it builds upon, or its untrained control."""
-    _downstream("probe", pretrained, dataset, overrides, model, metrics, launch, untrained)
+    _downstream("probe", pretrained, dataset, overrides, model, metrics, placement, untrained)
 
 
 @_step
@@ -190,10 +171,10 @@ def finetune(
     overrides: Sequence[str],
     model: Artifact,
     metrics: Metrics,
-    launch: Launch,
+    placement: Placement,
 ) -> None:
     """A fine-tuning beside the pretraining run it builds upon."""
-    _downstream("finetune", pretrained, dataset, overrides, model, metrics, launch, False)
+    _downstream("finetune", pretrained, dataset, overrides, model, metrics, placement, False)
 
 
 def _downstream(
@@ -203,14 +184,16 @@ def _downstream(
     overrides: Sequence[str],
     model: Artifact,
     metrics: Metrics,
-    launch: Launch,
+    placement: Placement,
     untrained: bool,
 ) -> None:
     from percmae.runs.downstream import downstream_config
+    from percmae.runs.record import Run
 
-    run = pretrained.metadata["uri"]
-    config = downstream_config(run, stage, overrides=overrides_for(stage, overrides))
-    _train(config, dataset, StorePath(run).parent.uri, model, metrics, launch, run, untrained)
+    parent = Run.open(pretrained.metadata["uri"])
+    config = downstream_config(parent, stage, overrides=overrides_for(stage, overrides))
+    to = parent.path.parent.uri
+    _train(config, dataset, to, model, metrics, placement, parent, untrained)
 
 
 def _train(
@@ -219,29 +202,25 @@ def _train(
     to: str,
     model: Artifact,
     metrics: Metrics,
-    launch: Launch,
-    run: str | None = None,
+    placement: Placement,
+    parent: Run | None = None,
     untrained: bool = False,
 ) -> None:
     """Train, here or by a job, then say in the artifacts what came out."""
-    from percmae.runs.record import Run
-
     data = dataset.metadata["uri"]
-    if launch.launcher == LOCAL:
-        result = _train_here(config, data, to, run, untrained)
+    if placement.launcher == LOCAL:
+        result = _train_here(config, data, to, parent, untrained)
     else:
-        from percmae.stages.launch import train
-
-        result = train(config, data, to, run, untrained, launch)
-    record = Run.open(result.uri).record
-    facts = {key: record[key] for key in _RUN_FACTS if record[key] is not None}
-    facts |= {"uri": result.uri, "data_digest": record["data"]["digest"], "reused": result.reused}
+        result = launch.train(config, data, to, parent, untrained, placement)
+    record = result.run.record
+    facts = record.model_dump(mode="json", include=_RUN_FACTS, exclude_none=True)
+    facts |= {"uri": result.uri, "data_digest": record.data.digest, "reused": result.reused}
     Path(model.path).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     model.metadata.update(facts)
     _log(metrics, result.metrics)
 
 
-_RUN_FACTS = (
+_RUN_FACTS = {
     "name",
     "stage",
     "variant",
@@ -252,21 +231,23 @@ _RUN_FACTS = (
     "parent",
     "step",
     "seconds",
-)
+}
 
 
-def _train_here(config: Config, data: str, to: str, run: str | None, untrained: bool) -> RunResult:
+def _train_here(
+    config: Config, data: str, to: str, parent: Run | None, untrained: bool
+) -> RunResult:
     """Carry out one training in this process; ``percmae.stages.launch.train`` has a job do it."""
     _check_torch()
-    if run is None:
+    if parent is None:
         from percmae.engine.pretrain import pretrain
 
         return pretrain(config, data, to, "auto")
     from percmae.engine.finetune import finetune, probe
 
     if config.stage == "probe":
-        return probe(config, run, data, to, "auto", untrained=untrained)
-    return finetune(config, run, data, to, "auto")
+        return probe(config, parent, data, to, "auto", untrained=untrained)
+    return finetune(config, parent, data, to, "auto")
 
 
 def _check_torch() -> None:
@@ -280,29 +261,74 @@ def _check_torch() -> None:
 
 @_step
 def evaluate(
-    model: Artifact, dataset: Artifact, metrics: Metrics, confusion: Confusion, launch: Launch
+    model: Artifact, dataset: Artifact, metrics: Metrics, confusion: Confusion, placement: Placement
 ) -> None:
-    """A run's figures on the test set, also as ``<run>/evaluation.json``."""
+    """A classifier's figures on the test set, also as ``<run>/evaluation.json``."""
+    from percmae.runs.evaluation import ClassifierEvaluation
+
+    result = _evaluated(model, dataset, placement)
+    confusion.metadata["reused"] = result.reused
+    evaluation = result.evaluation
+    if not isinstance(evaluation, ClassifierEvaluation):
+        raise UserError(
+            f"{model.metadata['uri']} is no classifier: a pretraining has no such figures"
+        )
+    _log(metrics, evaluation.model_dump(include={"top1", "top5", "ece", "loss"}))
+    guess = evaluation.random_guess
+    _log(metrics, {"random_guess_top1": guess.top1, "random_guess_top5": guess.top5})
+    confusion.log_confusion_matrix(*_shown_confusion(evaluation))
+
+
+@_step
+def reconstruct(
+    model: Artifact, dataset: Artifact, metrics: Metrics, page: Artifact, placement: Placement
+) -> None:
+    """How well a pretraining run reconstructs images of the test set, and pictures of it.
+
+    The figures also as ``<run>/evaluation.json``.
+    """
+    from percmae.report.page import render_reconstructions
+    from percmae.report.read import read_picture
+    from percmae.runs.evaluation import ReconstructionEvaluation
+
+    result = _evaluated(model, dataset, placement)
+    page.metadata["reused"] = result.reused
+    evaluation, run = result.evaluation, StorePath(model.metadata["uri"])
+    if not isinstance(evaluation, ReconstructionEvaluation):
+        raise UserError(f"{run}: only a pretraining reconstructs images")
+    _log(metrics, evaluation.reconstruction.model_dump(include={"psnr", "ssim"}))
+    grid = read_picture(run)
+    if grid is None:
+        raise UserError(f"{run}: its evaluation has left no picture; evaluate it again")
+    Path(page.path).write_text(render_reconstructions(evaluation, grid), encoding="utf-8")
+
+
+def _evaluated(model: Artifact, dataset: Artifact, placement: Placement) -> EvaluationResult:
     run, data = model.metadata["uri"], dataset.metadata["uri"]
-    if launch.launcher == LOCAL:
-        _check_torch()
-        from percmae.engine.evaluate import evaluate
-        from percmae.runs.record import stored_evaluation
+    if placement.launcher != LOCAL:
+        return launch.evaluate(run, data, placement)
+    _check_torch()
+    from percmae.engine.evaluate import evaluate
 
-        confusion.metadata["reused"] = stored_evaluation(run, data) is not None
-        found = evaluate(run, data)
-    else:
-        from percmae.stages import launch as launched
+    return evaluate(run, data)
 
-        found, confusion.metadata["reused"] = launched.evaluate(run, data, launch)
-    if "reconstruction" in found:
-        _log(metrics, {key: found["reconstruction"][key] for key in ("psnr", "ssim")})
-        return
-    _log(metrics, {key: found[key] for key in ("top1", "top5", "ece", "loss")})
-    _log(metrics, {f"random_guess_{key}": value for key, value in found["random_guess"].items()})
-    if len(found["classes"]) <= MOST_CLASSES_SHOWN:
-        names = [item["name"] for item in found["classes"]]
-        confusion.log_confusion_matrix(names, found["confusion"])
+
+def _shown_confusion(evaluation: ClassifierEvaluation) -> tuple[list[str], list[list[int]]]:
+    """Names and counts of a confusion matrix that a UI can show.
+
+    Of many classes those with most mistakes, and all others as one.
+    """
+    names, counts = [item.name for item in evaluation.classes], evaluation.confusion
+    if len(names) <= MOST_CLASSES_SHOWN:
+        return names, counts
+    matrix = np.asarray(counts)
+    wrong = matrix.sum(axis=1) - matrix.diagonal()
+    shown = np.sort(np.argsort(-wrong, kind="stable")[: MOST_CLASSES_SHOWN - 1])
+    group = np.full(len(names), len(shown))
+    group[shown] = np.arange(len(shown))
+    together = np.zeros((len(shown) + 1,) * 2, dtype=matrix.dtype)
+    np.add.at(together, (group[:, None], group[None, :]), matrix)
+    return [*(names[i] for i in shown), "all other classes"], together.tolist()
 
 
 @_step
@@ -333,17 +359,19 @@ def report(
 
 
 @_step
-def clean(pipeline_run: str, launch: Launch) -> None:
-    """Remove the jobs that a pipeline's run has left under way: they were cancelled, or lost."""
-    settings = launch.settings("pretrain")
-    if settings is None:
-        return
-    from percmae.jobs.cluster import Cluster
-    from percmae.jobs.launch import clean
+def clean(pipeline_run: str, launcher: str, job: Sequence[str]) -> None:
+    """Remove the jobs that a pipeline's run has left under way: they were cancelled, or lost.
+
+    job: of these job settings the namespaces count, which are looked at beside this process's own.
+    """
+    from percmae.jobs.launcher import clean
     from percmae.progress import note
 
-    for name in clean(pipeline_run, Cluster(settings.namespace)):
-        note(f"{name} was still under way: removed")
+    if launcher == LOCAL:
+        return
+    for namespace in (None, *job_namespaces(job)):
+        for name in clean(pipeline_run, namespace):
+            note(f"{name} was still under way: removed")
 
 
 def _log(metrics: Metrics, values: Mapping[str, float | None]) -> None:

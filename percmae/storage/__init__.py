@@ -2,13 +2,14 @@
 
 ``StorePath`` is all that the rest of the project uses. Inside: ``path`` (the class), ``local`` and
 ``s3`` (the two backends, same methods), ``stream`` (reading and writing large objects in pieces),
-``transport`` (HTTP with retries) and ``settings`` (where the store is and who we are).
+``transport`` (HTTP with retries), ``settings`` (where the store is), ``keys`` and ``roles`` (who we
+are), ``proxy`` (what leads there) and ``explain`` (what went wrong).
 
 Importing this stays cheap: minio and urllib3 are loaded at the first S3 request, torch never.
 """
 
-from percmae.storage.base import Entry, Stat
-from percmae.storage.path import StorePath
+from percmae.storage.base import Stat
+from percmae.storage.path import Entry, StorePath, local_path
 from percmae.storage.settings import StoreSettings
 
-__all__ = ["Entry", "Stat", "StorePath", "StoreSettings"]
+__all__ = ["Entry", "Stat", "StorePath", "StoreSettings", "local_path"]

@@ -1,14 +1,11 @@
-"""What both backends offer, and the small records they answer with."""
+"""What both backends offer, and the small records that the files here hand each other."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, Protocol
-
-if TYPE_CHECKING:
-    from percmae.storage.path import StorePath
+from typing import BinaryIO, Protocol
 
 
 @dataclass(frozen=True)
@@ -21,12 +18,20 @@ class Stat:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One line of a listing: the object, its key relative to the listed path, size in bytes."""
+class Target:
+    """What messages say of an object, and of a request about it.
 
-    path: StorePath
-    name: str
-    size: int
+    store: the address, with the proxy on the way; who: whose request it is; keys, token: what its
+    keys and its session token come from; sent: " with a session token (…)", or nothing.
+    """
+
+    uri: str
+    bucket: str
+    store: str
+    who: str
+    keys: str
+    token: str
+    sent: str
 
 
 class Backend(Protocol):

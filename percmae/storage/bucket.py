@@ -12,15 +12,13 @@ import argparse
 import secrets
 import sys
 from typing import NoReturn
-from xml.etree.ElementTree import ParseError
 
 from minio.commonconfig import ENABLED, Filter
-from minio.error import MinioException, S3Error
+from minio.error import S3Error
 from minio.lifecycleconfig import AbortIncompleteMultipartUpload, LifecycleConfig, Rule
 
 from percmae.command import exit_code
 from percmae.errors import StoreError, UserError
-from percmae.storage.explain import explain
 from percmae.storage.path import StorePath
 from percmae.storage.s3 import S3Object, client
 from percmae.storage.settings import StoreSettings
@@ -35,30 +33,32 @@ _NO_SUCH_RULES = {"MalformedXML", "NotImplemented", "InvalidRequest", "InvalidAr
 def setup_bucket(uri: str) -> bool:
     """Make the bucket of ``uri`` where it is absent, and have unfinished uploads removed.
 
-    Other lifecycle rules of the bucket stay. Returns whether the store keeps the rule; some have
-    none and clear up in their own way. Raises StoreError, or StoreAccessError where trying again
-    will not help.
+    Other lifecycle rules of the bucket stay; where ``uri`` is but a part of it (as a profile of
+    Kubeflow has), so do all. Returns whether the store keeps the rule; some have none and clear up
+    in their own way. Raises StoreError, or StoreAccessError where trying again will not help.
     """
     bucket = _bucket(uri)
-    StorePath(f"s3://{bucket.bucket}").prepare()
+    whole = StorePath(f"s3://{bucket.bucket}")
+    whole.prepare()
+    if StorePath(uri) != whole:
+        return False
     try:
-        return _set_rule(bucket)
-    except S3Error as error:
-        if error.code in _NO_SUCH_RULES:
+        with bucket.errors("set the lifecycle of"):
+            return _set_rule(bucket)
+    except StoreError as error:
+        if isinstance(error.__cause__, S3Error) and error.__cause__.code in _NO_SUCH_RULES:
             return False
-        raise explain(error, "set the lifecycle of", bucket) from error
-    except (MinioException, ValueError, ParseError) as error:
-        raise explain(error, "set the lifecycle of", bucket) from error
+        raise
 
 
 def check_bucket(uri: str) -> None:
-    """Write, read and delete one small object in the bucket of ``uri``.
+    """Write, read and delete one small object below ``uri``.
 
     Raises StoreAccessError for an absent bucket or what the keys may not do, StoreError for a
     store that does not answer or answers wrongly.
     """
-    bucket = _bucket(uri)
-    probe = StorePath(f"s3://{bucket.bucket}") / f".percmae-check/{secrets.token_hex(8)}"
+    _bucket(uri)
+    probe = StorePath(uri) / f".percmae-check/{secrets.token_hex(8)}"
     text = secrets.token_hex(16)
     probe.write_text(text)
     try:

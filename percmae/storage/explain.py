@@ -2,50 +2,48 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 from xml.etree.ElementTree import ParseError
 
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 
 from percmae.errors import StoreAccessError, StoreError
+from percmae.storage.base import Target
 
-if TYPE_CHECKING:
-    from percmae.storage.s3 import S3Object
-
-# Code → message. {uri}, {bucket}, {endpoint}, {key} (the access key) and {detail} are filled in.
+# Code → message. The fields of Target, {doing} and {detail} (the store's own words) are filled in.
 # These fail at once: no retry makes a wrong key right.
 _ACCESS = {
-    "NoSuchKey": "{uri} does not exist in the store at {endpoint}",
-    "NoSuchBucket": "the bucket '{bucket}' of {uri} does not exist in the store at {endpoint}:"
+    "NoSuchKey": "{uri} does not exist in the store at {store}",
+    "NoSuchBucket": "the bucket '{bucket}' of {uri} does not exist in the store at {store}:"
     " create it, or correct the URI",
-    "InvalidAccessKeyId": "the store at {endpoint} does not know the access key '{key}': check"
-    " AWS_ACCESS_KEY_ID",
-    "SignatureDoesNotMatch": "the store at {endpoint} refuses the secret key given for access key"
-    " '{key}': check AWS_SECRET_ACCESS_KEY",
-    "AccessDenied": "the store at {endpoint} does not let access key '{key}' {doing} {uri}: check"
-    " the credentials and their permissions",
-    "ExpiredToken": "the session token for the store at {endpoint} has expired: get a new"
-    " AWS_SESSION_TOKEN",
-    "InvalidToken": "the store at {endpoint} does not accept the session token: check"
-    " AWS_SESSION_TOKEN, or unset it",
-    "RequestTimeTooSkewed": "the clocks of this machine and of the store at {endpoint} differ by"
+    "InvalidAccessKeyId": "the store at {store} does not know {who}{sent}: check {keys}",
+    "SignatureDoesNotMatch": "the store at {store} refuses the secret key given for {who}{sent}:"
+    " check {keys}",
+    "AccessDenied": "the store at {store} does not let {who}{sent} {doing} {uri}: check its"
+    " permissions, and {keys}",
+    "ExpiredToken": "the session token ({token}) for the store at {store} has expired: get a new"
+    " one",
+    "InvalidToken": "the store at {store} does not accept the session token: check {token}, or"
+    " leave it out",
+    "RequestTimeTooSkewed": "the clocks of this machine and of the store at {store} differ by"
     " more than 15 minutes: set the clock",
-    "AuthorizationHeaderMalformed": "the store at {endpoint} wants another region ({detail}): set"
+    "AuthorizationHeaderMalformed": "the store at {store} wants another region ({detail}): set"
     " AWS_REGION",
-    "BucketAlreadyExists": "the bucket name '{bucket}' is taken by someone else at {endpoint}:"
+    "BucketAlreadyExists": "the bucket name '{bucket}' is taken by someone else at {store}:"
     " choose another",
     "InvalidBucketName": "'{bucket}' is not a valid bucket name",
-    "NotImplemented": "the server at {endpoint} cannot {doing} {uri} ({detail}): is it an S3"
-    " server?",
+    "NotImplemented": "the server at {store} cannot {doing} {uri} ({detail}): is it an S3 server?",
 }
 _FAILURE = {
     "PreconditionFailed": "{uri} was replaced while it was being read: read it again",
-    "XMinioStorageFull": "the store at {endpoint} is full: cannot {doing} {uri}",
-    "QuotaExceeded": "the quota of the store at {endpoint} is used up: cannot {doing} {uri}",
+    "XMinioStorageFull": "the store at {store} is full: cannot {doing} {uri}",
+    "QuotaExceeded": "the quota of the store at {store} is used up: cannot {doing} {uri}",
 }
 _SAME = {
     "NoSuchObject": "NoSuchKey",
     "TokenRefreshRequired": "ExpiredToken",
+    "InvalidTokenId": "InvalidToken",
+    "InvalidClientTokenId": "InvalidToken",
     "XMinioInvalidObjectName": "InvalidObjectName",
     "AllAccessDisabled": "AccessDenied",
     "InvalidRegion": "AuthorizationHeaderMalformed",
@@ -58,10 +56,14 @@ def is_absent(error: BaseException | None) -> bool:
     return isinstance(error, S3Error) and _code(error) == "NoSuchKey"
 
 
-def explain(error: Exception, doing: str, target: S3Object) -> StoreError:
-    """The error to raise for what minio raised while ``doing`` something with ``target``."""
+def explain(error: Exception, doing: str, target: Target, ask: Callable[[], object]) -> StoreError:
+    """The error to raise for what minio raised while ``doing`` something at ``target``.
+
+    ``ask`` sends a request about the same object whose answer has a body: it raises the reason
+    where an answer to HEAD came without one.
+    """
     if isinstance(error, S3Error) and _came_without_a_reason(error):
-        error = _ask_why(target, error) or error
+        error = _ask_why(ask, error) or error
     if isinstance(error, S3Error):
         explained = _explain_code(error, doing, target)
     elif isinstance(error, InvalidResponseError | ServerError):
@@ -70,37 +72,30 @@ def explain(error: Exception, doing: str, target: S3Object) -> StoreError:
     elif isinstance(error, ParseError) or "XML" in str(error):
         explained = not_a_store(doing, target, "not the XML expected")
     else:  # minio-py checks names before it sends anything
-        explained = StoreAccessError(f"cannot {doing} {target.uri}: {error}")
+        # What http.client says of a header that cannot be sent is the header, signature and all.
+        shown = "a header that cannot be sent" if "header value" in str(error) else error
+        explained = StoreAccessError(f"cannot {doing} {target.uri}: {shown}")
     # What decides is the store's last word, which callers look up in __cause__.
     explained.__cause__ = error
     return explained
 
 
-def not_a_store(doing: str, target: S3Object, answer: str) -> StoreError:
+def not_a_store(doing: str, target: Target, answer: str) -> StoreError:
     """The error for an answer that no S3 store would give."""
     return StoreError(
-        f"cannot {doing} {target.uri}: the server at {target.settings.endpoint} does not answer"
+        f"cannot {doing} {target.uri}: the server at {target.store} does not answer"
         f" like an S3 store ({answer}); is the endpoint the store's API, not its web console?"
     )
 
 
-def _explain_code(error: S3Error, doing: str, target: S3Object) -> StoreError:
+def _explain_code(error: S3Error, doing: str, target: Target) -> StoreError:
     code = _code(error)
     kind = StoreAccessError if code in _ACCESS else StoreError
     text = (_ACCESS | _FAILURE).get(
-        code, "cannot {doing} {uri}: the store at {endpoint} answers {code}: {detail}"
+        code, "cannot {doing} {uri}: the store at {store} answers {code}: {detail}"
     )
-    return kind(
-        text.format(
-            code=code,
-            uri=target.uri,
-            bucket=target.bucket,
-            endpoint=target.settings.endpoint,
-            key=target.settings.access_key,
-            doing=doing,
-            detail=" ".join((error.message or code).split()),
-        )
-    )
+    detail = " ".join((error.message or code).split())
+    return kind(text.format(code=code, doing=doing, detail=detail, **vars(target)))
 
 
 def _code(error: S3Error) -> str:
@@ -109,14 +104,14 @@ def _code(error: S3Error) -> str:
 
 
 def _came_without_a_reason(error: S3Error) -> bool:
-    """An answer to HEAD has no body: 403 and 404 then stand for several causes."""
-    return not error.response.data and _code(error) in ("AccessDenied", "NoSuchKey")
+    """An answer to HEAD has no body: 400, 403 and 404 then stand for several causes."""
+    return not error.response.data and _code(error) in ("AccessDenied", "BadRequest", "NoSuchKey")
 
 
-def _ask_why(target: S3Object, bare: S3Error) -> S3Error | None:
-    """The reason behind a bare 403 or 404, by a request whose answer has a body."""
+def _ask_why(ask: Callable[[], object], bare: S3Error) -> S3Error | None:
+    """The reason behind a bare refusal, by a request whose answer has a body."""
     try:
-        next(iter(target._client.list_objects(target.bucket, prefix=target.key)), None)
+        ask()
     except S3Error as error:
         # Not being allowed to list does not change that the object is absent.
         telling = {"NoSuchBucket"} if _code(bare) == "NoSuchKey" else _ACCESS.keys()

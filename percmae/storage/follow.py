@@ -21,7 +21,7 @@ from typing import NamedTuple, NoReturn
 
 from percmae.command import exit_code
 from percmae.errors import StoreError, UserError
-from percmae.progress import note
+from percmae.progress import note, warn
 from percmae.storage.path import StorePath
 
 LOGS = "train_outputs/tensorboard_logs"
@@ -82,7 +82,7 @@ def follow(runs: str, folder: str, every: float) -> NoReturn:
         except OSError as error:
             raise UserError(f"cannot write to {target}: {error.strerror or error}") from error
         if problem != said:
-            note(problem or f"{source}: followed again")
+            warn(problem) if problem else note(f"{source}: followed again")
             said = problem
         if any(changes):
             note(f"{source}: " + ", ".join(f"{n} {what}" for what, n in _named(changes)))

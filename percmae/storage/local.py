@@ -17,6 +17,8 @@ from percmae.storage.base import Stat
 _TEMPORARY = ".percmae-"
 # Met by the caller's own writes, so it is told apart by number from what else the caller raises.
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# How a file system says that it knows no fsync, of directories (CIFS, vboxsf, some FUSE) or at all.
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 class LocalFile:
@@ -68,7 +70,7 @@ class LocalFile:
                 yield cast(BinaryIO, stream)
                 with _errors("write", self.path):
                     stream.flush()
-                    os.fsync(stream.fileno())
+                    _sync(stream.fileno())
             with _errors("write", self.path):
                 temporary.replace(self.path)
                 _sync_directory(self.path.parent)
@@ -110,9 +112,18 @@ def _sync_directory(path: Path) -> None:
     """Make a rename survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        _sync(handle)
     finally:
         os.close(handle)
+
+
+def _sync(handle: int) -> None:
+    """fsync, on file systems that know it; the others keep their own pace, and nothing is lost."""
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
 
 
 @contextmanager

@@ -8,11 +8,12 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from percmae.errors import DataError, StoreAccessError, UserError
-from percmae.storage.base import Backend, Entry, Stat
+from percmae.storage.base import Backend, Stat
 from percmae.storage.local import LocalFile
 from percmae.storage.settings import StoreSettings
 
@@ -57,8 +58,11 @@ class StorePath:
     ) -> None:
         """``settings``: which store ``s3://`` means; default: ``StoreSettings.load()`` when used.
 
-        Raises ``UserError`` for a URI of another kind. Local paths become absolute; ``~`` and
-        ``..`` are resolved.
+        Every URI has one normal form, as paths have: no empty parts, none that is ``.``, no slash
+        at the end. (A key with ``//`` in it is another object to S3, but one object to the stores
+        that keep files, so whatever is written there is not found by the same name everywhere.)
+        Local paths become absolute; ``~`` and ``..`` are resolved. Raises ``UserError`` for a URI
+        of another kind, and for ``..`` in a key, which has nothing above it.
         """
         if isinstance(uri, StorePath):
             settings = settings or uri._settings
@@ -92,7 +96,7 @@ class StorePath:
 
     def __truediv__(self, below: str) -> StorePath:
         """The path ``below`` this one. Raises ``UserError`` if it leads anywhere else."""
-        parts = [part for part in below.split("/") if part not in ("", ".")]
+        parts = _parts(below)
         if below.startswith("/") or ".." in parts or not parts:
             raise UserError(f"{below!r} is not a path below {self.uri}")
         if self._local is not None:
@@ -228,35 +232,62 @@ class StorePath:
         return hash(self.uri)
 
 
+def local_path(text: str | os.PathLike[str], what: str) -> Path:
+    """A path on this machine, for what is kept nowhere else.
+
+    Raises UserError, naming ``what``, for an address in a store: as a path it would be a folder
+    called ``s3:``.
+    """
+    if _is_address(os.fspath(text)):
+        raise UserError(f"{what} {text}: is kept on this machine; give a path")
+    return Path(text).expanduser()
+
+
+def _is_address(text: str) -> bool:
+    return "://" in text or text.startswith("s3:")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a listing: the object, its key relative to the listed path, size in bytes."""
+
+    path: StorePath
+    name: str
+    size: int
+
+
 def _parse(text: str) -> tuple[str, str, Path | None]:
     """(bucket, key, None) of an S3 URI, ("", "", absolute path) of a local one."""
     if not text or "\0" in text:
         raise UserError(f"{text!r} is not a path or an s3://bucket/key URI")
     if text.startswith(_SCHEME):
         return (*_parse_s3(text), None)
-    if "://" in text or text.startswith("s3:"):
+    if _is_address(text):
         raise UserError(f"{text!r}: only local paths and s3://bucket/key are understood")
     try:
-        return "", "", Path(os.path.abspath(Path(text).expanduser()))
-    except (RuntimeError, OSError) as error:  # ~someone; no current folder
+        # POSIX lets two slashes mean something else; here they do not.
+        return "", "", Path("/", os.path.abspath(Path(text).expanduser()).lstrip("/"))
+    except (RuntimeError, OSError) as error:  # ~someone; a current directory that is gone
         raise UserError(f"{text!r}: {error}") from None
 
 
 def _parse_s3(text: str) -> tuple[str, str]:
     bucket, _, key = text[len(_SCHEME) :].partition("/")
-    key = key.strip("/")
+    parts = _parts(key)
+    key = "/".join(parts)
     if not _BUCKET.fullmatch(bucket):
         raise UserError(
             f"{text!r} needs a bucket name of 3 to 63 small letters, digits, dots and hyphens:"
             " s3://bucket/key"
         )
-    if {".", ".."} & set(key.split("/")) or len(_encoded(key, text)) > _LONGEST_KEY:
-        raise UserError(f"{text!r}: a key has no '.' or '..' parts and at most 1024 bytes")
+    try:
+        length = len(key.encode())
+    except UnicodeEncodeError:
+        raise UserError(f"{text!r}: a key must be UTF-8") from None
+    if ".." in parts or length > _LONGEST_KEY:
+        raise UserError(f"{text!r}: a key has no '..' parts and at most {_LONGEST_KEY} bytes")
     return bucket, key
 
 
-def _encoded(key: str, text: str) -> bytes:
-    try:
-        return key.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{text!r}: a key is UTF-8 text") from None
+def _parts(key: str) -> list[str]:
+    return [part for part in key.split("/") if part not in ("", ".")]

@@ -5,26 +5,34 @@ Loaded at the first S3 request only: importing minio takes half a second.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias, cast
 from urllib.parse import urlsplit
 from xml.etree.ElementTree import ParseError
 
 import urllib3
 from minio import Minio
+from minio.credentials import Provider, StaticProvider
 from minio.datatypes import Part
 from minio.error import MinioException, S3Error
 
 from percmae.errors import StoreAccessError, StoreError
 from percmae.storage import stream
-from percmae.storage.base import Stat
+from percmae.storage.base import Stat, Target
 from percmae.storage.explain import explain, is_absent, not_a_store
-from percmae.storage.transport import CONNECTION_ERRORS, Patience, Transport, raise_if_final
+from percmae.storage.roles import Fetched
+from percmae.storage.transport import (
+    CONNECTION_ERRORS,
+    Patience,
+    Server,
+    Transport,
+    raise_if_final,
+)
 
 if TYPE_CHECKING:
     from percmae.storage.settings import StoreSettings
@@ -36,7 +44,7 @@ _ABORT_SECONDS = 3.0
 _Headers: TypeAlias = dict[str, str | list[str] | tuple[str]]
 
 # A client's sockets must never be used by two processes, so the key holds the process id.
-_clients: dict[tuple[int, StoreSettings], Minio] = {}
+_clients: dict[tuple[int, StoreSettings, Server], Minio] = {}
 _clients_lock = threading.Lock()
 
 
@@ -49,23 +57,30 @@ os.register_at_fork(after_in_child=_new_lock_in_child)
 
 
 def client(settings: StoreSettings) -> Minio:
-    """The one minio client of this process for these settings."""
-    key = (os.getpid(), settings)
+    """The one minio client of this process for these settings (and the proxy of now)."""
+    server = Server.store(settings)
+    key = (os.getpid(), settings, server)
     with _clients_lock:
         if key not in _clients:
             try:
-                _clients[key] = Minio(
-                    urlsplit(settings.endpoint).netloc,
-                    access_key=settings.access_key,
-                    secret_key=settings.secret_key,
-                    session_token=settings.session_token,
-                    secure=bool(settings.secure),
-                    region=settings.region,
-                    http_client=Transport(settings),
-                )
+                _clients[key] = _new_client(settings, server)
             except (ValueError, OSError) as error:
-                raise StoreAccessError(f"store at {settings.endpoint}: {error}") from error
+                raise StoreAccessError(f"{server}: {error}") from error
         return _clients[key]
+
+
+def _new_client(settings: StoreSettings, server: Server) -> Minio:
+    if settings.role:
+        keys: Provider = Fetched(settings.role, settings)
+    else:
+        keys = StaticProvider(settings.access_key, settings.secret_key, settings.session_token)
+    return Minio(
+        urlsplit(settings.endpoint).netloc,
+        credentials=keys,
+        secure=bool(settings.secure),
+        region=settings.region,
+        http_client=Transport(server),
+    )
 
 
 class S3Object:
@@ -84,7 +99,7 @@ class S3Object:
         if not self.key:
             return None
         try:
-            with self._errors("look at"):
+            with self.errors("look at"):
                 found = self._client.stat_object(self.bucket, self.key)
         except StoreAccessError as error:
             if is_absent(error.__cause__):
@@ -102,14 +117,15 @@ class S3Object:
             self._must_exist()
             return b""
         body = _Body(etag)
-        patience = Patience(self.settings)
+        server = Server.store(self.settings)
+        patience = Patience(server)
         while True:
             reached = body.bytes
             try:
-                with self._errors("read"):
+                with self.errors("read"):
                     self._read_on(body, start, length)
             except CONNECTION_ERRORS as error:
-                raise_if_final(error, self.settings)
+                raise_if_final(error, server)
                 if body.bytes > reached:
                     patience.renew()
                 patience.pause(error)
@@ -140,26 +156,26 @@ class S3Object:
             raise
 
     def put(self, data: bytes, content_type: str) -> None:
-        with self._errors("write"):
+        with self.errors("write"):
             done = self._client.put_object(
                 self.bucket, self.key, io.BytesIO(data), len(data), content_type=content_type
             )
         self._etag(done.etag, "write")
 
     def delete(self) -> None:
-        with self._errors("delete"):
+        with self.errors("delete"):
             self._client.remove_object(self.bucket, self.key)
 
     def entries(self) -> Iterator[tuple[str, int]]:
         prefix = f"{self.key}/" if self.key else ""
-        with self._errors("list"):
+        with self.errors("list"):
             for found in self._client.list_objects(self.bucket, prefix=prefix, recursive=True):
                 name = (found.object_name or "")[len(prefix) :]
                 if name and not name.endswith("/"):  # "folder/" marks an empty folder
                     yield name, found.size or 0
 
     def prepare(self) -> None:
-        with self._errors("create the bucket of"):
+        with self.errors("create the bucket of"):
             if self._client.bucket_exists(self.bucket):
                 return
             try:
@@ -173,21 +189,21 @@ class S3Object:
     # the data is pushed by whoever writes, so these use the calls it is made of.
 
     def start_upload(self, content_type: str) -> str:
-        with self._errors("write"):
+        with self.errors("write"):
             headers: _Headers = {"Content-Type": content_type}
             return self._client._create_multipart_upload(self.bucket, self.key, headers)
 
     def upload_part(self, upload: str, number: int, data: bytes) -> str:
-        with self._errors("write"):
+        with self.errors("write"):
             etag = self._client._upload_part(self.bucket, self.key, data, None, upload, number)
         return self._etag(etag, "write")
 
     def complete_upload(self, upload: str, etags: list[str], size: int) -> None:
         parts = [Part(number, etag) for number, etag in enumerate(etags, 1)]
-        patience = Patience(self.settings)
+        patience = Patience(Server.store(self.settings))
         while True:
             try:
-                with self._errors("write"):
+                with self.errors("write"):
                     done = self._client._complete_multipart_upload(
                         self.bucket, self.key, upload, parts
                     )
@@ -202,9 +218,8 @@ class S3Object:
             patience.pause("the upload was not completed")
 
     def abort_upload(self, upload: str) -> None:
-        hurried = replace(
-            self.settings, retry_seconds=min(_ABORT_SECONDS, self.settings.retry_seconds)
-        )
+        seconds = min(_ABORT_SECONDS, self.settings.retry_seconds)
+        hurried = dataclasses.replace(self.settings, retry_seconds=seconds)
         # A failure here would hide the error that led to it; the store's own rule for incomplete
         # uploads, or `mc rm --incomplete`, removes what is left.
         try:
@@ -249,7 +264,7 @@ class S3Object:
     def _etag(self, etag: str | None, doing: str) -> str:
         """``etag``, which every S3 store sends and a web server taken for one rarely does."""
         if not etag:
-            raise not_a_store(doing, self, "no ETag")
+            raise not_a_store(doing, self._target, "no ETag")
         return etag
 
     def _must_exist(self) -> None:
@@ -257,17 +272,32 @@ class S3Object:
             raise self._absent()
 
     def _absent(self) -> StoreAccessError:
-        return StoreAccessError(
-            f"{self.uri} does not exist in the store at {self.settings.endpoint}"
-        )
+        return StoreAccessError(f"{self.uri} does not exist in {Server.store(self.settings)}")
 
     @contextmanager
-    def _errors(self, doing: str) -> Iterator[None]:
+    def errors(self, doing: str) -> Iterator[None]:
+        """Turn what minio raises while ``doing`` something into ``StoreError``."""
         try:
             yield
         except (MinioException, ValueError, ParseError) as error:
-            explained = explain(error, doing, self)
+            explained = explain(error, doing, self._target, self._ask)
             raise explained from explained.__cause__
+
+    def _ask(self) -> None:
+        next(iter(self._client.list_objects(self.bucket, prefix=self.key)), None)
+
+    @property
+    def _target(self) -> Target:
+        of = self.settings
+        return Target(
+            self.uri,
+            self.bucket,
+            store=Server.store(of).address,
+            who=of.who,
+            keys=of.origin,
+            token=of.token_origin,
+            sent=f" with a session token ({of.token_origin})" if of.session_token else "",
+        )
 
 
 class _Body:

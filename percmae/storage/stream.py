@@ -5,10 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from percmae.storage.s3 import S3Object
+from typing import Any, Protocol
 
 _FIRST_WINDOW = 32 << 10
 _LARGEST_WINDOW = 8 << 20
@@ -76,6 +73,20 @@ class Reader(io.RawIOBase):
         self._window = self._fetch(self._position, length)
 
 
+class Uploads(Protocol):
+    """An object that can be put at once, or in parts by a multipart upload."""
+
+    def put(self, data: bytes, content_type: str) -> None: ...
+
+    def start_upload(self, content_type: str) -> str: ...
+
+    def upload_part(self, upload: str, number: int, data: bytes) -> str: ...
+
+    def complete_upload(self, upload: str, etags: list[str], size: int) -> None: ...
+
+    def abort_upload(self, upload: str) -> None: ...
+
+
 class Writer(io.RawIOBase):
     """Collects bytes and uploads them a part at a time; ``commit`` makes them the object.
 
@@ -83,7 +94,7 @@ class Writer(io.RawIOBase):
     before it is completed. ``abort`` removes what was uploaded.
     """
 
-    def __init__(self, target: S3Object, content_type: str) -> None:
+    def __init__(self, target: Uploads, content_type: str) -> None:
         self._target = target
         self._content_type = content_type
         self._buffer = bytearray()

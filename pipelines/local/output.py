@@ -24,7 +24,7 @@ _TRACEBACK = (
 _SHELL = ("Hangup", "Killed", "Terminated")
 
 
-class Errors:
+class StepErrors:
     """Takes tracebacks and final error lines out of a step's lines, and keeps the last of them."""
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ def terminal_for(console: Console) -> tuple[int, int]:
     return ours, theirs
 
 
-def pump(stderr: int, label: str, console: Console, log: TextIO, errors: Errors) -> None:
+def pump(stderr: int, label: str, console: Console, log: TextIO, errors: StepErrors) -> None:
     """Show and log what comes from ``stderr`` until its end, then close it."""
     decoder, lines = codecs.getincrementaldecoder("utf-8")("replace"), Lines()
     while True:

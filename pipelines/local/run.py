@@ -8,156 +8,97 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
-from percmae.data.imagenet import DEVKIT_NAME, TRAIN_NAME, VAL_NAME
+from percmae.data.archives import ARCHIVES
 from percmae.data.sample import SOURCES, SampleArchives, make_sample_archives
 from percmae.data.sample_sources import fingerprint
-from percmae.errors import UserError
-from percmae.stages import steps as stages
-from percmae.stages.launch import LOCAL, STAGES
+from percmae.local_store import server as local_store
+from percmae.stages.placement import LOCAL, Placement
+from percmae.stages.steps import report_folder
 from percmae.storage import StorePath
 from pipelines.local.console import Console
-
-if TYPE_CHECKING:
-    from pipelines.local import warm
-    from pipelines.local.tasks import Step
+from pipelines.local.options import RunOptions
+from pipelines.local.tasks import FinishedStep, fork_server, run_pipeline
+from pipelines.local.warm import TRAINING_MODULES, ForkServer
 
 HOME = ".percmae"
-HERE = stages.Launch()
-ARCHIVES = (TRAIN_NAME, VAL_NAME, DEVKIT_NAME)
-"""Training images, validation images and development kit, under the names they come with."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class PipelineOutcome:
     """A finished pipeline: the content of report.json, the steps as they ended, the files here."""
 
     report: dict[str, Any]
-    steps: list[Step]
+    steps: list[FinishedStep]
     html: Path
     json: Path
 
 
-def run(
-    variant: str = "mae",
-    tag: str = "",
-    recipe: str = "demo",
-    source: str = "mnist",
-    seeds: Sequence[int] = (0, 1, 2),
-    overrides: Sequence[str] = (),
-    to: str | Path = "runs",
-    *,
-    size: str = "",
-    fine_tune: bool = True,
-    store: str | None = None,
-    archives: str | None = None,
-    dataset: str | None = None,
-    launch: stages.Launch = HERE,
-    server: warm.Server | None = None,
-) -> Outcome:
-    """Run the DAG through ``kfp.local`` on sample images and copy its report to ``<to>/<name>/``.
+def run(variant: str, options: RunOptions, server: ForkServer | None = None) -> PipelineOutcome:
+    """Run the DAG through ``kfp.local`` and copy its report to ``<to>/<name>/``.
 
-    source: images as for :func:`percmae.data.sample.make_sample_archives`. overrides: as the
-    pipeline takes them (``optim.epochs=3``, ``probe.optim.epochs=5``, ``all.data.workers=2``).
-    store: where datasets and runs are kept; by default an embedded S3 server below ``.percmae``
-    (or ``PERCMAE_HOME``) that runs as long as this does. What is there already is reused.
-    archives: folder or ``s3://`` prefix with the ILSVRC archives, instead of sample images;
-    dataset: the name they are kept under. server: from :func:`server_for`, where several runs share
-    one. launch: where the training is done; a cluster needs a
-    ``store`` that its pods reach too.
+    What is in the store already is reused. server: from :func:`fork_server_for`, where several runs
+    share one.
 
     Raises UserError for bad input before anything is started, StepError for a step that failed,
     Interrupted after Ctrl-C; the same call goes on from where it was stopped.
     """
-    name = check(variant, tag, recipe, size, seeds, overrides)
-    check_launch(launch, store)
-    console, folder = Console(), Path(to) / name
-    dataset, (train, val, devkit) = find_archives(source, archives, dataset)
+    name = options.check(variant)
+    console, folder = Console(), Path(options.to) / name
+    dataset, (train, val, devkit) = find_archives(options)
     folder.mkdir(parents=True, exist_ok=True)
     with (
-        contextlib.nullcontext(server) if server else server_for(launch) as forks,
-        open_store(store, console) as base,
+        contextlib.nullcontext(server) if server else fork_server_for(options.placement) as forks,
+        open_store(options.store, console) as store,
         (folder / "pipeline.log").open(
             "w", buffering=1, encoding="utf-8", errors="backslashreplace"
         ) as log,
     ):
+        placement = options.placement
         steps = _run_dag(
             {
                 "archive_train": train,
                 "archive_val": val,
                 "archive_devkit": devkit,
                 "dataset": dataset,
-                "store": base,
+                "store": store,
                 "variant": variant,
-                "recipe": recipe,
-                "size": size,
-                "tag": tag,
-                "seeds": list(seeds),
-                "overrides": list(overrides),
-                "fine_tune": fine_tune,
-                "launcher": launch.launcher,
-                "train_image": launch.image,
-                "nodes": launch.nodes,
-                "gpus": launch.gpus,
-                "job": list(launch.job),
+                "recipe": options.recipe,
+                "size": options.size,
+                "tag": options.tag,
+                "seeds": list(options.seeds),
+                "overrides": list(options.overrides),
+                "fine_tune": options.fine_tune,
+                "launcher": placement.launcher,
+                "train_image": placement.image,
+                "nodes": placement.nodes,
+                "gpus": placement.gpus,
+                "job": list(placement.job),
             },
             console,
             log,
             forks,
         )
-        made = StorePath(stages.report_folder(base, name))
+        stored = StorePath(report_folder(store, name))
         for file in ("report.html", "report.json"):
-            (made / file).read_file(folder / file)
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+            (stored / file).read_file(folder / file)
     html, figures = (folder / "report.html").resolve(), (folder / "report.json").resolve()
-    return Outcome(report, steps, html, figures)
+    return PipelineOutcome(json.loads(figures.read_text(encoding="utf-8")), steps, html, figures)
 
 
-def check(
-    variant: str,
-    tag: str,
-    recipe: str,
-    size: str,
-    seeds: Sequence[int],
-    overrides: Sequence[str],
-) -> str:
-    """The name of the runs; raises UserError for what could not work, before anything starts."""
-    from percmae.config import load_config
-
-    if not seeds or len(set(seeds)) != len(seeds):
-        raise UserError(f"seeds {list(seeds)}: give one or more different whole numbers")
-    config = stages.pretrain_config(variant, recipe, size, tag, overrides, seeds[0])
-    for stage in stages.TRAININGS[1:]:
-        chosen = stages.overrides_for(stage, overrides)
-        load_config(variant, recipe, stage, overrides=chosen, size=size or None)
-    return config.run_name
-
-
-def check_launch(launch: stages.Launch, store: str | None) -> None:
-    """Raises UserError for a launcher that could not work, before anything starts."""
-    for stage in STAGES:
-        launch.settings(stage)
-    if launch.launcher != LOCAL and store is None:
-        raise UserError(
-            f"--launcher {launch.launcher} needs --store: pods cannot reach the embedded store of "
-            "this machine; give an s3:// prefix, with AWS_ENDPOINT_URL and keys for it here"
-        )
-
-
-def find_archives(
-    source: str, archives: str | None, dataset: str | None
-) -> tuple[str, tuple[str, str, str]]:
+def find_archives(options: RunOptions) -> tuple[str, tuple[str, str, str]]:
     """Name of a dataset and its three archives: given ones, or those of sample images.
 
     Raises DataError for a source that is not known or cannot be had.
     """
-    if archives is None:
-        name, made = sample_archives(source)
-        return dataset or name, (str(made.train), str(made.val), str(made.devkit))
-    folder = StorePath(archives)
-    train, val, devkit = ((folder / file).uri for file in ARCHIVES)
-    return dataset or "imagenet", (train, val, devkit)
+    if options.archives is None:
+        name, samples = sample_archives(options.source)
+        archives = str(samples.train), str(samples.val), str(samples.devkit)
+        return options.dataset or name, archives
+    folder = StorePath(options.archives)
+    train, val, devkit = ((folder / file).uri for file in ARCHIVES.values())
+    return options.dataset or "imagenet", (train, val, devkit)
 
 
 def sample_archives(source: str) -> tuple[str, SampleArchives]:
@@ -190,16 +131,14 @@ def open_store(uri: str | None, console: Console) -> Iterator[str]:
         base.prepare()
         yield base.uri
         return
-    from percmae.local_store import server as local_store
-
-    with local_store.running() as server:
-        console.line("store", f"{server.uri} at {server.endpoint}")
-        before = {name: os.environ.get(name) for name in (*server.environ, *_OVERRULING)}
-        os.environ.update(server.environ)
+    with local_store.running() as store:
+        console.line("store", f"{store.uri} at {store.endpoint}")
+        before = {name: os.environ.get(name) for name in (*store.environ, *_OVERRULING)}
+        os.environ.update(store.environ)
         for name in _OVERRULING:
             os.environ.pop(name, None)
         try:
-            yield server.uri
+            yield store.uri
         finally:
             for name, value in before.items():
                 if value is None:
@@ -212,24 +151,21 @@ def open_store(uri: str | None, console: Console) -> Iterator[str]:
 _OVERRULING = ("AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN", "PERCMAE_STORE_CONFIG")
 
 
-def server_for(launch: stages.Launch) -> warm.Server:
+def fork_server_for(placement: Placement) -> ForkServer:
     """A process to fork the steps of runs from: it imports what trains, unless a job does that."""
-    from pipelines.local import warm
-    from pipelines.local.tasks import step_server
-
-    return step_server(warm.TRAINING if launch.launcher == LOCAL else ())
+    return fork_server(TRAINING_MODULES if placement.launcher == LOCAL else ())
 
 
 def _run_dag(
-    arguments: dict[str, Any], console: Console, log: TextIO, server: warm.Server
-) -> list[Step]:
-    from pipelines.local.tasks import run_pipeline
+    arguments: dict[str, Any], console: Console, log: TextIO, server: ForkServer
+) -> list[FinishedStep]:
+    # Imports kfp: after all checks, which are quick and need none.
     from pipelines.train import train_pipeline
 
     return run_pipeline(train_pipeline(), arguments, console, log, server)
 
 
-def steps_table(steps: Sequence[Step]) -> str:
+def steps_table(steps: Sequence[FinishedStep]) -> str:
     """Seconds of each step, a column a seed; in brackets where a finished run was reused."""
     seeds = sorted({step.seed for step in steps if step.seed is not None})
     cells = {(step.name, step.seed): _seconds(step) for step in steps}
@@ -246,5 +182,5 @@ def steps_table(steps: Sequence[Step]) -> str:
     return "\n".join(lines)
 
 
-def _seconds(step: Step) -> str:
+def _seconds(step: FinishedStep) -> str:
     return f"({step.seconds:.0f})" if step.reused else f"{step.seconds:.0f}"

@@ -40,9 +40,9 @@ from types import FrameType
 from typing import IO, Any, TextIO
 
 from percmae.errors import Interrupted, PercmaeError, UserError
-from pipelines.local import warm
 from pipelines.local.console import Console
-from pipelines.local.output import Errors, pump, terminal_for
+from pipelines.local.output import StepErrors, pump, terminal_for
+from pipelines.local.warm import ComponentCall, ForkServer, StepProcess
 
 # What kfp.local runs at the same time (ParallelExecutor.conservative_max).
 PARALLEL = 2
@@ -52,7 +52,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
-class Step:
+class FinishedStep:
     """A step that has ended well.
 
     artifacts: the metadata of each artifact that the step has made, by name.
@@ -82,21 +82,21 @@ def run_pipeline(
     arguments: dict[str, Any],
     console: Console,
     log: TextIO,
-    server: warm.Server,
-) -> list[Step]:
+    server: ForkServer,
+) -> list[FinishedStep]:
     """Run a compiled pipeline on this machine and return its steps in the order they ended.
 
     Progress and notes of the steps go to ``console``; everything that they and KFP print goes to
-    ``log``. server: what the steps are forked from (:func:`step_server`). Must be called from the
+    ``log``. server: what the steps are forked from (:func:`fork_server`). Must be called from the
     main thread: it handles SIGINT, SIGTERM and SIGHUP by asking the running steps to stop (a second
     signal kills them) and starting no more.
 
     Raises Interrupted after a signal, StepError when a step fails.
     """
-    from kfp import local
+    from kfp import local  # takes a second: after all checks
 
     with tempfile.TemporaryDirectory(prefix="percmae-kfp-") as folder:
-        tasks = _Tasks(server, console, log, scratch=folder)
+        runner = _StepRunner(server, console, log, scratch=folder)
         local.init(
             local.SubprocessRunner(use_venv=False),
             pipeline_root=f"{folder}/artifacts",
@@ -104,17 +104,17 @@ def run_pipeline(
         )
         failure: Exception | None = None
         try:
-            with _handled(tasks.interrupt), _quiet(log), _launching(tasks.launch):
+            with _handled(runner.interrupt), _quiet(log), _launching(runner.launch):
                 pipeline(**arguments)
         except RuntimeError as error:
-            failure = error  # says that some task failed; tasks knows which and why
-        tasks.check(failure)
-    return tasks.steps
+            failure = error  # says that some task failed; runner knows which and why
+        runner.check(failure)
+    return runner.steps
 
 
-def step_server(modules: Sequence[str] = ()) -> warm.Server:
+def fork_server(modules: Sequence[str] = ()) -> ForkServer:
     """A process to fork steps from, which imports ``modules`` once for all of them."""
-    return warm.Server(modules, _shared_cores())
+    return ForkServer(modules, _shared_cores())
 
 
 @contextlib.contextmanager
@@ -168,34 +168,35 @@ def _quiet(log: TextIO) -> Iterator[None]:
         root.setLevel(level)
 
 
-class _Tasks:
+class _StepRunner:
     """The processes of the steps: starts, shows, stops and judges them."""
 
-    def __init__(self, server: warm.Server, console: Console, log: TextIO, scratch: str) -> None:
-        self.steps: list[Step] = []
+    def __init__(self, server: ForkServer, console: Console, log: TextIO, scratch: str) -> None:
+        self.steps: list[FinishedStep] = []
         self._server = server
         self._console, self._log, self._scratch = console, log, scratch
         self._lock = threading.Lock()
-        self._running: set[warm.Step] = set()
+        self._running: set[StepProcess] = set()
         self._signal: int | None = None
         self._failure: StepError | None = None
 
     def launch(self, full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
         """Run one task to its end and return its exit code; called by kfp.local in its threads."""
-        call = _Call.read(full_command)
-        began, errors = time.monotonic(), Errors()
-        code = self._run(full_command, env_vars or {}, call.label, errors)
-        self._console.done(call.label)
+        info = _StepInfo.read(full_command)
+        began, errors = time.monotonic(), StepErrors()
+        code = self._run(full_command, env_vars or {}, info.label, errors)
+        self._console.done(info.label)
         with self._lock:
-            if code == 0 and call.name == LAST:
+            if code == 0 and info.name == LAST:
                 return code  # has removed nothing: steps here clean up after themselves
             if code == 0:
-                step = Step(call.name, call.seed, time.monotonic() - began, call.artifacts())
+                seconds = time.monotonic() - began
+                step = FinishedStep(info.name, info.seed, seconds, info.artifacts())
                 self.steps.append(step)
                 how = "unchanged, reused" if step.reused else f"done in {step.seconds:.0f} s"
-                self._console.line(call.label, how)
+                self._console.line(info.label, how)
             elif self._signal is None and self._failure is None:
-                self._failure = StepError(f"{call.label}: {errors.summary(code)}", code)
+                self._failure = StepError(f"{info.label}: {errors.summary(code)}", code)
                 self._stop(signal.SIGTERM)
         return code
 
@@ -229,9 +230,11 @@ class _Tasks:
         for child in list(self._running):
             child.signal(number)
 
-    def _run(self, command: list[str], extra: dict[str, str], label: str, errors: Errors) -> int:
+    def _run(
+        self, command: list[str], extra: dict[str, str], label: str, errors: StepErrors
+    ) -> int:
         """One process in a session of its own, so that a terminal's Ctrl-C reaches it once."""
-        call = warm.Command.read(command)
+        call = ComponentCall.read(command)
         environment = {**_shared_cores(), **os.environ, "TMPDIR": self._scratch, **extra}
         with self._lock:
             if self._signal is not None or self._failure is not None:
@@ -276,7 +279,7 @@ def _shared_cores() -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class _Call:
+class _StepInfo:
     """What a task's command says about it."""
 
     name: str
@@ -284,7 +287,7 @@ class _Call:
     output: Path
 
     @classmethod
-    def read(cls, command: list[str]) -> _Call:
+    def read(cls, command: list[str]) -> _StepInfo:
         """From the command's ``--function_to_execute`` and ``--executor_input``."""
         given = json.loads(command[command.index("--executor_input") + 1])
         name = command[command.index("--function_to_execute") + 1]
@@ -296,10 +299,10 @@ class _Call:
             for key, item in inputs.get("artifacts", {}).items()
             if key in ("model", "pretrained") and len(item["artifacts"]) == 1
         ]
-        of = models[0] if models and name != "report" else {}
-        seed = values.get("seed", of.get("seed"))
-        if name == "evaluate" and "stage" in of:
-            name = f"evaluate {'control' if of.get('baseline') else of['stage']}"
+        model = models[0] if models and name != "report" else {}
+        seed = values.get("seed", model.get("seed"))
+        if name in ("evaluate", "reconstruct") and "stage" in model:
+            name = f"evaluate {'control' if model.get('baseline') else model['stage']}"
         elif values.get("untrained"):
             name = "control"
         output = Path(given["outputs"]["outputFile"])
@@ -311,5 +314,5 @@ class _Call:
 
     def artifacts(self) -> dict[str, dict[str, Any]]:
         """What the step has written about each of its artifacts."""
-        made = json.loads(self.output.read_bytes()).get("artifacts", {})
-        return {name: value["artifacts"][0].get("metadata", {}) for name, value in made.items()}
+        written = json.loads(self.output.read_bytes()).get("artifacts", {})
+        return {name: value["artifacts"][0].get("metadata", {}) for name, value in written.items()}

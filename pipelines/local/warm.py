@@ -30,7 +30,7 @@ from percmae.errors import PercmaeError, UserError
 
 _EXECUTOR = "kfp.dsl.executor_main"
 # What a training or an evaluation imports, directly or when it first makes an optimiser.
-TRAINING = (
+TRAINING_MODULES = (
     *("percmae.engine.pretrain", "percmae.engine.finetune", "percmae.engine.evaluate"),
     *("torch._dynamo", "timm.data", "timm.optim", "tensorboard.summary.writer.record_writer"),
 )
@@ -38,14 +38,14 @@ _BYTES = 4  # of a number on its way between the processes
 
 
 @dataclass(frozen=True)
-class Command:
+class ComponentCall:
     """A lightweight component's call: its source file's content, and its arguments."""
 
     source: str
     arguments: list[str]
 
     @classmethod
-    def read(cls, command: Sequence[str]) -> Command:
+    def read(cls, command: Sequence[str]) -> ComponentCall:
         """From the command that KFP would run: ``sh -ec SCRIPT SOURCE ARGUMENTS…``.
 
         Raises UserError for another form.
@@ -58,7 +58,7 @@ class Command:
         return cls(command[3], list(command[4:]))
 
 
-class Step:
+class StepProcess:
     """A step's process. ``pid`` is its session's and process group's number too."""
 
     def __init__(self, told: socket.socket) -> None:
@@ -83,7 +83,7 @@ class Step:
         return int.from_bytes(data, signed=True)
 
 
-class Server:
+class ForkServer:
     """The process that forks; it ends with the block, or with this process. Steps go on."""
 
     def __init__(self, modules: Sequence[str] = (), environment: Mapping[str, str] = {}) -> None:
@@ -103,7 +103,7 @@ class Server:
                 start_new_session=True,  # Ctrl-C is not meant for it
             )
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> ForkServer:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -112,15 +112,15 @@ class Server:
         self._process.wait()
 
     def start(
-        self, command: Command, environment: Mapping[str, str], stdout: int, stderr: int
-    ) -> Step:
+        self, call: ComponentCall, environment: Mapping[str, str], stdout: int, stderr: int
+    ) -> StepProcess:
         """Start a step that writes to two file descriptors, of which the caller closes its own.
 
         Raises PercmaeError when the server has ended.
         """
         request = {
-            "source": command.source,
-            "arguments": command.arguments,
+            "source": call.source,
+            "arguments": call.arguments,
             "environment": dict(environment),
             "folder": os.getcwd(),
         }
@@ -130,7 +130,7 @@ class Server:
             size = len(content).to_bytes(_BYTES, signed=True)
             socket.send_fds(self._channel, [size], [stdout, stderr, theirs.fileno()])
             self._channel.sendall(content)
-        return Step(ours)
+        return StepProcess(ours)
 
 
 def serve(channel: socket.socket) -> dict[str, Any] | None:
@@ -180,7 +180,7 @@ def _become_a_process(stdout: int, stderr: int) -> None:
     sys.stderr = open(2, "w", buffering=1, **text)  # noqa: SIM115
 
 
-def run(request: Mapping[str, Any]) -> None:
+def run_component(request: Mapping[str, Any]) -> None:
     """Do what the shell script of KFP does for a lightweight component."""
     os.environ.clear()
     os.environ.update(request["environment"], _KFP_RUNTIME="true")
@@ -202,7 +202,7 @@ def main(descriptor: str, *modules: str) -> None:
             importlib.import_module(module)
     request = serve(socket.socket(fileno=int(descriptor)))
     if request is not None:
-        run(request)
+        run_component(request)
 
 
 if __name__ == "__main__":

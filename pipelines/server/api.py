@@ -21,9 +21,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from percmae.errors import Interrupted, PercmaeError, UserError
-from percmae.progress import note
+from percmae.jobs.names import KFP_NAMESPACE
+from percmae.progress import note, warn
 from pipelines.server.forward import by_hand, port_forward
 
+HOST_VARIABLE = "KF_PIPELINES_ENDPOINT"
 TOKEN_VARIABLE = "PERCMAE_KFP_TOKEN"
 _UI_VARIABLE = "KF_PIPELINES_UI_ENDPOINT"
 _OWN_PORT = 8080
@@ -62,7 +64,7 @@ class Connection:
 
     host: str | None = None
     port_forward: bool = False
-    kfp_namespace: str = "kubeflow"
+    kfp_namespace: str = KFP_NAMESPACE
     namespace: str | None = None
     token: str | None = None
     ca: str | None = None
@@ -91,23 +93,29 @@ def connect(where: Connection) -> Iterator[Kfp]:
         yield Kfp(_client(host, where), host, where)
 
 
+def found_inside(where: Connection) -> bool:
+    """Whether KFP is that of the cluster in which this process runs: nothing says another."""
+    named = where.host or os.environ.get(HOST_VARIABLE)
+    return named is None and bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
+
+
 def _host(where: Connection) -> str:
-    host = where.host or os.environ.get("KF_PIPELINES_ENDPOINT")
+    host = where.host or os.environ.get(HOST_VARIABLE)
     if host is not None:
         parts = urlsplit(host)
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise UserError(f"KFP host {host!r}: give its URL, such as https://kfp.example")
         return host.rstrip("/")
-    if os.environ.get("KUBERNETES_SERVICE_HOST"):
+    if found_inside(where):
         return f"http://ml-pipeline.{where.kfp_namespace}.svc.cluster.local:8888"
     raise UserError(
-        "where is KFP? Give --host URL (or KF_PIPELINES_ENDPOINT), or --port-forward to go through "
+        f"where is KFP? Give --host URL (or {HOST_VARIABLE}), or --port-forward to go through "
         "kubectl; inside a cluster it is found by itself"
     )
 
 
 def _client(host: str, where: Connection) -> Any:
-    import kfp
+    import kfp  # an optional package, and takes a second
     from kfp.client.set_volume_credentials import ServiceAccountTokenVolumeCredentials
 
     token = os.environ.get(TOKEN_VARIABLE)
@@ -118,7 +126,7 @@ def _client(host: str, where: Connection) -> Any:
         token = None
         _readable(file)
     if (file or token) and host.startswith("http://") and not _inside(host):
-        note(f"{host}: the token is sent unencrypted; an https address would protect it")
+        warn(f"{host}: the token is sent unencrypted; an https address would protect it")
     options: dict[str, Any] = {"host": host, "existing_token": token, "ssl_ca_cert": where.ca}
     if file is not None:
         # As a file may change during a run (a pod's token does within the hour).
@@ -127,7 +135,7 @@ def _client(host: str, where: Connection) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it wants KFP 2
         # A namespace other than kubeflow is meant as the user's.
-        return kfp.Client(**options, namespace=where.namespace or "kubeflow")
+        return kfp.Client(**options, namespace=where.namespace or KFP_NAMESPACE)
 
 
 def _readable(file: str) -> None:
@@ -161,8 +169,8 @@ def _answers(host: str, options: dict[str, Any]) -> None:
         config.api_key["authorization"] = options["existing_token"]
     with kfp_server_api.ApiClient(config) as api:
         health = kfp_server_api.HealthzServiceApi(api).healthz_service_get_healthz
-        found = _call(host, "asking whether it is there", health, _request_timeout=10)
-    if getattr(found, "multi_user", None) is None:
+        answer = _call(host, "asking whether it is there", health, _request_timeout=10)
+    if getattr(answer, "multi_user", None) is None:
         # The generated API takes a page of HTML for an answer without fields.
         raise KfpError(f"{host}: something else than KFP answers there, perhaps a login page")
 
@@ -202,12 +210,12 @@ def _message(body: Any) -> str:
     """What the server says: google.rpc.Status, or an upload's error_message."""
     text = body.decode(errors="replace") if isinstance(body, bytes) else str(body or "")
     try:
-        found = json.loads(text)
+        answer = json.loads(text)
     except ValueError:
         return ""
-    if not isinstance(found, dict):
+    if not isinstance(answer, dict):
         return ""
-    message = found.get("message") or found.get("error_message") or found.get("error") or ""
+    message = answer.get("message") or answer.get("error_message") or answer.get("error") or ""
     return " ".join(str(message).split())
 
 
@@ -307,35 +315,35 @@ class Kfp:
             )
 
     def experiment(self, name: str) -> str:
-        """Id of the experiment with this name, made if need be."""
+        """Id of the experiment with this name, created if need be."""
         predicate = {"operation": "EQUALS", "key": "display_name", "stringValue": name}
-        found = self._do(
+        experiments = self._do(
             f"looking for the experiment {name}",
             self._client.experiments.experiment_service_list_experiments,
             filter=json.dumps({"predicates": [predicate]}),
             namespace=self._namespace,
         ).experiments
-        if found:
-            return str(found[0].experiment_id)
+        if experiments:
+            return str(experiments[0].experiment_id)
         body = self._client.api_models.V2beta1Experiment(
             display_name=name, namespace=self._namespace
         )
         method = self._client.experiments.experiment_service_create_experiment
-        made = self._do(f"creating the experiment {name}", method, experiment=body)
-        return str(made.experiment_id)
+        created = self._do(f"creating the experiment {name}", method, experiment=body)
+        return str(created.experiment_id)
 
     def experiment_name(self, experiment_id: str) -> str:
         """Name of an experiment."""
         method = self._client.experiments.experiment_service_get_experiment
-        made = self._do("looking at the experiment", method, experiment_id=experiment_id)
-        return str(made.display_name)
+        experiment = self._do("looking at the experiment", method, experiment_id=experiment_id)
+        return str(experiment.display_name)
 
     def create_run(self, **fields: Any) -> Any:
         """Start a run (V2beta1Run); fields as in the API, with ``pipeline`` for a version."""
         body = self._client.api_models.V2beta1Run(**self._body(fields))
         return self._do("starting the run", self._client.runs.run_service_create_run, run=body)
 
-    def run(self, run_id: str) -> Any:
+    def get_run(self, run_id: str) -> Any:
         """A run as it is now."""
         method = self._client.runs.run_service_get_run
         return self._do(f"looking at run {run_id}", method, run_id=run_id)
@@ -344,8 +352,9 @@ class Kfp:
         """All recurring runs (V2beta1RecurringRun) of the namespace, oldest first."""
         method = self._client.recurring_runs.recurring_run_service_list_recurring_runs
         doing, order = "listing the schedules", "created_at"
-        found = self._all(doing, method, "recurring_runs", namespace=self._namespace, sort_by=order)
-        return list(found)
+        return list(
+            self._all(doing, method, "recurring_runs", namespace=self._namespace, sort_by=order)
+        )
 
     def create_recurring_run(self, cron: str, **fields: Any) -> Any:
         """A recurring run; cron: KFP's six fields. The rest as for ``create_run``."""

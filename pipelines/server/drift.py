@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from percmae.errors import ConfigError, UserError
 from percmae.jobs.crontab import Cron, from_kfp, parse_cron
-from pipelines.pod import PodSettings
+from pipelines import EXPERIMENT, NAME
+from pipelines.pod import PodSettings, pod_of
 from pipelines.server.api import Connection, Kfp, connect
 from pipelines.server.package import Change, Package, changes, compiled, fits, parameters
-from pipelines.server.submit import EXPERIMENT, Uploaded, label
+from pipelines.server.submit import Uploaded, version_title
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedSchedule:
     """What a schedule should be.
 
     pinned: it runs the version that is the repo's now; otherwise always the latest in KFP.
+    defaults: of the parameters, which a value may as well be given as.
     """
 
     name: str
@@ -28,10 +31,11 @@ class Wanted:
     pinned: bool
     experiment: str = EXPERIMENT
     service_account: str | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Row:
+class DeployedSchedule:
     """A deployed schedule, for people; cron in five fields if it can be said so."""
 
     name: str
@@ -42,7 +46,7 @@ class Row:
     drift: str
 
 
-def wanted(
+def wanted_schedule(
     name: str,
     cron: str,
     given: Iterable[str],
@@ -51,12 +55,15 @@ def wanted(
     pinned: bool = True,
     experiment: str = EXPERIMENT,
     service_account: str | None = None,
-) -> Wanted:
+) -> WantedSchedule:
     """A schedule from words; raises ConfigError for what does not fit the pipeline."""
     if not name.strip():
         raise ConfigError("schedule name: is empty")
     values = parameters(package, given)
-    return Wanted(name, parse_cron(cron), values, pinned, experiment, service_account)
+    defaults = {key: of.get("defaultValue", _DEFAULT) for key, of in package.inputs.items()}
+    return WantedSchedule(
+        name, parse_cron(cron), values, pinned, experiment, service_account, defaults
+    )
 
 
 def diff(
@@ -70,53 +77,56 @@ def diff(
 ) -> list[Change]:
     """What ``schedule`` with the same arguments would change, field by field; changes nothing."""
     _, package = compiled(image, pod)
-    want = wanted(name, cron, given, package, **options)
+    want = wanted_schedule(name, cron, given, package, **options)
     with connect(where) as kfp:
         pipeline_id = kfp.pipeline(package.name)
-        there = named(kfp, want.name, pipeline_id) if pipeline_id else []
-        if not pipeline_id or not there:
-            return [("schedule", "(absent)", want.name)]
-        experiment = kfp.experiment_name(there[0].experiment_id)
-        found = (
-            [] if experiment == want.experiment else [("experiment", experiment, want.experiment)]
-        )
-        found += differences(there[0], want, there[0].experiment_id, None)
-        if not enabled(there[0]):
-            found.append(("enabled", "no", "yes"))
-        runs = _version_of(there[0], kfp.versions(pipeline_id))
-        if runs is None:
-            return [*found, ("version", "(gone)", "the repo's")]
-        return found + changes(Package.from_api(runs.pipeline_spec), package)
+        runs = schedules_named(kfp, want.name, pipeline_id) if pipeline_id else []
+        if not pipeline_id or not runs:
+            return [Change("schedule", "(absent)", want.name)]
+        run, told = runs[0], []
+        experiment = kfp.experiment_name(run.experiment_id)
+        if experiment != want.experiment:
+            told.append(Change("experiment", experiment, want.experiment))
+        told += differences(run, want, run.experiment_id, None)
+        if not enabled(run):
+            told.append(Change("enabled", "no", "yes"))
+        version = _version_of(run, kfp.versions(pipeline_id))
+        if version is None:
+            return [*told, Change("version", "(gone)", "the repo's")]
+        return told + changes(Package.from_api(version.pipeline_spec), package)
 
 
-def rows(where: Connection, image: str | None, pod: PodSettings, default: str) -> list[Row]:
+def deployed_schedules(
+    where: Connection, image: str | None, pod: Mapping[str, Any], default: str
+) -> list[DeployedSchedule]:
     """The pipeline's schedules in KFP.
 
-    image: what the repo's pipeline would run in; None takes what the deployed one has, so that only
-    other differences are drift. default: the image where nothing is deployed.
+    image: what the repo's pipeline would run in; pod: fields of PodSettings. What is not given is
+    as it is deployed, so that only other differences are drift. default: the image where nothing is
+    deployed.
     """
-    _, package = compiled(image or default, pod)
     with connect(where) as kfp:
-        pipeline_id = kfp.pipeline(package.name)
+        pipeline_id = kfp.pipeline(NAME)
         if pipeline_id is None:
             return []
         versions = kfp.versions(pipeline_id)
-        made = []
+        found = []
         for run in kfp.recurring_runs():
             if pipeline_of(run) == pipeline_id:
                 version = _version_of(run, versions)
-                there = Package.from_api(version.pipeline_spec if version else None)
-                with_image = image or next(iter(there.images), default)
-                made.append(_row(run, version, there, compiled(with_image, pod)[1]))
-        return made
+                deployed = Package.from_api(version.pipeline_spec if version else None)
+                with_image = image or next(iter(deployed.images), default)
+                settings = dataclasses.replace(pod_of(deployed.platform, deployed.inputs), **pod)
+                found.append(_row(run, version, deployed, compiled(with_image, settings)[1]))
+        return found
 
 
-def table(made: Sequence[Row]) -> str:
+def table(schedules: Sequence[DeployedSchedule]) -> str:
     """The rows with a head, for a terminal."""
     head = ("NAME", "CRON", "NEXT (UTC)", "ENABLED", "VERSION", "DRIFT")
     lines = [head] + [
         (row.name, row.cron, row.next, "yes" if row.enabled else "no", row.version, row.drift)
-        for row in made
+        for row in schedules
     ]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     return "\n".join(
@@ -125,7 +135,7 @@ def table(made: Sequence[Row]) -> str:
     )
 
 
-def named(kfp: Kfp, name: str, pipeline_id: str) -> list[Any]:
+def schedules_named(kfp: Kfp, name: str, pipeline_id: str) -> list[Any]:
     """The recurring runs of this name; KFP allows several."""
     found = [run for run in kfp.recurring_runs() if run.display_name == name]
     if any(pipeline_of(run) != pipeline_id for run in found):
@@ -170,26 +180,30 @@ def _cron_of(run: Any) -> str:
     return "(none)"
 
 
-def differences(run: Any, want: Wanted, experiment: str, version: Uploaded | None) -> list[Change]:
+def differences(
+    run: Any, want: WantedSchedule, experiment: str, version: Uploaded | None
+) -> list[Change]:
     """What a recurring run has that is not as wanted, but for being enabled.
 
     version: what a pinned one should run; None leaves it out.
     """
-    found: list[Change] = []
+    told: list[Change] = []
 
-    def compare(field: str, there: Any, here: Any, show: Any = str) -> None:
-        if there != here:
-            found.append((field, show(there), show(here)))
+    def compare(field: str, deployed: Any, wanted: Any, show: Any = str) -> None:
+        if deployed != wanted:
+            told.append(Change(field, show(deployed), show(wanted)))
 
-    deployed = run.trigger.cron_schedule if run.trigger else None
-    if deployed is None or from_kfp(deployed.cron) != want.cron:
-        found.append(("cron", _cron_of(run), want.cron.standard))
-    elif deployed.start_time or deployed.end_time:
-        found.append(("period", f"{deployed.start_time} to {deployed.end_time}", "always"))
-    there = dict((run.runtime_config.parameters if run.runtime_config else None) or {})
-    for name in sorted({*there, *want.parameters}):
-        old, new = there.get(name, _DEFAULT), want.parameters.get(name, _DEFAULT)
-        compare(f"parameter {name}", old, new)
+    trigger = run.trigger.cron_schedule if run.trigger else None
+    if trigger is None or from_kfp(trigger.cron) != want.cron:
+        told.append(Change("cron", _cron_of(run), want.cron.standard))
+    elif trigger.start_time or trigger.end_time:
+        told.append(Change("period", f"{trigger.start_time} to {trigger.end_time}", "always"))
+    parameters = _parameters_of(run)
+    for name in sorted({*parameters, *want.parameters}):
+        default = want.defaults.get(name, _DEFAULT)
+        if parameters.get(name, default) != want.parameters.get(name, default):
+            old, new = parameters.get(name, _DEFAULT), want.parameters.get(name, _DEFAULT)
+            told.append(Change(f"parameter {name}", str(old), str(new)))
     pin = _pinned_to(run)
     if version is not None and want.pinned:
         compare("version", pin or "latest", version.version_id)
@@ -200,7 +214,12 @@ def differences(run: Any, want: Wanted, experiment: str, version: Uploaded | Non
         compare("service account", run.service_account, want.service_account)
     compare("max concurrency", int(run.max_concurrency or 0), 1)
     compare("catch up", not run.no_catchup, False, lambda value: "yes" if value else "no")
-    return found
+    return told
+
+
+def _parameters_of(run: Any) -> dict[str, Any]:
+    """What a recurring run gives to the runs it starts."""
+    return dict((run.runtime_config.parameters if run.runtime_config else None) or {})
 
 
 class _Default:
@@ -211,18 +230,18 @@ class _Default:
 _DEFAULT = _Default()
 
 
-def _row(run: Any, version: Any, there: Package, package: Package) -> Row:
+def _row(run: Any, version: Any, deployed: Package, package: Package) -> DeployedSchedule:
     cron = _cron_of(run)
     known = from_kfp(run.trigger.cron_schedule.cron) if _has_cron(run) else None
     coming = known.after(datetime.now(UTC)) if known and enabled(run) else None
-    title = label(version) if version else "(gone)"
-    return Row(
+    title = version_title(version) if version else "(gone)"
+    return DeployedSchedule(
         str(run.display_name),
         cron,
         f"{coming:%a %Y-%m-%d %H:%M}" if coming else "-",
         enabled(run),
         title if _pinned_to(run) else f"latest ({title})",
-        _drift(run, version, there, package),
+        _drift(run, version, deployed, package),
     )
 
 
@@ -230,16 +249,15 @@ def _has_cron(run: Any) -> bool:
     return bool(run.trigger and run.trigger.cron_schedule)
 
 
-def _drift(run: Any, version: Any, there: Package, package: Package) -> str:
+def _drift(run: Any, version: Any, deployed: Package, package: Package) -> str:
     """In a few words how far a deployed schedule is from the repo."""
     if version is None:
         return "its version is gone: no run will start"
     words = []
-    found = len(changes(there, package))
-    if found:
-        words.append(f"pipeline ({found} field{'' if found == 1 else 's'})")
-    given = (run.runtime_config.parameters if run.runtime_config else None) or {}
-    for name, value in given.items():
+    count = len(changes(deployed, package))
+    if count:
+        words.append(f"pipeline ({count} field{'' if count == 1 else 's'})")
+    for name, value in _parameters_of(run).items():
         if name not in package.inputs:
             words.append(f"parameter {name} (unknown)")
         elif not fits(value, package.inputs[name]["parameterType"]):

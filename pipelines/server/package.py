@@ -7,25 +7,37 @@ or written out, so two are the same when they parse to the same protobuf message
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from percmae import __version__
 from percmae.config.load import nearest
 from percmae.errors import ConfigError
+from percmae.jobs.names import PIPELINE_IMAGE
+from percmae.jobs.schema import TRAIN_IMAGE
 from percmae.plain import read_yaml
-from percmae.progress import note
+from percmae.stages.check import check_placement, check_training
+from percmae.stages.placement import LOCAL, Placement
 from pipelines.pod import PodSettings
 
-Change = tuple[str, str, str]
-"""Something that differs: what, as it is there, as it is wanted."""
+OURS = tuple(image.partition(":")[0] for image in (PIPELINE_IMAGE, TRAIN_IMAGE))
+"""Names of our images, without a registry."""
+
+
+class Change(NamedTuple):
+    """A field that differs: as it is deployed, as it is wanted."""
+
+    field: str
+    deployed: str
+    wanted: str
 
 
 @dataclass(frozen=True)
@@ -78,8 +90,7 @@ class Package:
     @property
     def inputs(self) -> dict[str, dict[str, Any]]:
         """The pipeline's parameters: name to type, default and description as in the spec."""
-        found = self.pipeline["root"].get("inputDefinitions", {}).get("parameters", {})
-        return dict(found)
+        return dict(self.pipeline.get("root", {}).get("inputDefinitions", {}).get("parameters", {}))
 
     @property
     def steps(self) -> set[str]:
@@ -108,22 +119,13 @@ class Package:
 @lru_cache(maxsize=4)
 def compiled(image: str, pod: PodSettings) -> tuple[str, Package]:
     """The pipeline's YAML, and what is in it."""
-    from pipelines.train import compile_pipeline
+    from pipelines.train import compile_pipeline  # imports kfp: not for --help
 
     with tempfile.TemporaryDirectory(prefix="percmae-") as folder:
         file = Path(folder) / "pipeline.yaml"
         compile_pipeline(str(file), image, pod)
         text = file.read_text(encoding="utf-8")
     return text, Package.from_yaml(text)
-
-
-def warn_unpinned(image: str) -> None:
-    """Say it when another image may stand behind the same name tomorrow."""
-    if "@sha256:" not in image:
-        note(
-            f"warning: image {image} is not pinned by digest (name@sha256:…); a later step or "
-            "retry may run other code"
-        )
 
 
 def version_name() -> str:
@@ -139,7 +141,7 @@ def version_name() -> str:
             check=True,
             capture_output=True,
         )
-        found = subprocess.run(
+        described = subprocess.run(
             [*git, "describe", "--always", "--dirty", "--exclude=*"],
             check=True,
             capture_output=True,
@@ -147,7 +149,7 @@ def version_name() -> str:
         )
     except (OSError, subprocess.CalledProcessError):
         return __version__
-    return found.stdout.strip()
+    return described.stdout.strip()
 
 
 def parameters(package: Package, given: Iterable[str]) -> dict[str, Any]:
@@ -207,36 +209,41 @@ def _value(name: str, text: str, kind: str) -> Any:
 
 def _check_training(package: Package, values: dict[str, Any]) -> None:
     """Refuse now what the first training would refuse hours later."""
-    from percmae.stages.launch import Launch
-    from pipelines.local.run import check, check_launch
-
     whole: dict[str, Any] = {
         name: values.get(name, given.get("defaultValue")) for name, given in package.inputs.items()
     }
-    seeds, overrides = whole["seeds"], whole["overrides"]
-    if not all(fits(seed, "NUMBER_INTEGER") for seed in seeds):
-        raise ConfigError(f"parameter seeds={seeds}: should be whole numbers such as [0, 1]")
-    for name, example in (("overrides", "optim.epochs=3"), ("job", "memory=64Gi")):
-        if not all(isinstance(text, str) for text in whole[name]):
-            raise ConfigError(
-                f"parameter {name}={whole[name]}: should be texts such as [{example}]"
-            )
-    seeds = [int(seed) for seed in seeds]
     nodes, gpus = int(whole["nodes"]), int(whole["gpus"])
-    launch = Launch(whole["launcher"], whole["train_image"], nodes, gpus, whole["job"])
-    check_launch(launch, whole["store"])
-    check(whole["variant"], whole["tag"], whole["recipe"], whole["size"], seeds, overrides)
+    placement = Placement(whole["launcher"], whole["train_image"], nodes, gpus, whole["job"])
+    check_placement(placement, whole["store"])
+    if placement.launcher == LOCAL:
+        _check_local(package.images)
+    check_training(
+        *(whole[name] for name in ("variant", "tag", "recipe", "size", "seeds", "overrides"))
+    )
 
 
-def changes(there: Package, wanted: Package) -> list[Change]:
+def _check_local(images: list[str]) -> None:
+    """Steps that train themselves need both torch and KFP, which no image of ours has."""
+    for image in images:
+        name = image.partition("@")[0].rpartition("/")[2].partition(":")[0]
+        if name in OURS:
+            lacks = "torch" if name == OURS[0] else "KFP"
+            raise ConfigError(
+                f"launcher=local: steps would train in {image}, which lacks {lacks}; choose "
+                "launcher=job (no operator needed), pytorchjob or trainjob, or give an --image of "
+                "your own with both"
+            )
+
+
+def changes(deployed: Package, wanted: Package) -> list[Change]:
     """What differs between two packages, field by field; nothing when they mean the same."""
-    old, new = dict(_leaves(there.content)), dict(_leaves(wanted.content))
-    found = [
-        (path, _shown(old.get(path)), _shown(new.get(path)))
+    old, new = dict(_leaves(deployed.content)), dict(_leaves(wanted.content))
+    each = [
+        Change(path, _shown(old.get(path)), _shown(new.get(path)))
         for path in sorted({*old, *new})
         if old.get(path) != new.get(path)
     ]
-    return _together(found, there, wanted)
+    return _together(each, deployed, wanted)
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -247,21 +254,21 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def _together(found: list[Change], there: Package, wanted: Package) -> list[Change]:
+def _together(each: list[Change], deployed: Package, wanted: Package) -> list[Change]:
     """One line for an image that all steps share, and short names for the steps' code."""
-    made: list[Change] = []
-    one_image = len(there.images) == len(wanted.images) == 1
-    if one_image and there.images != wanted.images:
-        made.append(("image", there.images[0], wanted.images[0]))
-    for path, old, new in found:
+    told: list[Change] = []
+    one_image = len(deployed.images) == len(wanted.images) == 1
+    if one_image and deployed.images != wanted.images:
+        told.append(Change("image", deployed.images[0], wanted.images[0]))
+    for path, old, new in each:
         step = path.removeprefix("deploymentSpec.executors.exec-").partition(".container.")
         if not step[1]:
-            made.append((path, old, new))
+            told.append(Change(path, old, new))
         elif step[2] == "command":
-            made.append((f"code of {step[0]}", old, new))
+            told.append(Change(f"code of {step[0]}", old, new))
         elif step[2] != "image" or not one_image:
-            made.append((f"{step[2]} of {step[0]}", old, new))
-    return made
+            told.append(Change(f"{step[2]} of {step[0]}", old, new))
+    return told
 
 
 def _shown(value: Any) -> str:
@@ -277,6 +284,4 @@ def _shown(value: Any) -> str:
     )
     if len(text) <= 60 and "\n" not in text:
         return text
-    import hashlib
-
     return f"({len(text)} characters, {hashlib.sha256(text.encode()).hexdigest()[:8]})"

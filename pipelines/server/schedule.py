@@ -17,17 +17,24 @@ from typing import Any
 
 from percmae.config.load import nearest
 from percmae.errors import Interrupted, UserError
+from percmae.jobs.check import warn_unpinned
 from pipelines.pod import PodSettings
 from pipelines.server.api import Connection, Kfp, KfpError, connect
-from pipelines.server.drift import Wanted, differences, enabled, named, pipeline_of, wanted
-from pipelines.server.package import Change, compiled, warn_unpinned
-from pipelines.server.submit import Uploaded, label, upload
-
-NAME = "percmae-train"
+from pipelines.server.cluster import Cluster
+from pipelines.server.drift import (
+    WantedSchedule,
+    differences,
+    enabled,
+    pipeline_of,
+    schedules_named,
+    wanted_schedule,
+)
+from pipelines.server.package import Change, compiled
+from pipelines.server.submit import Uploaded, upload, version_title
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ScheduleOutcome:
     """What ``schedule`` did.
 
     did: created, replaced, enabled (it was paused), updated (the latest version is another one
@@ -47,34 +54,35 @@ def schedule(
     image: str,
     pod: PodSettings,
     **options: Any,
-) -> Outcome:
+) -> ScheduleOutcome:
     """Create the schedule, or change the one of this name to what is wanted.
 
-    given: parameters as ``key=value``; options as for :func:`pipelines.server.drift.wanted`. Raises
-    ConfigError before anything is sent, UserError and KfpError as
-    :func:`pipelines.server.api.connect`.
+    given: parameters as ``key=value``; options as for
+    :func:`pipelines.server.drift.wanted_schedule`. Raises ConfigError before anything is sent,
+    UserError and KfpError as :func:`pipelines.server.api.connect`.
     """
     text, package = compiled(image, pod)
-    want = wanted(name, cron, given, package, **options)
+    want = wanted_schedule(name, cron, given, package, **options)
     warn_unpinned(image)
     with connect(where) as kfp:
+        Cluster(where, package).check(pod)
         version = upload(kfp, text, package, newest=not want.pinned)
         experiment = kfp.experiment(want.experiment)
-        there = named(kfp, want.name, version.pipeline_id)
-        looked = [differences(run, want, experiment, version) for run in there]
-        if [] in looked:
-            keep = there.pop(looked.index([]))
+        deployed = schedules_named(kfp, want.name, version.pipeline_id)
+        changes = [differences(run, want, experiment, version) for run in deployed]
+        if [] in changes:
+            keep = deployed.pop(changes.index([]))
             did = "updated" if version.new and not want.pinned else "unchanged"
-            if there or not enabled(keep):
-                did = "tidied up" if there else "enabled"
-                _switch(kfp, keep, there, new=False)
-            return Outcome(did, [], kfp.recurring_link(keep.recurring_run_id))
-        made = _create(kfp, want, version, experiment, active=not there)
-        if there:
-            _switch(kfp, made, there, new=True)
-        did, found = ("replaced", looked[0]) if there else ("created", [])
-        return Outcome(
-            did, _named_versions(kfp, found, version), kfp.recurring_link(made.recurring_run_id)
+            if deployed or not enabled(keep):
+                did = "tidied up" if deployed else "enabled"
+                _switch(kfp, keep, deployed, new=False)
+            return ScheduleOutcome(did, [], kfp.recurring_link(keep.recurring_run_id))
+        new = _create(kfp, want, version, experiment, active=not deployed)
+        if deployed:
+            _switch(kfp, new, deployed, new=True)
+        did, why = ("replaced", changes[0]) if deployed else ("created", [])
+        return ScheduleOutcome(
+            did, _named_versions(kfp, why, version), kfp.recurring_link(new.recurring_run_id)
         )
 
 
@@ -86,16 +94,18 @@ def delete(where: Connection, name: str, package_name: str) -> int:
     with connect(where) as kfp:
         pipeline_id = kfp.pipeline(package_name)
         every = [r for r in kfp.recurring_runs() if pipeline_id and pipeline_of(r) == pipeline_id]
-        found = [run for run in every if run.display_name == name]
-        if not found:
+        runs = [run for run in every if run.display_name == name]
+        if not runs:
             hint = nearest(name, [run.display_name for run in every])
             raise UserError(f"no schedule {name!r} of {package_name} in KFP{hint}")
-        for run in found:
+        for run in runs:
             kfp.delete(run.recurring_run_id)
-        return len(found)
+        return len(runs)
 
 
-def _create(kfp: Kfp, want: Wanted, version: Uploaded, experiment: str, active: bool) -> Any:
+def _create(
+    kfp: Kfp, want: WantedSchedule, version: Uploaded, experiment: str, active: bool
+) -> Any:
     return kfp.create_recurring_run(
         want.cron.kfp,
         display_name=want.name,
@@ -149,9 +159,9 @@ def _undo(kfp: Kfp, stopped: Sequence[Any], created: Any, reason: BaseException)
         ) from None
 
 
-def _named_versions(kfp: Kfp, found: list[Change], version: Uploaded) -> list[Change]:
+def _named_versions(kfp: Kfp, changes: list[Change], version: Uploaded) -> list[Change]:
     """The same changes with versions by name instead of id."""
-    if not any(field == "version" for field, _, _ in found):
-        return found
-    names = {v.pipeline_version_id: label(v) for v in kfp.versions(version.pipeline_id)}
-    return [(field, names.get(old, old), names.get(new, new)) for field, old, new in found]
+    if not any(change.field == "version" for change in changes):
+        return changes
+    names = {v.pipeline_version_id: version_title(v) for v in kfp.versions(version.pipeline_id)}
+    return [Change(field, names.get(old, old), names.get(new, new)) for field, old, new in changes]

@@ -17,6 +17,7 @@ import torch
 from percmae.cli.verbs import main
 from percmae.data.sample import SampleArchives
 from percmae.data.shards import Dataset
+from percmae.storage import StorePath
 
 VERBS = ["run", "compare", "sample-data", "ingest", "pretrain", "finetune", "probe", "evaluate"]
 VERBS += ["reconstruct", "report", "export", "import", "store", "config", "doctor"]
@@ -249,4 +250,20 @@ def test_doctor_looks_at_this_machine(
     code, out, _ = call(capsys, "doctor")
     assert code == 0
     assert "ok      torch: " in out
-    assert "absent  S3 endpoint" in out
+    assert "absent  S3 settings: no object store is configured: set AWS_ENDPOINT_URL" in out
+
+
+def test_doctor_says_which_keys_and_which_proxy(
+    s3: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    StorePath("s3://percmae").prepare()
+    _, out, _ = call(capsys, "doctor")
+    named = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    assert f"ok      S3 keys: the access key '{s3.settings.access_key}', from {named}\n" in out
+    assert f"ok      S3 store: {s3.endpoint} answers\n" in out
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://store.behind.test")
+    monkeypatch.setenv("HTTP_PROXY", "http://me:s3cret@127.0.0.1:1")
+    monkeypatch.setenv("PERCMAE_STORE_RETRY_SECONDS", "0.2")
+    _, out, _ = call(capsys, "doctor")
+    assert "through the proxy http://127.0.0.1:1 (HTTP_PROXY)" in out
+    assert "s3cret" not in out

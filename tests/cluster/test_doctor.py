@@ -70,8 +70,8 @@ def test_no_secret(cluster: Deployed) -> None:
     cluster("delete", "secret", "percmae-store")
     code, missing = doctor(cluster)
     assert code == 1
-    mend = f"kubectl -n {cluster.namespace} create secret generic percmae-store"
-    assert missing[0].startswith(f"Secret percmae-store: none  → {mend}")
+    fix = f"kubectl -n {cluster.namespace} create secret generic percmae-store"
+    assert missing[0].startswith(f"Secret percmae-store: none  → {fix}")
     assert missing[1].startswith("a pod: CreateContainerConfigError")
 
 

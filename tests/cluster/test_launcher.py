@@ -2,11 +2,14 @@
 can happen to a job, and that nothing is left behind.
 
 As the launcher's own service account, with real pods that end as told (toy/behave.py).
+
+More than 400 lines, in one file: its tests share jobs and their order.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -14,12 +17,22 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 import yaml
 from kube import TOY, Kube, gone, lines_of, submit, toy_settings, wait
+
+from percmae.errors import UserError
+from percmae.jobs.client import Client
+from percmae.jobs.names import CLAIMS, PYTORCH_JOB
+from percmae.jobs.settings import job_settings
+from percmae.jobs.spec import job_object
+from percmae.jobs.work import Work
+
+RUNS = ("run-a", "run-b")
 
 
 def test_a_job_that_goes_well(kube: Kube, launcher_config: Path, tmp_path: Path) -> None:
@@ -293,26 +306,110 @@ def test_what_a_pipelines_run_left_behind_is_removed(
     environment = {**os.environ, "KUBECONFIG": str(launcher_config)}
     settings = toy_settings("lines=3000")
     start = f"""
-from percmae.jobs.launch import submit
+from percmae.jobs.launcher import submit
 from percmae.jobs.settings import job_settings
 from percmae.jobs.work import Work
-for run in ("run-a", "run-b"):
+for run in {RUNS!r}:
     work = Work("pretrain", ("pretrain",), run, run.encode().hex() * 4, True)
     submit(work, job_settings({settings!r}), pipeline_run=run)
 """
     subprocess.run([sys.executable, "-c", start], check=True, env=environment)
-    mine = "percmae.dev/pipeline-run in (run-a, run-b)"
-    assert len(kube.get("pytorchjob", selector=mine)) == 2
-    clean = "from percmae.stages import steps; steps.clean('run-a', steps.Launch('pytorchjob'))"
+    assert [len(kube.get("pytorchjob", selector=f"{CLAIMS}{run}")) for run in RUNS] == [1, 1]
+    clean = "from percmae.stages import steps; steps.clean('run-a', steps.Placement('pytorchjob'))"
     done = subprocess.run(
         [sys.executable, "-c", clean], capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0, done.stderr
     assert "was still under way: removed" in done.stderr
-    wait(lambda: not kube.get("pytorchjob", selector="percmae.dev/pipeline-run=run-a"))
-    (other,) = kube.get("pytorchjob", selector=mine)
+    wait(lambda: not kube.get("pytorchjob", selector=f"{CLAIMS}run-a"))
+    (other,) = kube.get("pytorchjob", selector=f"{CLAIMS}run-b")
     assert "deletionTimestamp" not in other["metadata"], "another run's job goes on"
     kube("delete", "pytorchjob", other["metadata"]["name"])
+
+
+def test_a_job_that_two_runs_follow_goes_with_the_last(kube: Kube, launcher_config: Path) -> None:
+    environment = {**os.environ, "KUBECONFIG": str(launcher_config)}
+    start = f"""
+from percmae.jobs.launcher import clean, submit
+from percmae.jobs.settings import job_settings
+from percmae.jobs.work import Work
+work = Work("pretrain", ("pretrain",), "both", "0" * 16, True)
+for run in {RUNS!r}:
+    submit(work, job_settings({toy_settings("lines=3000")!r}), pipeline_run=run)
+for run in {RUNS!r} * 2:
+    print(clean(run, None))
+"""
+    command = [sys.executable, "-c", start]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    removed = "['PyTorchJob pretrain-both-00000000']"
+    assert done.stdout.splitlines() == ["[]", removed, "[]", "[]"]
+    wait(lambda: kube.get("pytorchjob", "pretrain-both-00000000") is None)
+
+
+def test_a_field_that_the_cluster_does_not_know_is_refused(
+    kube: Kube, launcher_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an older definition would not know one of ours: it would be dropped without a word."""
+    monkeypatch.setenv("KUBECONFIG", str(launcher_config))
+    work = Work("pretrain", ("pretrain",), "newer", "0" * 16, trains=True)
+    made = job_object(work, job_settings(toy_settings("lines=1")))
+    made["spec"]["runtimePatches"] = []
+    with pytest.raises(UserError, match=r"is an older one: .*unknown field \"spec.runtimePatches"):
+        Client(kube.namespace).create(PYTORCH_JOB, made)
+    assert kube.get("pytorchjob", work.name) is None
+
+
+SEAT, CHOSEN = "percmae.test/seat", "percmae.test/chosen"
+
+
+@pytest.fixture
+def seats(kube: Kube) -> Iterator[Callable[[int], None]]:
+    """``seats(2)``: how many of an invented device a node has, which only this test asks for."""
+    node = kube.get("nodes")[0]["metadata"]["name"]
+    path = f"/status/capacity/{SEAT.replace('/', '~1')}"
+
+    def patch(operation: dict[str, object]) -> None:
+        done = ("patch", "node", node, "--subresource=status", "--type=json")
+        kube(*done, "-p", json.dumps([operation]))
+
+    def have(count: int) -> None:
+        patch({"op": "add", "path": path, "value": str(count)})
+
+    kube("label", "node", node, "--overwrite", f"{CHOSEN}=yes")
+    try:
+        yield have
+    finally:
+        kube("label", "node", node, f"{CHOSEN}-")
+        patch({"op": "remove", "path": path})
+
+
+def test_two_trainings_that_hold_what_the_other_needs(
+    kube: Kube, launcher_config: Path, tmp_path: Path, seats: Callable[[int], None]
+) -> None:
+    """Two seeds of two pods each, on room for two pods, and each has got one: both end well."""
+    job = ["nodes=2", "gpus=1", f"gpu_resource={SEAT}", f"node_selector={{{CHOSEN}: 'yes'}}"]
+    node = kube.get("nodes")[0]["metadata"]["name"]
+
+    def placed(name: str) -> int:
+        return sum("nodeName" in pod["spec"] for pod in kube.pods(name))
+
+    seats(1)
+    older = submit(launcher_config, tmp_path, "older", "lines=2 hold=1", *job)
+    wait(lambda: placed(older.name) == 1, 180, lambda: older.said)
+    # The seat that comes free is the younger one's: the older may have no other on this node now.
+    kube("label", "node", node, f"{CHOSEN}-")
+    younger = submit(launcher_config, tmp_path, "younger", "lines=2 hold=1", *job[:-1])
+    seats(2)
+    wait(lambda: placed(younger.name) == 1, 180, lambda: younger.said)
+    kube("label", "node", node, "--overwrite", f"{CHOSEN}=yes")
+    younger.wait_for(f"makes room for {older.name}, which began before it")
+    for started in (older, younger):
+        wait(lambda name=started.name: placed(name) == 2, 300, lambda: kube("get", "pods"))
+        for role in ("master", "worker"):
+            kube.let_go(f"{started.name}-{role}-0")
+        assert started.end() == 0, started.said
+    assert "its turn has come" in younger.said
 
 
 def test_detached_and_found_again(kube: Kube, launcher_config: Path, tmp_path: Path) -> None:

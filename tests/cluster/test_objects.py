@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from deployed import K8S, Deployed, namespace_for, overlay
 from doctor.kube_server import healthy
-from jobs.works import KINDS, OWNER, every_setting, every_work, pretraining
+from jobs.works import KINDS, OWNER, ROOT, every_setting, every_work, pretraining
 from kube import submit, toy_settings, wait
 
 from percmae.doctor import tries
@@ -58,9 +58,11 @@ def rendered(cluster: Deployed, paths: Iterator[str] | tuple[str, ...]) -> Itera
 
 
 def launched(cluster: Deployed, kind: str) -> Iterator[Object]:
-    """What a launcher makes of every stage and variant under every setting."""
+    """What a launcher makes of every stage and variant under every setting but ROOT."""
     for work in every_work().values():
-        for settings in every_setting(kind).values():
+        for name, settings in every_setting(kind).items():
+            if name == ROOT:
+                continue
             made = job_object(work, settings, OWNER)
             made["metadata"]["namespace"] = cluster.namespace
             yield made
@@ -206,13 +208,29 @@ def test_the_pods_of_every_launcher_are_admitted(cluster: Deployed, kind: str) -
     assert len(cluster.dry_run(*pods)) == len(pods) > 30
 
 
+def test_root_and_its_capabilities_are_admitted_where_the_namespace_says_so(
+    cluster: Deployed,
+) -> None:
+    work, settings = every_work()["evaluate"], every_setting("job")[ROOT]
+    made = job_object(work, settings)
+    (root,) = pods_of(cluster, iter([made]))
+    assert "IPC_LOCK" in refusal(cluster, root)
+    with namespace_for("privileged") as privileged:
+        privileged("create", "namespace", privileged.namespace)
+        privileged("create", "serviceaccount", "pods")
+        made["metadata"]["namespace"] = root["metadata"]["namespace"] = privileged.namespace
+        assert len(privileged.dry_run(made, root)) == 2
+
+
 def test_the_pods_of_trainjobs_are_admitted(cluster: Deployed) -> None:
     """What a TrainJob's patch makes of the pod of our runtime, as Trainer merges them."""
     runtime = training_runtime(job_settings())
     (job,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
     base = pod({"metadata": {}, **job["template"]["spec"]["template"]}, cluster.namespace)
     base["metadata"]["name"] = "admitted"
-    for settings in every_setting("trainjob").values():
+    for name, settings in every_setting("trainjob").items():
+        if name == ROOT:
+            continue
         made = job_object(pretraining(), settings)["spec"]
         (patched,) = made["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"][
             "replicatedJobs"
@@ -235,6 +253,7 @@ def test_the_pods_of_trainjobs_are_admitted(cluster: Deployed) -> None:
     [
         ({"hostNetwork": True}, "hostNetwork=true"),
         ({"securityContext": {}}, "runAsNonRoot"),
+        ({"securityContext": {"runAsNonRoot": False, "runAsUser": 0}}, "runAsUser=0"),
         ({"volumes": [{"name": "node", "hostPath": {"path": "/"}}]}, "hostPath"),
     ],
 )

@@ -72,6 +72,16 @@ def test_a_quiet_job_runs_on_past_its_deadline(kube: Deployed) -> None:
     wait(lambda: not phases(kube, name), what=lambda: phases(kube, name))
 
 
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_the_pods_of_a_quiet_job_end_it_at_its_deadline(kube: Deployed, nodes: int) -> None:
+    """That is something that happens, and the operator looks. (No launcher follows it.)"""
+    name = applied(kube, toy_job(kube, "late", QUIET, "deadline=20", f"nodes={nodes}"))
+    wait(lambda: "Failed" in conditions(kube, name), 300, lambda: conditions(kube, name))
+    message = kube.get("pytorchjob", name)["status"]["conditions"][-1]["message"]
+    assert "active longer than specified deadline" in message
+    wait(lambda: "Running" not in phases(kube, name).values(), what=lambda: phases(kube, name))
+
+
 @pytest.mark.parametrize("job", ["nodes=1", "nodes=2", "kind=job"])
 def test_a_launched_job_ends_at_its_deadline(
     kube: Deployed, launcher_config: Path, tmp_path: Path, job: str
@@ -108,8 +118,11 @@ def test_restarts_in_place_are_counted(kube: Deployed) -> None:
     assert "backoff limit" in message, message
 
 
-def test_a_time_to_live_is_for_jobs_that_went_well(kube: Deployed) -> None:
-    """An ExitCode failure sets no completionTime, from which the time would count."""
+def test_a_time_to_live_is_for_jobs_that_went_well(
+    kube: Deployed, launcher_config: Path, tmp_path: Path
+) -> None:
+    """An ExitCode failure sets no completionTime, from which the time would count. The next
+    launcher removes what should have gone."""
     bad = toy_job(kube, "bad", "lines=1 exit=1")
     good = toy_job(kube, "good", "lines=1")
     for made in (bad, good):
@@ -122,6 +135,10 @@ def test_a_time_to_live_is_for_jobs_that_went_well(kube: Deployed) -> None:
     assert time.monotonic() - ended > 2
     status = kube.get("pytorchjob", failed)["status"]
     assert "completionTime" not in status, status
+    started = submit(launcher_config, tmp_path, "next", "lines=1")
+    assert started.end() == 0, started.said
+    assert f"PyTorchJob {failed} ended more than 2 s ago: removed" in started.said
+    assert kube.get("pytorchjob", failed) is None
 
 
 def test_what_is_left_of_a_job_whose_first_pod_is_done(kube: Deployed) -> None:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kube import ROOT, wait
+from kube import wait
+from small_pipeline import TINY, write_images
 from trainings import PIPELINE, SCHEDULE, SMALL, TRAIN, Laptop, jobs, printed
 
+from percmae.data.archives import ARCHIVES
 from percmae.data.sample import make_sample_archives
 from percmae.storage import StorePath
-from pipelines.local.run import ARCHIVES
-
-sys.path.insert(0, str(ROOT / "tests" / "pipelines"))
-from small import TINY, write_images
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +24,7 @@ def test_the_scheduled_dag_runs_whole_inside_the_cluster(here: Laptop, tmp_path:
     images = write_images(tmp_path, "dark", "grey", "light")
     samples = tmp_path / "archives"
     make_sample_archives(samples, str(images))
-    for file in ARCHIVES:
+    for file in ARCHIVES.values():
         StorePath(f"s3://percmae/archives/{file}", here.store).write_file(samples / file)
     run = ["run", "--launcher", "pytorchjob", "--store", "s3://percmae/scheduled", "--gpus", "0"]
     run += ["--dataset", "small", "--archives", "s3://percmae/archives", "--recipe", "demo"]

@@ -6,15 +6,11 @@ The images are those of ``make images``, known to the cluster's nodes (kind load
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-from kube import ROOT
+from small_pipeline import TINY, write_images
 from trainings import SMALL, TRAIN, Laptop, jobs
-
-sys.path.insert(0, str(ROOT / "tests" / "pipelines"))
-from small import TINY, write_images
 
 pytestmark = pytest.mark.slow
 
@@ -56,9 +52,8 @@ def test_the_dag_with_its_trainings_in_the_cluster(
 
 def test_two_pods_learn_what_one_process_would(here: Laptop, whole_run: tuple[str, Path]) -> None:
     there = here.read_run("e2e/runs/seed-0/e2e_mae")
-    mine = [setting.removeprefix("pretrain.").removeprefix("all.") for setting in TINY]
     local = ["pretrain", "--recipe", "demo", "--tag", "here", "--to", "s3://percmae/here"]
-    local += ["--data", there["data"]["uri"], *mine, "seed=0"]
+    local += ["--data", there["data"]["uri"], *TINY, "seed=0"]
     here.percmae(*local, "data.batch_size=32")
     alone = here.read_run("here/here_mae")
     assert alone["total_steps"] == there["total_steps"]

@@ -68,7 +68,13 @@ def test_the_papers_figures() -> None:
         ("optim.total_batch=100", ["optim.total_batch=100", "data.batch_size"]),
         ("optim.accumulate=2", ["optim.accumulate", "optim.total_batch"]),
         ("optim.betas=[0.9, 1.5]", ["optim.betas"]),
+        ("optim.betas=[0.9, 1.0]", ["optim.betas", "below 1"]),
         ("data.augment.std=[0.2, 0.0, 0.2]", ["data.augment.std"]),
+        ("data.augment.mean=[0.2, .nan, 0.2]", ["data.augment.mean", "finite"]),
+        ("data.augment.crop_aspect=[2, 1]", ["data.augment.crop_aspect", "low to high"]),
+        ("model.encoder.mlp_ratio=0.001", ["model.encoder.mlp_ratio=0.001", "no unit"]),
+        ("optim.lr=.inf", ["optim.lr", "finite"]),
+        ("seed=18446744073709551616", ["seed", "less than"]),
     ],
 )
 def test_a_bad_setting_is_one_line_that_names_it(override: str, words: list[str]) -> None:
@@ -83,6 +89,73 @@ def test_a_bad_setting_is_one_line_that_names_it(override: str, words: list[str]
 def test_impossible_combination_of_variant_and_target() -> None:
     with pytest.raises(ConfigError, match="norm_pix_loss=true cannot be used with variant ssim"):
         load_config("ssim", overrides=["model.norm_pix_loss=true"])
+
+
+@pytest.mark.parametrize(
+    ("stage", "overrides", "words"),
+    [
+        ("finetune", ["data.batch_size=7", "optim.total_batch=null"], "data.batch_size=7 is odd"),
+        ("finetune", ["data.batch_size=1", "classifier.batch_norm=true"], "is odd"),
+        ("probe", ["data.batch_size=1"], "data.batch_size=1 leaves classifier.batch_norm nothing"),
+        ("finetune", ["data.augment.rand_augment=randy"], "rand_augment='randy' is no policy"),
+        (
+            "probe",
+            ["optim.name=sgd", "optim.nesterov=true", "optim.momentum=0"],
+            "optim.nesterov=true needs a momentum",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_together(stage: str, overrides: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_config("mae", "mae", stage, overrides=overrides)
+
+
+@pytest.mark.parametrize(
+    ("stage", "override", "words"),
+    [
+        ("probe", "model.init_from=a.pth", ["of pretrain", "given as --run"]),
+        ("probe", "model.mask_ratio=0.75", ["of pretrain", "what is built upon has decided it"]),
+        ("probe", "classifier.drop_path=0.1", ["of finetune", "`percmae finetune`"]),
+        ("probe", "optim.layer_decay=0.5", ["of finetune"]),
+        ("probe", "data.augment.rand_augment=rand-m9", ["of finetune"]),
+        ("probe", "data.augment.erasing=0.25", ["of finetune"]),
+        ("probe", "tracking.images=3", ["of pretrain"]),
+        ("finetune", "loss.l1=2.0", ["of pretrain"]),
+        ("finetune", "model={decoder: {depth: 2}}", ["model.decoder.depth=2", "of pretrain"]),
+        ("pretrain", "classifier.pool=avg", ["of finetune, probe", "or `percmae probe`"]),
+        ("pretrain", "classifier.mixup=0.8", ["of finetune;", "`percmae finetune`"]),
+    ],
+)
+def test_a_setting_of_another_stage(
+    stage: str, override: str, words: list[str], tmp_path: Path
+) -> None:
+    """Given by hand or in a file it would have no effect; whose it is, is said."""
+    file = tmp_path / "mine.yaml"
+    key, _, value = override.partition("=")
+    *sections, last = key.split(".")
+    indented = "".join(f"{'  ' * depth}{name}:\n" for depth, name in enumerate(sections))
+    file.write_text(f"{indented}{'  ' * len(sections)}{last}: {value}\n")
+    given = [({"overrides": [override]}, ""), ({"file": file}, f"config file {file}: ")]
+    for options, where in given if override != "model.mask_ratio=0.75" else given[:1]:
+        with pytest.raises(ConfigError) as caught:
+            load_config("mae", "mae", stage, **options)  # type: ignore[arg-type]
+        message = str(caught.value)
+        assert message.startswith(where + (key if "{" not in override else "model.decoder.depth"))
+        assert f"has no effect in stage {stage}" in message
+        for word in words:
+            assert word in message
+
+
+def test_a_saved_config_has_the_settings_of_all_stages(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    for stage in ("pretrain", "probe", "finetune"):
+        config = load_config("mae", "mae", stage, overrides=["optim.epochs=7"])
+        file.write_text(to_yaml(config))
+        assert load_config("mae", "mae", stage, file=file) == config
+    with pytest.raises(
+        ConfigError, match=r"config\.yaml: data\.augment\.rand_augment=.* has no effect"
+    ):
+        load_config("mae", "mae", "pretrain", file=file)
 
 
 def test_unknown_presets_name_the_nearest() -> None:

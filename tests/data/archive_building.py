@@ -5,13 +5,17 @@ from __future__ import annotations
 import gzip
 import io
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 from scipy.io import savemat
+
+from percmae.data.shard_writer import ShardWriter
 
 WNIDS = ("n00000003", "n00000001", "n00000002")  # in the order of their ILSVRC2012_ID
 TRUTH = (3, 1, 2, 1, 3, 2)  # ILSVRC2012_ID of the validation images
@@ -93,3 +97,18 @@ def build(folder: Path, **parts: bytes) -> Archives:
     archives.val.write_bytes(parts.get("val") or tar_bytes(val_files()))
     archives.devkit.write_bytes(parts.get("devkit") or devkit_bytes())
     return archives
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, images: int) -> list[str]:
+    """Ctrl-C before image number ``images`` + 1 is written; gives the list of those written."""
+    written: list[str] = []
+    add: Callable[..., None] = ShardWriter.add
+
+    def counting(self: ShardWriter, key: str, *rest: Any) -> None:
+        if len(written) == images:
+            raise KeyboardInterrupt
+        written.append(key)
+        add(self, key, *rest)
+
+    monkeypatch.setattr(ShardWriter, "add", counting)
+    return written

@@ -10,7 +10,7 @@ from typing import Any
 import archive_building as ab
 import pytest
 
-from percmae.data.imagenet import read_devkit
+from percmae.data.devkit import read_devkit
 from percmae.data.ingest import ingest
 from percmae.errors import DataError
 from percmae.storage import StorePath
@@ -132,7 +132,9 @@ def test_garbage_in_the_middle_is_not_taken_for_the_end(tmp_path: Path) -> None:
 
 def test_an_archive_that_is_no_tar(tmp_path: Path) -> None:
     message = refused(ab.build(tmp_path / "in", val=b"<html>" * 1000), tmp_path / "out")
-    assert "(val) is not a tar archive" in message
+    assert "(val) is a web page or an XML message, not a plain tar; download it again" in message
+    message = refused(ab.build(tmp_path / "in", val=b"\x89abc" * 1000), tmp_path / "out")
+    assert "(val) is not a tar archive; download it again" in message
 
 
 def test_a_class_the_devkit_does_not_know(tmp_path: Path) -> None:

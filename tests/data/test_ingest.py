@@ -20,7 +20,6 @@ import webdataset
 from percmae.data import ingest as ingest_module
 from percmae.data.ingest import IngestResult, ingest
 from percmae.data.sample import SampleArchives
-from percmae.data.shard_writer import ShardWriter
 from percmae.data.shards import Dataset
 from percmae.errors import DataError, StoreAccessError
 from percmae.storage import StorePath
@@ -136,7 +135,7 @@ def test_corrupt_images_are_left_out_and_listed(tmp_path: Path) -> None:
 def test_nothing_but_corrupt_images_is_an_error(tmp_path: Path) -> None:
     broken = dict.fromkeys(ab.val_files(), b"broken")
     archives = ab.build(tmp_path / "in", val=ab.tar_bytes(broken))
-    with pytest.raises(DataError, match="no image in it could be decoded"):
+    with pytest.raises(DataError, match="no image in it could be opened as JPEG"):
         run(archives, tmp_path / "out")
     assert not (tmp_path / "out" / "manifest.json").exists()
 
@@ -170,7 +169,7 @@ def test_published_md5_is_checked_after_resuming_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archives = ab.build(tmp_path / "in")
-    interrupt_after(monkeypatch, images=12)
+    ab.interrupt_after(monkeypatch, images=12)
     with pytest.raises(KeyboardInterrupt):
         run(archives, tmp_path / "out")
     monkeypatch.undo()
@@ -197,21 +196,6 @@ def test_the_real_archives_are_known_by_name_and_size() -> None:
 # Interruptions --------------------------------------------------------------------------------
 
 
-def interrupt_after(monkeypatch: pytest.MonkeyPatch, images: int) -> list[str]:
-    """Ctrl-C before image number ``images`` + 1 is written; gives the list of those written."""
-    written: list[str] = []
-    add: Callable[..., None] = ShardWriter.add
-
-    def counted(self: ShardWriter, key: str, *rest: Any) -> None:
-        if len(written) == images:
-            raise KeyboardInterrupt
-        written.append(key)
-        add(self, key, *rest)
-
-    monkeypatch.setattr(ShardWriter, "add", counted)
-    return written
-
-
 @pytest.mark.parametrize("images", [0, 1, 4, 7, 14, 15, 17, 20])
 def test_resuming_gives_the_dataset_of_an_uninterrupted_ingest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: int
@@ -219,7 +203,7 @@ def test_resuming_gives_the_dataset_of_an_uninterrupted_ingest(
     archives = ab.build(tmp_path / "in")
     whole = run(archives, tmp_path / "whole").dataset
     out = tmp_path / "out"
-    interrupt_after(monkeypatch, images)
+    ab.interrupt_after(monkeypatch, images)
     with pytest.raises(KeyboardInterrupt):
         run(archives, out)
     monkeypatch.undo()
@@ -228,7 +212,7 @@ def test_resuming_gives_the_dataset_of_an_uninterrupted_ingest(
     state = out / ".ingest" / "state.json"
     saved = json.loads(state.read_text())["splits"] if state.exists() else {}
     kept = sum(s["samples"] for split in saved.values() for s in split["shards"])
-    written = interrupt_after(monkeypatch, images=10**6)
+    written = ab.interrupt_after(monkeypatch, images=10**6)
     resumed = run(archives, out).dataset
     assert len(written) == 15 + 6 - kept, "finished shards are not made again"
     assert resumed.digest == whole.digest
@@ -268,8 +252,9 @@ def test_kill_9_in_mid_ingest_then_resume(
     killed = subprocess.run([sys.executable, "-c", KILLED, *sources, to], check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not (StorePath(to) / "manifest.json").exists()
-    done = StorePath(to).__truediv__(ingest_module.STATE).read_json()["splits"]["train"]
-    assert 0 < done["images"] < 2500
+    done = StorePath(to).__truediv__(ingest_module.STATE).read_json()["splits"]
+    assert done["test"]["md5"], "the small archive is read first"
+    assert 0 < sum(done["train"]["found"]) < 2500 - 1000
     result = ingest(*sources, to, shard_bytes=2**20)
     assert result.dataset.digest == sample_dataset.digest
     assert result.dataset.manifest["splits"] == sample_dataset.manifest["splits"]
@@ -279,7 +264,7 @@ def test_a_state_of_other_archives_is_dropped_with_its_shards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     big = ab.build(tmp_path / "big", train=ab.tar_bytes(ab.class_tars(per_class=30)))
-    interrupt_after(monkeypatch, images=60)
+    ab.interrupt_after(monkeypatch, images=60)
     with pytest.raises(KeyboardInterrupt):
         run(big, tmp_path / "out")
     monkeypatch.undo()
@@ -353,10 +338,10 @@ def test_val_slice_follows_the_digest(sample_dataset: Dataset) -> None:
             "digest does not fit",
         ),
         (lambda out: (out / "test" / "test-000000.tar").unlink(), "test-000000.tar is missing"),
-        (lambda out: (out / "test" / "test-000000.npy").unlink(), "has no index test-000000.npy"),
+        (lambda out: (out / "test" / "test-000000.npy").unlink(), "test-000000.npy is missing"),
         (
             lambda out: os.truncate(out / "train" / "train-000000.tar", 2048),
-            "train-000000.tar has not the recorded size",
+            "train-000000.tar has 2048 bytes, not the",
         ),
     ],
 )
@@ -369,6 +354,34 @@ def test_a_damaged_dataset_is_refused(
     with pytest.raises(DataError, match=message) as caught:
         Dataset.open(uri)
     assert "\n" not in str(caught.value)
+
+
+def test_to_delete_is_advised_only_of_what_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    uri = run(ab.build(tmp_path / "in"), out).manifest_uri
+    with monkeypatch.context() as patch:
+        patch.setattr(StorePath, "iter", lambda self: iter(()))
+        Dataset.open(uri)  # a listing that lacks files which are there
+    os.truncate(out / "train" / "train-000000.tar", 2048)
+    with pytest.raises(DataError) as caught:
+        Dataset.open(uri)
+    assert "delete the manifest" not in str(caught.value)
+    (out / "train" / "train-000000.tar").unlink()
+    with pytest.raises(DataError, match="is missing; delete the manifest and run ingest again"):
+        Dataset.open(uri)
+
+
+@pytest.mark.parametrize("written", ["{}//in//deeper/", "{}/./in/deeper"])
+def test_an_address_has_one_normal_form(s3: Any, tmp_path: Path, written: str) -> None:
+    base = s3.uri("normal")
+    made = run(ab.build(tmp_path / "in"), written.format(base))
+    assert made.manifest_uri == f"{base}/in/deeper/manifest.json"
+    again = run(ab.build(tmp_path / "in"), f"{base}/in/deeper")
+    assert again.reused
+    read = Dataset.open(written.format(base).rstrip("/") + "//manifest.json")
+    assert (read.uri, read.digest) == (made.manifest_uri, made.dataset.digest)
 
 
 def test_a_damaged_index_is_refused(tmp_path: Path) -> None:

@@ -17,12 +17,14 @@ import archive_building as ab
 import numpy as np
 import pytest
 from PIL import Image
+from s3_server import S3
 from scipy.io import loadmat
 
+from percmae.cli import verbs
 from percmae.data import sample as sample_module
-from percmae.data.imagenet import read_devkit
+from percmae.data.devkit import read_devkit
 from percmae.data.ingest import ingest
-from percmae.data.sample import SampleArchives, make_sample_archives
+from percmae.data.sample import SampleArchives, make_sample_archives, put_sample_archives
 from percmae.data.shards import Dataset
 from percmae.errors import DataError
 from percmae.storage import StorePath
@@ -211,6 +213,9 @@ def test_a_folder_with_train_and_val_keeps_them_and_its_wnids(tmp_path: Path) ->
     class_folder(tmp_path / "images" / "train", wnids, images=6)
     class_folder(tmp_path / "images" / "val", wnids, images=3)
     (tmp_path / "images" / "train" / wnids[0] / ".hidden.jpg").write_bytes(b"junk")
+    for side in ("train/__MACOSX", f"val/{wnids[0]}/@eaDir"):
+        (tmp_path / "images" / side).mkdir()
+        (tmp_path / "images" / side / "1.jpg").write_bytes(ab.picture(1))
     archives = make_sample_archives(tmp_path / "out", str(tmp_path / "images"))
     assert {k: len(v) for k, v in train_images(archives).items()} == {f"{w}.tar": 6 for w in wnids}
     assert len(members(archives.val)) == 6
@@ -340,3 +345,33 @@ def test_torchvision_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("n02102040", "English springer"),
     ]
     assert [len(v) for v in train_images(archives).values()] == [4, 4]
+
+
+def test_sample_archives_in_a_store(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is in the store is what a disk would hold, and nothing else is left anywhere."""
+    monkeypatch.chdir(tmp_path)
+    source, uri = str(class_folder(tmp_path / "pictures")), s3.uri("archives")
+    made = make_sample_archives(tmp_path / "here", source)
+    for _ in range(2):
+        assert verbs.main(["sample-data", "--out", uri, "--source", source]) == 0
+    out = StorePath(uri)
+    assert capsys.readouterr().out.splitlines() == 2 * [
+        (out / path.name).uri for path in (made.train, made.val, made.devkit)
+    ]
+    for path in (made.train, made.val, made.devkit):
+        assert (out / path.name).read_bytes() == path.read_bytes()
+    assert put_sample_archives(out, source) is True
+    (tmp_path / "pictures" / "cat" / "0.jpg").write_bytes(ab.picture(999))
+    assert put_sample_archives(out, source) is False
+    assert (out / made.train.name).read_bytes() != made.train.read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"pictures", "here"}
+
+
+def test_archives_of_others_in_a_store_stay(s3: S3, tmp_path: Path) -> None:
+    out = StorePath(s3.uri("theirs"))
+    (out / "ILSVRC2012_img_val.tar").write_text("theirs")
+    with pytest.raises(DataError, match="was not written by sample-data; choose another --out"):
+        put_sample_archives(out, str(class_folder(tmp_path / "pictures")))
+    assert [entry.name for entry in out.iter()] == ["ILSVRC2012_img_val.tar"]

@@ -26,7 +26,7 @@ class KubeServer:
     objects: answers to GET; statuses: what objects below a path say from look to look, the last
     one for good; forbidden: beginnings of paths that may not be looked at; denied: (account, verb,
     resource) that a review does not allow; refused: answers to what is posted to a path; logs: of
-    any pod. posted and deleted: what was asked for.
+    any pod. posted, patched and deleted: what was asked for.
     """
 
     def __init__(self) -> None:
@@ -37,6 +37,7 @@ class KubeServer:
         self.refused: dict[str, tuple[int, str]] = {}
         self.logs = ""
         self.posted: list[tuple[str, Object]] = []
+        self.patched: list[tuple[str, Object]] = []
         self.deleted: list[str] = []
         self.token: str | None = None
         server = self
@@ -52,11 +53,13 @@ class KubeServer:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 self._answer(*server.post(urlsplit(self.path).path, body))
 
+            def do_PATCH(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                self._answer(*server.patch(urlsplit(self.path).path, body))
+
             def do_DELETE(self) -> None:
-                self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                path = urlsplit(self.path).path
-                server.deleted.append(path)
-                self._answer(200 if server.objects.pop(path, None) else 404, {})
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                self._answer(*server.delete(urlsplit(self.path).path, body))
 
             def _answer(self, status: int, answer: Object | str) -> None:
                 if server.token and self.headers.get("Authorization") != f"Bearer {server.token}":
@@ -98,6 +101,17 @@ class KubeServer:
         self.objects[f"{path}/{body['metadata']['name']}"] = body
         return 201, body
 
+    def patch(self, path: str, body: Object) -> tuple[int, Object]:
+        self.patched.append((path, deepcopy(body)))
+        found = self.objects.get(path)
+        if found is None:
+            return 404, {"message": f"{path} not found"}
+        return 200, _merge(found, body)
+
+    def delete(self, path: str, body: Object) -> tuple[int, Object]:
+        self.deleted.append(path)
+        return (200 if self.objects.pop(path, None) else 404), {}
+
     def kubeconfig(self, path: Path) -> Path:
         user = {"token": self.token} if self.token else {}
         made = {
@@ -123,6 +137,18 @@ class KubeServer:
             yield self
         finally:
             self.stop()
+
+
+def _merge(found: Object, patch: Object) -> Object:
+    """A JSON merge patch (RFC 7396), in place."""
+    for key, value in patch.items():
+        if value is None:
+            found.pop(key, None)
+        elif isinstance(value, dict):
+            _merge(found.setdefault(key, {}), value)
+        else:
+            found[key] = value
+    return found
 
 
 NS = "/api/v1/namespaces/percmae"

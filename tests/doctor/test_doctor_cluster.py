@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from percmae.cli.verbs import main
-from percmae.doctor.cluster import KFP_SECRET, OLDEST_KUBERNETES, RIGHTS, doctor_cluster
+from percmae.doctor.cluster import OLDEST_KUBERNETES, RIGHTS, doctor_cluster
 from percmae.errors import ConfigError, UserError
-from percmae.jobs.api import Refused, Unreachable
+from percmae.jobs.client import Refused, Unreachable
+from percmae.jobs.names import KFP_SECRET
 
 from .kube_server import DONE, NS, PODS, REVIEWS, KubeServer, lines, secret
 
@@ -56,8 +57,8 @@ def test_each_missing_thing_is_one_line_with_its_cure(
     del server.objects[path]
     assert doctor_cluster() is False
     (line,) = lines(capsys, "MISSING")
-    found, mend = MISSING[path]
-    assert line.startswith(f"{found}  → {mend}")
+    found, fix = MISSING[path]
+    assert line.startswith(f"{found}  → {fix}")
 
 
 def test_without_the_namespace_nothing_in_it_is_looked_at(
@@ -86,6 +87,14 @@ def test_a_secret_that_will_not_do(
     assert doctor_cluster() is False
     (line,) = lines(capsys, "MISSING")
     assert line.startswith(f"Secret percmae-store: {found}  → kubectl -n percmae delete secret")
+
+
+def test_no_secret_is_wanted_where_a_role_gives_the_keys(
+    server: KubeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del server.objects[f"{NS}/secrets/percmae-store"]
+    assert doctor_cluster(overrides=["store_secret=null"]) is True
+    assert "service account percmae-train has to have a role" in capsys.readouterr().out
 
 
 def test_every_right_is_asked_for(server: KubeServer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,6 +140,9 @@ def test_gpus_are_needed_only_where_they_are_asked_for(
     assert doctor_cluster(overrides=["gpus=1", "gpu_type=H200"]) is False
     (line,) = lines(capsys, "MISSING")
     assert "0 on 0 nodes with H200; jobs want 1 node" in line
+    server.objects["/api/v1/nodes"] = {"items": []}
+    assert doctor_cluster(overrides=["gpus=0"]) is True
+    assert "nvidia.com/gpu" not in capsys.readouterr().out
 
 
 def test_volumes_that_wait_for_a_class(
@@ -172,25 +184,119 @@ def test_a_queue_that_is_asked_for(server: KubeServer, capsys: pytest.CaptureFix
     assert look() == "LocalQueue research: active, before ClusterQueue gpus"
 
 
-def test_beside_kfp_its_accounts_and_secret_count(
-    server: KubeServer, capsys: pytest.CaptureFixture[str]
-) -> None:
-    kfp = "/api/v1/namespaces/kubeflow"
+KFP = "/api/v1/namespaces/kubeflow"
+
+
+def api_server(image: str) -> dict[str, Any]:
+    containers = [{"image": "docker.io/alpine:3.23.0"}, {"image": image}]
+    return {"spec": {"template": {"spec": {"containers": containers}}}}
+
+
+@pytest.fixture
+def kfp(server: KubeServer) -> KubeServer:
+    """The same beside Kubeflow Pipelines 2.17, as overlays/kfp leaves it."""
     for path in [path for path in server.objects if path.startswith(NS)]:
-        server.objects[path.replace(NS, kfp)] = server.objects.pop(path)
-    del server.objects[f"{kfp}/serviceaccounts/percmae-launcher"]
-    server.objects[f"{kfp}/serviceaccounts/pipeline-runner"] = {}
-    keys = server.objects.pop(f"{kfp}/secrets/percmae-store")
-    server.objects[f"{kfp}/secrets/{KFP_SECRET}"] = keys
-    server.objects[f"{kfp}/services/ml-pipeline"] = {}
+        server.objects[path.replace(NS, KFP)] = server.objects.pop(path)
+    del server.objects[f"{KFP}/serviceaccounts/percmae-launcher"]
+    server.objects[f"{KFP}/serviceaccounts/pipeline-runner"] = {}
+    keys = server.objects.pop(f"{KFP}/secrets/percmae-store")
+    server.objects |= {
+        f"{KFP}/secrets/{KFP_SECRET}": keys,
+        f"{KFP}/services/ml-pipeline": {},
+        f"{KFP}/services/seaweedfs": {},
+        "/apis/apps/v1/namespaces/kubeflow/deployments/ml-pipeline": api_server(
+            "ghcr.io/kubeflow/kfp-api-server:2.17.0"
+        ),
+    }
+    at = {"AWS_ENDPOINT_URL": "http://seaweedfs.kubeflow:9000"}
+    server.objects[f"{KFP}/configmaps/percmae-store"] = {"data": at}
     for path in list(server.statuses):
         server.statuses[path.replace("/percmae/", "/kubeflow/")] = server.statuses.pop(path)
+    server.statuses[f"{KFP}/pods"] = [DONE]
+    return server
+
+
+def test_beside_kfp_its_accounts_and_secret_count(
+    kfp: KubeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert doctor_cluster(kfp=True) is True
-    server.statuses[f"{kfp}/pods"] = [DONE]
-    server.denied = {("pipeline-runner", "create", "pytorchjobs")}
+    out = capsys.readouterr().out
+    assert "Kubeflow Pipelines: 2.17.0 in kubeflow\n" in out
+    assert f"Secret {KFP_SECRET}: has accesskey and secretkey\n" in out
+    kfp.denied = {("pipeline-runner", "create", "pytorchjobs")}
     assert doctor_cluster(kfp=True) is False
     (line,) = lines(capsys, "MISSING")
     assert line.endswith("may not create  → kubectl apply -k k8s/overlays/kfp")
+
+
+def test_beside_kfp_the_store_that_is_there_is_named(
+    kfp: KubeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = kfp.objects[f"{KFP}/configmaps/percmae-store"]
+    config["data"]["AWS_ENDPOINT_URL"] = "http://minio-service.kubeflow:9000"
+    assert doctor_cluster(kfp=True) is False
+    (line,) = lines(capsys, "MISSING")
+    assert line == (
+        "ConfigMap percmae-store: http://minio-service.kubeflow:9000, but there is no Service "
+        "minio-service in namespace kubeflow  → kubectl apply -k k8s/overlays/kfp"
+    )
+    config["data"]["AWS_ENDPOINT_URL"] = "http://seaweedfs.kubeflow.svc.cluster.local:8333"
+    kfp.objects[f"{KFP}/services/minio-service"] = kfp.objects.pop(f"{KFP}/services/seaweedfs")
+    assert doctor_cluster(kfp=True) is False
+    (line,) = lines(capsys, "MISSING")
+    assert line.endswith("no Service seaweedfs in namespace kubeflow  → kubectl apply -k "
+                         "k8s/overlays/kfp-minio")  # fmt: skip
+    del kfp.objects[f"{KFP}/services/minio-service"]
+    assert doctor_cluster(kfp=True) is False
+    assert lines(capsys, "MISSING")[0].endswith("kubectl apply -k k8s/overlays/kfp-s3")
+    # What is no Service's address is for the pod to try.
+    kfp.forbidden = ["/api/v1/namespaces/others"]
+    for address in (
+        "http://store.others",
+        "https://s3.eu-west-1.amazonaws.com",
+        "http://minio.lan",
+        "http://10.0.0.1:9",
+    ):
+        config["data"]["AWS_ENDPOINT_URL"] = address
+        assert doctor_cluster(kfp=True) is True
+
+
+def test_beside_kfp_the_config_map_says_which_secret_and_bucket(
+    kfp: KubeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = kfp.objects[f"{KFP}/configmaps/percmae-store"]
+    config["metadata"] = {
+        "annotations": {"percmae.dev/secret": "mine", "percmae.dev/access-key": "id"}
+    }
+    config["data"]["PERCMAE_BUCKET"] = "s3://ours/percmae"
+    kfp.objects[f"{KFP}/secrets/mine"] = secret(id="x", secretkey="y")
+    assert doctor_cluster(kfp=True) is True
+    out = capsys.readouterr().out
+    assert (
+        "Secret mine: has id and secretkey; submit, schedule and compile take --store-secret mine"
+        in out
+    )
+    assert "bucket s3://ours/percmae: a pod writes" in out
+    pod = next(body for path, body in kfp.posted if path == f"{KFP}/pods")
+    assert "s3://ours/percmae" in pod["spec"]["containers"][0]["command"]
+    assert doctor_cluster(kfp=True, overrides=["store_secret=absent"], store="s3://b") is False
+    assert lines(capsys, "MISSING")[0].startswith("Secret absent: none")
+
+
+def test_beside_kfp_that_is_too_old_or_not_there(
+    kfp: KubeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = "/apis/apps/v1/namespaces/kubeflow/deployments/ml-pipeline"
+    kfp.objects[path] = api_server("mirror/kfp-api-server:2.14.3")
+    assert doctor_cluster(kfp=True) is False
+    (line,) = lines(capsys, "MISSING")
+    assert line == "Kubeflow Pipelines: 2.14.3 in kubeflow  → bring it to 2.15 or newer"
+    kfp.objects[path] = api_server("mirror/kfp-api-server@sha256:" + "0" * 64)
+    assert doctor_cluster(kfp=True) is True
+    assert "does not say whether it is 2.15 or newer" in capsys.readouterr().out
+    del kfp.objects[f"{KFP}/services/ml-pipeline"]
+    assert doctor_cluster(kfp=True) is False
+    assert lines(capsys, "MISSING")[0].startswith("Kubeflow Pipelines: no Service ml-pipeline in")
 
 
 def test_a_namespace_of_ones_own_has_commands_of_its_own(
@@ -250,9 +356,7 @@ def test_settings_are_checked_first(server: KubeServer) -> None:
 def test_the_command_line(server: KubeServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--cluster", "gpus=0", "--timeout", "5"]) == 0
     del server.objects[f"{NS}/secrets/percmae-store"]
-    with pytest.raises(SystemExit) as ended:
-        main(["doctor", "--cluster", "--namespace", "percmae", "--timeout", "5"])
-    assert ended.value.code == 1
+    assert main(["doctor", "--cluster", "--namespace", "percmae", "--timeout", "5"]) == 1
     capsys.readouterr()
     assert main(["doctor", "--kfp"]) == UserError.exit_code
     assert "add --cluster" in capsys.readouterr().err

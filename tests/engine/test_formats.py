@@ -294,10 +294,10 @@ def test_safetensors_with_a_broken_header(tmp_path: Path) -> None:
         header(overlapping),
         header('{"a":{"dtype":"F99","shape":[2],"data_offsets":[0,8]}}'),
         header('{"a":{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}}'),
-        b"",
     ):
         file.write_bytes(data)
-        with pytest.raises(CheckpointError, match="not a safetensors file") as caught:
+        words = "a safetensors file that is damaged|neither safetensors nor"
+        with pytest.raises(CheckpointError, match=words) as caught:
             initial_weights(str(file))
         assert "\n" not in str(caught.value)
 
@@ -306,7 +306,7 @@ def test_absent_files_and_folders(tmp_path: Path) -> None:
     for uri in (tmp_path / "absent.pth", tmp_path):
         with pytest.raises(CheckpointError, match="cannot be read"):
             import_weights(str(uri), str(tmp_path / "out"))
-    with pytest.raises(PercmaeError, match=r"no readable run\.json"):
+    with pytest.raises(PercmaeError, match=r"it has no run\.json"):
         export_weights(str(tmp_path / "absent"), str(tmp_path / "out"), "mae")
 
 

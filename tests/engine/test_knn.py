@@ -219,11 +219,11 @@ def test_a_run_logs_it_and_trains_the_same_without_it(
     without = pretrain(off, tiny_dataset.uri, str(tmp_path / "without"))
     logged = [line.pop("knn_top1") for line in val_lines(with_it.uri)]
     assert len(logged) == 2
-    assert Run.open(with_it.uri).record["metrics"]["val/knn_top1"] == logged[-1]
+    assert Run.open(with_it.uri).record.metrics["val/knn_top1"] == logged[-1]
     events = EventAccumulator(f"{with_it.uri}/train_outputs/tensorboard_logs").Reload()
     assert [e.value for e in events.Scalars("val/knn_top1")] == pytest.approx(logged)
     assert all("knn_top1" not in line for line in val_lines(without.uri))
-    assert "val/knn_top1" not in Run.open(without.uri).record["metrics"]
+    assert "val/knn_top1" not in Run.open(without.uri).record.metrics
     assert Run.open(without.uri).key == Run.open(with_it.uri).key
     left, right = (network_weights(run.uri, "generator") for run in (with_it, without))
     assert all(torch.equal(left[key], right[key]) for key in right)

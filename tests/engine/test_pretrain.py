@@ -18,8 +18,8 @@ from percmae.data.shards import Dataset
 from percmae.engine import loop
 from percmae.engine.checkpoint import read_state
 from percmae.engine.distributed import World
+from percmae.engine.loaders import train_loader
 from percmae.engine.pretrain import pretrain
-from percmae.engine.training import train_loader
 from percmae.engine.weights import network_weights, run_state
 from percmae.errors import ConfigError, DataError, PercmaeError, UserError
 from percmae.losses.objective import Objective
@@ -54,7 +54,7 @@ def test_what_a_run_leaves_in_the_store(tiny: Make, tiny_dataset: Dataset, s3: A
     run = Run.open(result.uri)
     assert run.complete
     steps = 2 * (len(tiny_dataset.split("train")) // 16)
-    assert run.record["step"] == run.record["total_steps"] == steps
+    assert run.record.step == run.record.total_steps == steps
     names = {e.name for e in run.path.iter()}
     assert {"config.yaml", "run.json", "metrics.jsonl", "checkpoints/latest.json"} <= names
     assert f"mae_recon_out/step-{steps:08d}.png" in names
@@ -100,7 +100,7 @@ def test_resumed_run_equals_an_uninterrupted_one(
         with pytest.raises(OSError, match="power cut"):
             pretrain(config, tiny_dataset.uri, str(tmp_path / "cut"))
     stopped = Run.open(str(tmp_path / "cut" / "t_mae"))
-    assert (stopped.complete, stopped.record["step"]) == (False, 4)
+    assert (stopped.complete, stopped.record.step) == (False, 4)
     with pytest.raises(UserError, match="--resume auto"):
         pretrain(config, tiny_dataset.uri, str(tmp_path / "cut"), resume="never")
     shown: list[Progress] = []
@@ -172,7 +172,7 @@ def test_start_from_weights(tiny: Make, tiny_dataset: Dataset, tmp_path: Path) -
 
 def test_max_steps_ends_the_run(tiny: Make, tiny_dataset: Dataset, tmp_path: Path) -> None:
     run = pretrain(tiny("optim.max_steps=3"), tiny_dataset.uri, str(tmp_path)).uri
-    assert Run.open(run).record["step"] == 3
+    assert Run.open(run).record.step == 3
 
 
 class Exploding(MultiscaleSSIM):
@@ -230,7 +230,7 @@ def test_what_is_not_finite_stops_the_run_before_it_touches_the_weights(
     with pytest.raises(PercmaeError, match=f"not finite at step 4: .*{named}"):
         pretrain(config, tiny_dataset.uri, str(tmp_path))
     folder = tmp_path / f"t_{variant}"
-    assert Run.open(str(folder)).record["step"] == 3
+    assert Run.open(str(folder)).record.step == 3
     saved = read_state(StorePath(folder / "checkpoints" / "diagnostic-step-00000004.pt"))
     assert saved["diagnosis"]["step"] == 4
     assert saved["diagnosis"]["not_finite"] == [named]

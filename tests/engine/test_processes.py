@@ -148,7 +148,7 @@ def test_kill_9_then_the_same_command_goes_on(tiny_dataset: Dataset, tmp_path: P
     assert "going on from step" in again.stderr
     assert again.stdout.splitlines()[-1] == str(tmp_path / "cut" / "mae")
     ended = Run.open(str(tmp_path / "cut" / "mae")).record
-    assert ended["step"] == ended["total_steps"]
+    assert ended.step == ended.total_steps
     assert losses(tmp_path / "cut" / "mae") == losses(tmp_path / "whole" / "mae")
 
 
@@ -165,5 +165,5 @@ def test_a_signal_saves_and_is_told_by_the_exit_code(
     assert "Traceback" not in errors
     record = Run.open(str(tmp_path / "mae")).record
     latest = json.loads((tmp_path / "mae" / "checkpoints" / "latest.json").read_text())
-    assert record["status"] == "running"
-    assert record["step"] == latest["step"] > 0
+    assert record.status == "running"
+    assert record.step == latest["step"] > 0

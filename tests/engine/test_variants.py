@@ -67,7 +67,7 @@ COURSE = (
 def finite_records(run: str) -> list[dict[str, Any]]:
     """What each step has logged, all of it finite."""
     trained = list(records(run, "train"))
-    assert len(trained) == Run.open(run).record["step"]
+    assert len(trained) == Run.open(run).record.step
     for record in trained:
         assert all(math.isfinite(v) for v in record.values() if isinstance(v, float)), record
     return trained
@@ -180,12 +180,12 @@ def test_the_encoder_flows_into_a_probe(
     variant: str,
 ) -> None:
     config = tiny(*settings(variant), "optim.max_steps=2", variant=variant)
-    run = pretrain(config, tiny_dataset.uri, str(tmp_path)).uri
+    run = pretrain(config, tiny_dataset.uri, str(tmp_path)).run
     overrides = ["optim.epochs=1", "trainer.threads=1", "data.workers=0", "data.batch_size=16"]
     probed = probe(
         downstream_config(run, "probe", overrides=overrides), run, tiny_dataset.uri, str(tmp_path)
     )
-    generator = run_state(run)["networks"]["generator"]  # type: ignore[index]
+    generator = run_state(run.uri)["networks"]["generator"]  # type: ignore[index]
     classifier = run_state(probed.uri)["networks"]["classifier"]  # type: ignore[index]
     taken = {k: v for k, v in classifier.items() if k.startswith("encoder.")}
     assert len(taken) > 10

@@ -9,7 +9,7 @@ from typing import Any
 
 from dockerfile import DOCKER
 
-# What a pod of ours may do (percmae.jobs.spec), under a user that no image knows.
+# What a pod of ours may do (percmae.jobs.pod), under a user that no image knows.
 CONFINED = [
     "--read-only",
     "--tmpfs=/tmp:mode=1777",

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from dockerfile import DOCKER
 
-from percmae.jobs.settings import TRAIN_IMAGE
+from percmae.jobs.schema import TRAIN_IMAGE
 
 FILE = DOCKER / "compose.yaml"
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(FILE.read_text())["services"]

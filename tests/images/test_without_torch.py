@@ -56,7 +56,7 @@ def hiding(names: tuple[str, ...], *run: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -69,7 +69,7 @@ def test_the_command_line_answers() -> None:
 
 
 @pytest.mark.parametrize(
-    "package", ["percmae.config", "percmae.jobs", "percmae.report", "percmae.storage"]
+    "package", [f"percmae.{name}" for name in ("config", "jobs", "report", "runs", "storage")]
 )
 def test_whole_packages_can_be_imported(package: str) -> None:
     found = hiding(
@@ -102,7 +102,9 @@ def test_a_probe_is_planned(tmp_path: Path) -> None:
         training_only(),
         "-",
         "from percmae.runs.downstream import downstream_config\n"
-        f"config = downstream_config({run.uri!r}, 'probe', overrides=['optim.epochs=7'])\n"
+        "from percmae.runs.record import Run\n"
+        f"parent = Run.open({run.uri!r})\n"
+        "config = downstream_config(parent, 'probe', overrides=['optim.epochs=7'])\n"
         "print(config.run_name, config.stage, config.optim.epochs)",
     )
     assert planned.split() == ["t_mae_probe", "probe", "7"]

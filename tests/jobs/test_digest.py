@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from percmae.jobs.names import Object
-from percmae.jobs.settings import JobSettings, job_settings
-from percmae.jobs.spec import DIGEST, job_object, object_digest
+from percmae.jobs.names import DIGEST_ANNOTATION, Object
+from percmae.jobs.schema import JobSettings
+from percmae.jobs.settings import job_settings
+from percmae.jobs.spec import job_object, object_digest
 from percmae.jobs.work import Work
 
-from .works import KINDS, OWNER, every_setting, every_work, pretraining, probing
+from .works import KINDS, OWNER, SPREAD, every_setting, every_work, pretraining, probing
 
 
 @pytest.mark.slow
@@ -75,6 +76,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "memory": {"memory": "17Gi"},
     "shm": {"shm": "3Gi"},
     "scratch": {"scratch": "11Gi"},
+    "resources": {"resources": {"rdma/ib": "1"}},
+    "capabilities": {"capabilities": ["IPC_LOCK"]},
+    "run_as_user": {"run_as_user": None},
+    "topology_spread": {"topology_spread": [SPREAD]},
     "node_selector": {"node_selector": {"a": "b"}},
     "tolerations": {"tolerations": [{"operator": "Exists"}]},
     "affinity": {"affinity": {"nodeAffinity": {}}},
@@ -125,9 +130,9 @@ def test_the_digest_changes_with_everything_that_matters_and_nothing_else() -> N
 
 
 def digest_of(settings: JobSettings, work: Work | None = None, owner: Object | None = None) -> str:
-    made = job_object(work or pretraining(), settings, owner)
-    digest: str = made["metadata"]["annotations"][DIGEST]
-    assert object_digest(made) == digest  # what a launcher computes of an object it has made
+    job = job_object(work or pretraining(), settings, owner)
+    digest: str = job["metadata"]["annotations"][DIGEST_ANNOTATION]
+    assert object_digest(job) == digest  # what a launcher computes of an object it has made
     return digest
 
 

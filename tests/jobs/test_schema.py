@@ -27,10 +27,10 @@ def test_every_stage_and_variant_under_every_setting_is_valid(kind: str) -> None
     for work in every_work().values():
         for settings in every_setting(kind).values():
             for owner in (None, OWNER):
-                made = job_object(work, settings, owner)
-                validate(made)
-                validate(made, OLDEST)
-                kinds.add((work.trains, made["kind"]))
+                job = job_object(work, settings, owner)
+                validate(job)
+                validate(job, OLDEST)
+                kinds.add((work.trains, job["kind"]))
     trained = {"pytorchjob": "PyTorchJob", "trainjob": "TrainJob", "job": "Job"}[kind]
     assert kinds == {(True, trained), (False, "Job")}
 
@@ -42,43 +42,43 @@ def test_the_runtime_for_train_jobs_is_valid(values: Object) -> None:
     validate(training_runtime(job_settings(**values)))
 
 
-def _pod(made: Object) -> Object:
-    if made["kind"] == "PyTorchJob":
-        found = made["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
-    elif made["kind"] == "TrainJob":
-        patch = made["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]
+def _pod(job: Object) -> Object:
+    if job["kind"] == "PyTorchJob":
+        found = job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
+    elif job["kind"] == "TrainJob":
+        patch = job["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]
         found = patch["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
     else:
-        found = made["spec"]["template"]["spec"]
+        found = job["spec"]["template"]["spec"]
     assert isinstance(found, dict)
     return found
 
 
 FAULTS: dict[str, tuple[Callable[[Object], object], str]] = {
-    "unknown in the spec": (lambda made: made["spec"].update(suspended=True), "suspended"),
-    "unknown in the pod": (lambda made: _pod(made).update(serviceAcountName="x"), "serviceAcount"),
-    "unknown in metadata": (lambda made: made["metadata"].update(label={}), "label"),
-    "wrong type": (lambda made: _pod(made).update(tolerations={}), "tolerations"),
+    "unknown in the spec": (lambda job: job["spec"].update(suspended=True), "suspended"),
+    "unknown in the pod": (lambda job: _pod(job).update(serviceAcountName="x"), "serviceAcount"),
+    "unknown in metadata": (lambda job: job["metadata"].update(label={}), "label"),
+    "wrong type": (lambda job: _pod(job).update(tolerations={}), "tolerations"),
     "wrong scalar": (
-        lambda made: _pod(made).update(terminationGracePeriodSeconds="120"),
+        lambda job: _pod(job).update(terminationGracePeriodSeconds="120"),
         "terminationGracePeriodSeconds",
     ),
-    "label not a string": (lambda made: made["metadata"]["labels"].update(a=1), "labels"),
-    "container without a name": (lambda made: _pod(made)["containers"][0].pop("name"), "'name'"),
-    "no metadata": (lambda made: made.pop("metadata"), "metadata"),
-    "no name": (lambda made: made["metadata"].pop("name"), "name"),
-    "another kind": (lambda made: made.update(kind="PyTorchJobs"), "knows PyTorchJobs"),
-    "another version": (lambda made: made.update(apiVersion="kubeflow.org/v2"), "knows"),
+    "label not a string": (lambda job: job["metadata"]["labels"].update(a=1), "labels"),
+    "container without a name": (lambda job: _pod(job)["containers"][0].pop("name"), "'name'"),
+    "no metadata": (lambda job: job.pop("metadata"), "metadata"),
+    "no name": (lambda job: job["metadata"].pop("name"), "name"),
+    "another kind": (lambda job: job.update(kind="PyTorchJobs"), "knows PyTorchJobs"),
+    "another version": (lambda job: job.update(apiVersion="kubeflow.org/v2"), "knows"),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_validator_sees(kind: str, fault: str) -> None:
-    made = job_object(pretraining(), job_settings(kind=kind))
-    validate(made)
+    job = job_object(pretraining(), job_settings(kind=kind))
+    validate(job)
     spoil, said = FAULTS[fault]
-    spoiled = copy.deepcopy(made)
+    spoiled = copy.deepcopy(job)
     spoil(spoiled)
     with pytest.raises(Invalid, match=said):
         validate(spoiled)
@@ -94,36 +94,36 @@ def test_the_validator_sees(kind: str, fault: str) -> None:
     ],
 )
 def test_the_validator_sees_what_is_missing(kind: str, path: list[Any], said: str) -> None:
-    made = job_object(pretraining(), job_settings(kind=kind))
-    holder = made["spec"]
+    job = job_object(pretraining(), job_settings(kind=kind))
+    holder = job["spec"]
     for part in path[:-1]:
         holder = holder[part]
     del holder[path[-1]]
     with pytest.raises(Invalid, match=said):
-        validate(made)
+        validate(job)
 
 
 def test_the_validator_sees_two_entries_of_a_name() -> None:
-    made = job_object(pretraining(), job_settings(kind="trainjob"))
-    made["spec"]["trainer"]["env"].append({"name": "HOME", "value": "/root"})
+    job = job_object(pretraining(), job_settings(kind="trainjob"))
+    job["spec"]["trainer"]["env"].append({"name": "HOME", "value": "/root"})
     with pytest.raises(Invalid, match="two entries with"):
-        validate(made)
+        validate(job)
 
 
 def test_the_oldest_kubernetes_is_the_first_that_takes_our_jobs() -> None:
-    made = job_object(pretraining(), job_settings(kind="job"))
-    validate(made, OLDEST)
+    job = job_object(pretraining(), job_settings(kind="job"))
+    validate(job, OLDEST)
     major, minor = OLDEST_KUBERNETES
     with pytest.raises(Invalid, match="onPodConditions"):
-        validate(made, f"{major}.{minor - 1}.0")
+        validate(job, f"{major}.{minor - 1}.0")
 
 
 def test_the_validator_knows_what_the_oldest_kubernetes_lacks() -> None:
-    made = job_object(pretraining(), job_settings(kind="job"))
-    made["spec"]["managedBy"] = "example.com/other"  # of 1.30
-    validate(made)
+    job = job_object(pretraining(), job_settings(kind="job"))
+    job["spec"]["managedBy"] = "example.com/other"  # of 1.30
+    validate(job)
     with pytest.raises(Invalid, match="managedBy"):
-        validate(made, OLDEST)
+        validate(job, OLDEST)
 
 
 def test_the_carried_definitions_are_whole() -> None:

@@ -7,7 +7,9 @@ import dataclasses
 import pytest
 
 from percmae.errors import ConfigError
-from percmae.jobs.settings import JobSettings, job_docs, job_settings
+from percmae.jobs.advice import advise
+from percmae.jobs.schema import JobSettings, job_docs
+from percmae.jobs.settings import job_settings
 
 
 def test_values_are_read_as_yaml_and_strings_win_over_keywords() -> None:
@@ -75,6 +77,61 @@ def test_every_setting_is_documented() -> None:
     assert all(len(text) > 20 for text in documented.values())
 
 
-def test_pinned() -> None:
-    assert not job_settings().pinned
-    assert job_settings(image="a@sha256:" + "0" * 64).pinned
+@pytest.mark.parametrize(
+    ("stage", "gpus", "wanted"), [("evaluate", 8, 1), ("evaluate", 0, 0), ("ingest", 8, 0)]
+)
+def test_a_stage_that_does_not_train_is_one_plain_pod(stage: str, gpus: int, wanted: int) -> None:
+    given = ["nodes=4", "min_nodes=2", "volcano_queue=q", f"gpus={gpus}", "memory=8Gi"]
+    found = job_settings(given, stage)
+    assert (found.kind, found.nodes, found.min_nodes, found.volcano_queue) == ("job", 1, None, None)
+    assert (found.gpus, found.memory) == (wanted, "8Gi")
+    assert (found.cpu, found.shm) == ("4", "2Gi")
+    assert job_settings([*given, "resources={rdma/ib: 1}"], stage).resources == {}
+    assert job_settings(given, "pretrain").nodes == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [
+        (["gpus=8"], ("64", "384Gi", "64Gi")),
+        (["gpus=1"], ("8", "48Gi", "8Gi")),
+        (["gpus=0"], ("4", "16Gi", "2Gi")),
+        (["gpus=8", "memory=64Gi"], ("64", "64Gi", "32768Mi")),
+        (["gpus=8", "cpu=16", "shm=2Gi"], ("16", "384Gi", "2Gi")),
+    ],
+)
+def test_sizes_follow_from_the_gpus(given: list[str], size: tuple[str, str, str]) -> None:
+    found = job_settings(given, "pretrain")
+    assert (found.cpu, found.memory, found.shm) == size
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["gpus=8", "memory=64Gi"], "memory=64Gi is little for 8 GPU(s): at least 16Gi for each"),
+        (["gpus=8", "cpu=8"], "cpu=8 is little for 8 GPU(s): at least 2 for each"),
+        (["gpus=8", "shm=2Gi"], "shm=2Gi is little for 8 GPU(s): at least 1Gi for each"),
+        (["env=[{name: HTTPS_PROXY, value: 'http://me:pw@proxy:3128'}]"], "reads the proxy's pass"),
+        (["gpus=8"], ""),
+        (["gpus=0", "memory=1Gi"], ""),
+    ],
+)
+def test_what_may_not_be_meant_is_warned_of(
+    given: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = "image=train@sha256:" + "0" * 64
+    advise(job_settings([image, *given], "pretrain"))
+    warnings = capsys.readouterr().err
+    assert said in warnings
+    assert bool(said) == bool(warnings)
+    assert "pw" not in warnings.replace("reads the proxy's pass", "")
+
+
+def test_what_only_a_stages_own_kind_refuses() -> None:
+    """An evaluation is a Job, whatever trains: it has a priority of its own."""
+    given = ["kind=trainjob", "priority_class=high"]
+    with pytest.raises(ConfigError, match="a TrainJob takes it from its runtime"):
+        job_settings(given, "pretrain")
+    assert job_settings(given, "evaluate").priority_class == "high"
+    no_gpu = job_settings(["gpus=8", "gpu_type=A100"], "ingest")
+    assert (no_gpu.gpus, no_gpu.gpu_type) == (0, None)

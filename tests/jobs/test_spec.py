@@ -10,21 +10,22 @@ from typing import Any
 
 import pytest
 
-from percmae.jobs.names import Object
+from percmae.jobs.names import PYTORCH, TTL_ANNOTATION, Object
+from percmae.jobs.pod import labels_of
 from percmae.jobs.settings import job_settings
-from percmae.jobs.spec import CONTAINER, job_object, labels_of
+from percmae.jobs.spec import job_object
 from percmae.jobs.trainjob import training_runtime
 from percmae.jobs.work import command
 
-from .works import KINDS, every_work, pretraining
+from .works import KINDS, RUNS, SPREAD, every_work, pretraining
 
 
-def pods(made: Object) -> list[Object]:
+def pods(job: Object) -> list[Object]:
     """The pod templates of an object, a TrainJob's with its container put together."""
-    spec = made["spec"]
-    if made["kind"] == "PyTorchJob":
+    spec = job["spec"]
+    if job["kind"] == "PyTorchJob":
         return [replica["template"] for replica in spec["pytorchReplicaSpecs"].values()]
-    if made["kind"] == "Job":
+    if job["kind"] == "Job":
         return [spec["template"]]
     patch = spec["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]
     template = patch["replicatedJobs"][0]["template"]["spec"]["template"]
@@ -40,8 +41,8 @@ def pods(made: Object) -> list[Object]:
     return [{**template, "spec": {**template["spec"], "containers": [whole]}}]
 
 
-def container(made: Object) -> Object:
-    found: Object = pods(made)[0]["spec"]["containers"][0]
+def container(job: Object) -> Object:
+    found: Object = pods(job)[0]["spec"]["containers"][0]
     return found
 
 
@@ -76,8 +77,8 @@ def test_a_pod_may_do_no_more_than_it_must(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_stores_keys_are_references_and_nothing_secret_is_written_out(kind: str) -> None:
-    made = each(kind, store_secret="minio", store_access_key="user", store_secret_key="password")
-    env = {entry["name"]: entry for entry in container(made)["env"]}
+    job = each(kind, store_secret="minio", store_access_key="user", store_secret_key="password")
+    env = {entry["name"]: entry for entry in container(job)["env"]}
     assert env["AWS_ACCESS_KEY_ID"]["valueFrom"] == {
         "secretKeyRef": {"name": "minio", "key": "user"}
     }
@@ -86,6 +87,15 @@ def test_the_stores_keys_are_references_and_nothing_secret_is_written_out(kind: 
     }
     literal = {entry["name"] for entry in env.values() if "value" in entry}
     assert literal == {"HOME", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_role_gives_the_keys_where_no_secret_does(kind: str) -> None:
+    """Keys in the environment would go before the role's (percmae.storage.keys)."""
+    settings = job_settings([f"kind={kind}", "store_secret=null"])
+    made = job_object(pretraining(), settings)
+    names = {entry["name"] for entry in container(made)["env"]}
+    assert not names & {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
 
 
 def test_the_stores_address_comes_with_every_kind() -> None:
@@ -104,10 +114,24 @@ def test_the_stores_address_comes_with_every_kind() -> None:
 @pytest.mark.parametrize("kind", ["pytorchjob", "trainjob"])
 def test_a_training_runs_bare_torchrun_under_tini(kind: str) -> None:
     work = pretraining()
+    counting = ["--run-folder", f"{RUNS}/t_mae", "--backoff-limit", "3"]
     assert container(each(kind))["command"] == [
-        *("tini", "--", "python", "-m", "percmae.engine.torchrun", "--"),
-        *work.arguments,
+        *("tini", "--", "python", "-m", "percmae.engine.torchrun"),
+        *(counting if kind == "pytorchjob" else ()),
+        *("--", *work.arguments),
     ]
+
+
+def test_a_time_to_live_and_a_deadline_are_kept_by_somebody() -> None:
+    """By the pods and our clean-up, where the operator does not."""
+    (template,) = pods(each("pytorchjob", deadline=60))
+    assert template["spec"]["activeDeadlineSeconds"] == 60
+    assert "activeDeadlineSeconds" not in pods(each("pytorchjob", deadline=None))[0]["spec"]
+    notes = each("trainjob", ttl=600)["metadata"]["annotations"]
+    assert notes[TTL_ANNOTATION] == "600"
+    assert TTL_ANNOTATION not in each("trainjob", ttl=None)["metadata"]["annotations"]
+    runtime = training_runtime(job_settings())["spec"]["template"]["spec"]
+    assert "ttlSecondsAfterFinished" not in runtime, "JobSet's would begin a training anew"
 
 
 def test_a_plain_training_needs_torchrun_for_several_gpus_only() -> None:
@@ -135,8 +159,8 @@ def expanded(text: str, variables: dict[str, str]) -> str:
 @pytest.mark.parametrize("text", ["$(HOME)", "$$(HOME)", "$", "$$", "a$b", "$(", "$$$(HOME)$"])
 def test_kubernetes_changes_nothing_in_an_argument(kind: str, text: str) -> None:
     work = command("ingest", "x", "--train", text, "--to", f"s3://b/{text}/c")
-    made = job_object(work, job_settings(kind=kind))
-    found = [expanded(part, {"HOME": "/tmp"}) for part in container(made)["command"]]
+    job = job_object(work, job_settings(kind=kind))
+    found = [expanded(part, {"HOME": "/tmp"}) for part in container(job)["command"]]
     assert found == ["tini", "--", "percmae", *work.arguments]
 
 
@@ -147,7 +171,7 @@ def test_a_pytorch_job_has_a_master_and_workers() -> None:
     assert {role: r["replicas"] for role, r in replicas.items()} == {"Master": 1, "Worker": 3}
     assert {r["restartPolicy"] for r in replicas.values()} == {"ExitCode"}
     assert replicas["Master"]["template"] == replicas["Worker"]["template"]
-    assert container(each("pytorchjob"))["name"] == CONTAINER == "pytorch"
+    assert container(each("pytorchjob"))["name"] == PYTORCH == "pytorch"
     assert list(each("pytorchjob")["spec"]["pytorchReplicaSpecs"]) == ["Master"]
     assert spec["runPolicy"] == {
         "backoffLimit": 3,
@@ -207,14 +231,14 @@ def test_final_failures_and_those_that_may_pass() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_resources_and_placement(kind: str) -> None:
-    made = each(
+    job = each(
         kind, gpus=2, cpu="8", memory="64Gi", gpu_type="H100", node_selector={"pool": "train"}
     )
-    assert container(made)["resources"] == {
+    assert container(job)["resources"] == {
         "requests": {"cpu": "8", "memory": "64Gi", "nvidia.com/gpu": "2"},
         "limits": {"memory": "64Gi", "nvidia.com/gpu": "2"},
     }
-    assert pods(made)[0]["spec"]["nodeSelector"] == {
+    assert pods(job)[0]["spec"]["nodeSelector"] == {
         "pool": "train",
         "nvidia.com/gpu.product": "H100",
     }
@@ -225,15 +249,52 @@ def test_resources_and_placement(kind: str) -> None:
     }
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_further_resources_rights_and_users(kind: str) -> None:
+    job = each(kind, gpus=1, resources={"rdma/ib": "1"}, capabilities=["IPC_LOCK"], run_as_user=0)
+    for amounts in container(job)["resources"].values():
+        assert (amounts["rdma/ib"], amounts["nvidia.com/gpu"]) == ("1", "1")
+    assert container(job)["securityContext"]["capabilities"] == {
+        "drop": ["ALL"],
+        "add": ["IPC_LOCK"],
+    }
+    security = pods(job)[0]["spec"]["securityContext"]
+    assert (security["runAsNonRoot"], security["runAsUser"], security["fsGroup"]) == (False, 0, 0)
+    left_to_the_cluster = pods(each(kind, run_as_user=None))[0]["spec"]["securityContext"]
+    assert left_to_the_cluster == {
+        "runAsNonRoot": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def test_pods_are_spread_over_their_own_jobs() -> None:
+    (found,) = pods(each("job", topology_spread=[SPREAD]))[0]["spec"]["topologySpreadConstraints"]
+    own = {"app.kubernetes.io/instance": pretraining().name}
+    assert found == {**SPREAD, "labelSelector": {"matchLabels": own}}
+    given = {"matchLabels": {"a": "b"}}
+    (found,) = pods(each("job", topology_spread=[{**SPREAD, "labelSelector": given}]))[0]["spec"][
+        "topologySpreadConstraints"
+    ]
+    assert found["labelSelector"] == given
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_makes_room_on_nodes_leaves_trainings_alone(kind: str) -> None:
+    key = "karpenter.sh/do-not-disrupt"
+    assert pods(each(kind))[0]["metadata"]["annotations"][key] == "true"
+    own = each(kind, annotations={key: "false"})
+    assert pods(own)[0]["metadata"]["annotations"][key] == "false"
+
+
 def test_a_stage_without_a_network_takes_no_gpu() -> None:
     settings = job_settings(gpus=8, gpu_type="H100")
     works = every_work()
     for name in ("ingest", "report"):
-        made = job_object(works[name], settings)
-        assert "nvidia.com/gpu" not in container(made)["resources"]["limits"]
-        assert "nodeSelector" not in pods(made)[0]["spec"]
-    made = job_object(works["evaluate"], settings)
-    assert container(made)["resources"]["limits"]["nvidia.com/gpu"] == "1"
+        job = job_object(works[name], settings)
+        assert "nvidia.com/gpu" not in container(job)["resources"]["limits"]
+        assert "nodeSelector" not in pods(job)[0]["spec"]
+    job = job_object(works["evaluate"], settings)
+    assert container(job)["resources"]["limits"]["nvidia.com/gpu"] == "1"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -261,11 +322,19 @@ def test_labels_are_labels_whatever_the_run_is_called() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_own_labels_and_annotations_are_on_the_job_and_its_pods(kind: str) -> None:
-    made = each(kind, labels={"team": "vision"}, annotations={"example.com/note": "x"})
-    for metadata in (made["metadata"], pods(made)[0]["metadata"]):
+    job = each(kind, labels={"team": "vision"}, annotations={"example.com/note": "x"})
+    for metadata in (job["metadata"], pods(job)[0]["metadata"]):
         assert metadata["labels"]["team"] == "vision"
         assert metadata["labels"]["app.kubernetes.io/name"] == "percmae"
         assert metadata["annotations"]["example.com/note"] == "x"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pods_ask_for_no_sidecar_unless_told_to(kind: str) -> None:
+    name = "sidecar.istio.io/inject"
+    for job, wanted in ((each(kind), "false"), (each(kind, labels={name: "true"}), "true")):
+        assert all(pod["metadata"]["labels"][name] == wanted for pod in pods(job))
+        assert all(pod["metadata"]["annotations"][name] == "false" for pod in pods(job))
 
 
 def test_torchrun_waits_for_its_processes_as_long_as_kubernetes_waits_for_the_pod() -> None:

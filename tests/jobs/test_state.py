@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from percmae.jobs import state
-from percmae.jobs.logs import Lines
+from percmae.jobs.logs import LogLines
 from percmae.jobs.names import Object
 from percmae.jobs.pods import Pods
 
@@ -141,7 +141,7 @@ def test_lines_are_shown_once_over_broken_connections() -> None:
     """The server starts over at a whole second; some lines share a time."""
     log = [(stamp(s, n), f"{s} {n} {i}") for s in range(4) for n in (0, 5, 5, 70) for i in (0, 1)]
     for cut in range(len(log) + 1):
-        lines, shown = Lines(), []
+        lines, shown = LogLines(), []
         lines.resume()
         shown += [text for t, line in log[:cut] if (text := lines.new(f"{t} {line}")) is not None]
         lines.resume()
@@ -152,7 +152,7 @@ def test_lines_are_shown_once_over_broken_connections() -> None:
 
 
 def test_times_of_any_precision_are_in_order() -> None:
-    lines = Lines()
+    lines = LogLines()
     assert lines.new("2026-01-01T00:00:01.9Z a") == "a"
     assert lines.new("2026-01-01T00:00:01.95Z b") == "b"
     assert lines.new("2026-01-01T00:00:02Z c") == "c"
@@ -160,12 +160,12 @@ def test_times_of_any_precision_are_in_order() -> None:
 
 
 def test_what_the_node_says_is_no_line_of_the_log() -> None:
-    assert Lines().new("error: code = NotFound desc = no such container") is None
-    assert Lines().new("") is None
+    assert LogLines().new("error: code = NotFound desc = no such container") is None
+    assert LogLines().new("") is None
 
 
 def test_an_empty_line_is_a_line() -> None:
-    assert Lines().new("2026-01-01T00:00:01Z ") == ""
+    assert LogLines().new("2026-01-01T00:00:01Z ") == ""
 
 
 # Pods over a job's life ----------------------------------------------------------------------

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from percmae.config import load_config
-from percmae.jobs.settings import JobSettings, job_settings
+from percmae.jobs.schema import JobSettings
+from percmae.jobs.settings import job_settings
 from percmae.jobs.work import Work, command, training
 
 DATA = "s3://percmae/datasets/imagenet/manifest.json"
@@ -54,6 +55,9 @@ def every_setting(kind: str) -> dict[str, JobSettings]:
         "another vendor": {"gpu_resource": "amd.com/gpu"},
         "GPU type": {"gpu_type": "NVIDIA-H100-80GB-HBM3", "node_selector": {"pool": "train"}},
         "kueue": {"queue": "team-a"},
+        "fabric": {"resources": {"rdma/ib": "1", "hugepages-2Mi": "1Gi"}},
+        ROOT: {"capabilities": ["IPC_LOCK"], "run_as_user": 0},
+        "any user": {"run_as_user": None},
         "no limits": {"deadline": None, "cpu_limit": None},
         "limits": {"deadline": 3600, "cpu_limit": "8", "grace": 30},
         "digest": {
@@ -101,6 +105,7 @@ def every_setting(kind: str) -> dict[str, JobSettings]:
             "priority": {"priority_class": "batch-low"},
             "for good": {"ttl": None, "clean_pods": "None", "backoff_limit": 0},
             "pull": {"image_pull_policy": "Always"},
+            "spread": {"topology_spread": [SPREAD]},
         }
     if kind != "job":
         chosen["nodes"] = {"nodes": 16, "gpus": 8}
@@ -113,6 +118,13 @@ def every_setting(kind: str) -> dict[str, JobSettings]:
     return {name: job_settings(kind=kind, **values) for name, values in chosen.items()}
 
 
+ROOT = "root"
+"""The settings of every_setting that no namespace takes whose pods must be restricted."""
+SPREAD = {
+    "topologyKey": "kubernetes.io/hostname",
+    "maxSkew": 1,
+    "whenUnsatisfiable": "DoNotSchedule",
+}
 AFFINITY = {
     "nodeAffinity": {
         "requiredDuringSchedulingIgnoredDuringExecution": {

@@ -51,11 +51,11 @@ class Other:
         self.server = int(self.process.stdout.readline())
 
     def leave(self) -> None:
-        self.process.communicate("\n", timeout=20)
+        self.process.communicate("\n", timeout=600)
 
     def end(self, number: int) -> None:
         self.process.send_signal(number)
-        self.process.communicate(timeout=20)
+        self.process.communicate(timeout=600)
 
 
 @pytest.fixture
@@ -228,10 +228,10 @@ def test_the_folder_below_the_current_directory(
 ) -> None:
     monkeypatch.delenv("PERCMAE_HOME", raising=False)
     monkeypatch.chdir(tmp_path)
-    assert local_store._Folder(None).path == tmp_path / ".percmae/store"
+    assert local_store.Folder(None).path == tmp_path / ".percmae/store"
     monkeypatch.setenv("PERCMAE_HOME", "~/elsewhere")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert local_store._Folder(None).path == tmp_path / "elsewhere/store"
+    assert local_store.Folder(None).path == tmp_path / "elsewhere/store"
 
 
 def test_port_taken(root: Path) -> None:
@@ -335,3 +335,9 @@ def test_environ_is_what_settings_load(root: Path) -> None:
     store = local_store.LocalStore("http://127.0.0.1:9", "a", "b", "bucket", root, 1, root)
     assert StoreSettings.load(store.environ) == store.settings
     assert store.uri == "s3://bucket"
+
+
+def test_a_lock_that_cannot_be_taken_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(UserError, match=r"cannot lock .*/lock: Is a directory"):
+        local_store.down(tmp_path)

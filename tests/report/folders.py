@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from percmae.config import digest, load_config, to_yaml
+from percmae.config import digest, load_config, to_dict, to_yaml
 
 DATA = {"uri": "s3://percmae/data/manifest.json", "digest": "sha256:" + "5e" * 32}
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -55,9 +55,10 @@ def write_run(
         "step": STEPS,
         "total_steps": STEPS,
         "epochs": EPOCHS,
+        "config": to_dict(config),
         "seconds": 83.4 + seed,
-        "started": "2026-01-05T10:00:00Z",
-        "finished": "2026-01-05T10:01:23Z",
+        "started": 1767607200.5,
+        "finished": 1767607283.9,
         "metrics": {"loss": 0.31},
         "versions": {"percmae": "0.1.0", "torch": "2.13.0", "timm": "1.0.22", "python": "3.11.9"},
         **changes,
@@ -109,11 +110,15 @@ def _metrics(stage: str, seed: int, accuracy: float) -> str:
 
 def _evaluation(info: dict[str, Any], accuracy: float, names: list[str]) -> dict[str, Any]:
     head = {"format": "percmae-evaluation/1", "run": "here", "split": "test", "data": DATA}
-    head |= {key: info[key] for key in ("name", "stage", "seed", "baseline")}
+    head |= {key: info[key] for key in ("name", "key", "stage", "variant", "seed", "baseline")}
     if info["stage"] == "pretrain":
         psnr, ssim = 18.2 + 0.1 * info["seed"], 0.71
         figures = {"samples": 64, "mask_seed": 0, "mask_ratio": 0.75}
-        return {**head, "reconstruction": {"psnr": psnr, "ssim": ssim, **figures}}
+        return {
+            **head,
+            "samples": {"train": 3600, "val": 400, "test": TEST},
+            "reconstruction": {"psnr": psnr, "ssim": ssim, **figures},
+        }
     confusion = _confusion(accuracy, len(names), info["seed"])
     each = confusion.sum(axis=1)
     right = np.diag(confusion)

@@ -16,7 +16,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from percmae.errors import DataError, UserError
-from percmae.report.compare import Entry, compare
+from percmae.report.compare import Compared, compare
 from percmae.report.compare_chart import compare_figure
 from percmae.report.compare_text import compare_table
 from percmae.storage import StorePath
@@ -24,8 +24,8 @@ from percmae.storage import StorePath
 REASON = "seed 0 pretrain: not finite | lower optim.lr"
 
 
-def entry(root: Path, variant: str, seeds: int = 3, **options: Any) -> Entry:
-    return Entry(variant, write_experiment(root / variant, seeds, variant=variant, **options))
+def entry(root: Path, variant: str, seeds: int = 3, **options: Any) -> Compared:
+    return Compared(variant, write_experiment(root / variant, seeds, variant=variant, **options))
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def three(root: Path) -> dict[str, Any]:
     """mae and ssim with three seeds each, and one that failed."""
-    entries = [entry(root, "mae"), entry(root, "ssim"), Entry("ls_gan", error=REASON)]
+    entries = [entry(root, "mae"), entry(root, "ssim"), Compared("ls_gan", error=REASON)]
     return compare(entries, str(root / "out"))
 
 
@@ -111,7 +111,7 @@ def test_markdown(three: dict[str, Any], root: Path) -> None:
 def test_figures_that_are_not_there(tmp_path: Path) -> None:
     run = Path(write_run(tmp_path))
     (run / "metrics.jsonl").unlink()
-    document = compare([Entry("mae", [str(run)])], str(tmp_path / "out"))
+    document = compare([Compared("mae", [str(run)])], str(tmp_path / "out"))
     row = next(x for x in compare_table(document).splitlines() if x.startswith("mae"))
     assert row.split() == ["mae", "–", "–", "–", "–", "18.2", "0.710", "0.417", "200"]
     assert document["random_guess"] is None
@@ -130,9 +130,9 @@ def test_budgets_that_differ_are_said(tmp_path: Path) -> None:
 
 def test_when_all_have_failed_there_is_no_picture(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    compare([Entry("mae", [write_run(tmp_path)])], str(out))
+    compare([Compared("mae", [write_run(tmp_path)])], str(out))
     assert (out / "compare.png").exists()
-    document = compare([Entry("mae", error="no"), Entry("ssim", error="neither")], str(out))
+    document = compare([Compared("mae", error="no"), Compared("ssim", error="neither")], str(out))
     assert sorted(path.name for path in out.iterdir()) == ["compare.json", "compare.md"]
     assert "picture" not in document["files"]
     assert "compare.png" not in (out / "compare.md").read_text()
@@ -145,13 +145,13 @@ def test_reads_from_and_writes_to_any_store(tmp_path: Path, tmp_store: StorePath
     for file in sorted(p for p in local.rglob("*") if p.is_file()):
         (folder / file.relative_to(local).as_posix()).write_bytes(file.read_bytes())
     to = tmp_store / "compared"
-    document = compare([Entry("mae", [folder.uri])], to.uri)
+    document = compare([Compared("mae", [folder.uri])], to.uri)
     assert (to / "compare.json").read_json() == document
     assert document["files"]["picture"] == (to / "compare.png").uri
     assert Image.open(io.BytesIO((to / "compare.png").read_bytes())).format == "PNG"
 
 
-def refuse(entries: list[Entry], tmp_path: Path, kind: type[Exception] = UserError) -> str:
+def refuse(entries: list[Compared], tmp_path: Path, kind: type[Exception] = UserError) -> str:
     with pytest.raises(kind) as caught:
         compare(entries, str(tmp_path / "out"))
     assert "\n" not in str(caught.value)
@@ -162,17 +162,17 @@ def refuse(entries: list[Entry], tmp_path: Path, kind: type[Exception] = UserErr
 def test_refuses_what_does_not_belong_together(tmp_path: Path) -> None:
     assert "at least one variant" in refuse([], tmp_path)
     run = write_run(tmp_path / "a")
-    assert "is of variant mae, not ssim" in refuse([Entry("ssim", [run])], tmp_path)
+    assert "is of variant mae, not ssim" in refuse([Compared("ssim", [run])], tmp_path)
     probe = write_run(tmp_path / "a", "probe")
-    assert "mae has no pretraining run" in refuse([Entry("mae", [probe])], tmp_path)
+    assert "mae has no pretraining run" in refuse([Compared("mae", [probe])], tmp_path)
     other = [
         write_run(tmp_path / "b", variant="ssim"),
         write_run(tmp_path / "b", "probe", variant="ssim", names=DIGITS[:5]),
     ]
-    both = [Entry("mae", [run, probe]), Entry("ssim", other)]
+    both = [Compared("mae", [run, probe]), Compared("ssim", other)]
     assert "different test images" in refuse(both, tmp_path)
     (Path(run) / "config.yaml").write_text("stage: pretrain\nmodle: {}\n")
-    message = refuse([Entry("mae", [run])], tmp_path, DataError)
+    message = refuse([Compared("mae", [run])], tmp_path, DataError)
     assert "config.yaml cannot be read" in message
     assert "modle" in message
 

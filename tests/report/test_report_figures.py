@@ -253,6 +253,9 @@ def test_refuses_a_folder_that_is_no_run(tmp_path: Path) -> None:
     assert f"{tmp_path / 'empty'} is not a run: it has no run.json" in message
 
 
+ROW = '{"step": 1, "epoch": 0.1, "split": "train"}'
+
+
 @pytest.mark.parametrize(
     ("file", "content", "expected"),
     [
@@ -260,7 +263,8 @@ def test_refuses_a_folder_that_is_no_run(tmp_path: Path) -> None:
         ("run.json", "[]", "run.json is not a JSON object"),
         ("run.json", '{"format": "percmae-run/9"}', "format is 'percmae-run/9'"),
         ("run.json", '{"format": "percmae-run/1", "name": 3}', "name must be str, not 3"),
-        ("metrics.jsonl", '{"step": 1, "split": "train"}\n{"st', "metrics.jsonl, line 2"),
+        ("metrics.jsonl", ROW + '\n{"st', "metrics.jsonl, line 2 is not JSON"),
+        ("metrics.jsonl", ROW.replace(": 1", ': "1"'), "line 1: step must be int, not '1'"),
         ("evaluation.json", '{"format": "x"}', "evaluation.json: format is 'x'"),
         ("mae_recon_out/evaluation.png", "GIF89a", "evaluation.png is not a PNG"),
     ],

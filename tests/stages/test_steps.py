@@ -3,45 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
 import pytest
 
-from percmae.errors import ConfigError, DataError, Interrupted, StoreError
+from percmae.errors import DataError, Interrupted, StoreError
 from percmae.stages import steps
-
-MIXED = [
-    "optim.epochs=3",
-    "pretrain.optim.lr=1e-3",
-    "probe.optim.epochs=5",
-    "finetune.classifier.mixup=0.8",
-    "all.data.workers=2",
-    " model.encoder.depth = 2",
-]
-
-
-def test_overrides_go_to_their_stage() -> None:
-    assert steps.overrides_for("pretrain", MIXED) == [
-        "optim.epochs=3",
-        "optim.lr=1e-3",
-        "data.workers=2",
-        "model.encoder.depth = 2",
-    ]
-    assert steps.overrides_for("probe", MIXED) == ["optim.epochs=5", "data.workers=2"]
-    assert steps.overrides_for("finetune", MIXED) == ["classifier.mixup=0.8", "data.workers=2"]
-
-
-@pytest.mark.parametrize("override", ["seed=1", "tag=x", "name = x", "probe.tag=x", "all.seed=2"])
-def test_parameters_of_the_pipeline_are_no_overrides(override: str) -> None:
-    for stage in steps.TRAININGS:
-        with pytest.raises(ConfigError, match="agree"):
-            steps.overrides_for(stage, [override])
+from percmae.stages.check import pretrain_config
 
 
 def test_one_seed_one_folder() -> None:
-    config = steps.pretrain_config("ssim", "demo", "", "try", ["optim.epochs=3"], 7)
+    config = pretrain_config("ssim", "demo", "", "try", ["optim.epochs=3"], 7)
     assert (config.run_name, config.seed, config.optim.epochs) == ("try_ssim", 7, 3)
-    assert steps.pretrain_config("mae", "mae", "tiny", "", [], 0).model.encoder.width == 192
+    assert pretrain_config("mae", "mae", "tiny", "", [], 0).model.encoder.width == 192
     assert steps.runs_folder("s3://bucket", 7) == "s3://bucket/runs/seed-7"
     assert steps.dataset_folder("s3://bucket/x", "mnist") == "s3://bucket/x/datasets/mnist"
 
@@ -91,6 +68,93 @@ def test_a_step_without_torch_asks_for_a_launcher(
     )
     run = SimpleNamespace(metadata={"uri": "s3://none/run"})
     with pytest.raises(SystemExit) as ended:
-        steps.evaluate(run, run, None, None, steps.Launch())
+        steps.evaluate(run, run, None, None, steps.Placement())
     assert ended.value.code == 2
     assert "give the pipeline a launcher" in capsys.readouterr().err
+
+
+def test_cleaning_up_takes_a_run_and_a_namespace_and_no_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Settings of the run's jobs need not fit anything, and each of their namespaces counts."""
+    looked: list[tuple[str, str | None]] = []
+
+    def clean(pipeline_run: str, namespace: str | None) -> list[str]:
+        looked.append((pipeline_run, namespace))
+        return []
+
+    monkeypatch.setattr("percmae.jobs.launcher.clean", clean)
+    steps.clean("run", "pytorchjob", ["gpu_type=NVIDIA-H100", "min_nodes=2", "no such thing"])
+    assert looked == [("run", None)]
+    looked.clear()
+    steps.clean("run", "job", ["namespace=a", "probe.namespace='b'", "all.namespace = a"])
+    assert looked == [("run", None), ("run", "a"), ("run", "b")]
+    looked.clear()
+    steps.clean("run", "local", ["namespace=a"])
+    assert looked == []
+
+
+def checked(*job: str, **values: Any) -> None:
+    given = {
+        "variant": "mae",
+        "recipe": "mae",
+        "size": "",
+        "tag": "",
+        "overrides": [],
+        "seeds": [0],
+    }
+    placement = steps.Placement("pytorchjob", nodes=2, gpus=1, job=job)
+    steps.check(**{**given, **values}, store="s3://bucket", placement=placement)
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"seeds": []}, r"seeds \[\]: give one or more different whole numbers"),
+        ({"seeds": [0, "x"]}, r"parameter seeds=\[0, 'x'\]: should be whole numbers"),
+        ({"variant": "ssmi"}, "did you mean 'ssim'"),
+        ({"recipe": "demmo"}, "did you mean 'demo'"),
+        ({"size": "hugge"}, "did you mean 'huge'"),
+        ({"overrides": ["probe.optim.epoch=3"]}, "did you mean 'optim.epochs'"),
+        ({"overrides": [1]}, r"parameter overrides=\[1\]: should be texts"),
+        ({"job": ["memroy=1Gi"]}, "did you mean 'memory'"),
+    ],
+)
+def test_the_first_step_refuses_what_a_later_one_would(
+    capsys: pytest.CaptureFixture[str], values: dict[str, Any], line: str
+) -> None:
+    """As the form in KFP gives it, which checks types of parameters and nothing else."""
+    job = values.pop("job", [])
+    with pytest.raises(SystemExit) as ended:
+        checked(*job, **values)
+    assert ended.value.code == 2
+    err = capsys.readouterr().err
+    assert re.search(line, err)
+    assert len(err.splitlines()) == 1
+
+
+def test_the_first_step_of_a_run_that_can_work(capsys: pytest.CaptureFixture[str]) -> None:
+    checked("pretrain.memory=64Gi", seeds=[0.0, 1], tag="t")
+    assert "t_mae: the parameters fit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("classes", [3, 100, 101, 1000])
+def test_a_confusion_matrix_that_a_person_can_look_at(classes: int) -> None:
+    """Of many classes those with most mistakes; no count is lost."""
+    counts = np.diag(np.full(classes, 40))
+    counts[1, 0], counts[classes - 1, 0], counts[2, 1] = 9, 8, 7
+    evaluation = SimpleNamespace(
+        classes=[SimpleNamespace(name=f"class {i}") for i in range(classes)],
+        confusion=counts.tolist(),
+    )
+    names, shown = steps._shown_confusion(cast(Any, evaluation))
+    assert len(names) == len(shown) == len(shown[0]) == min(classes, steps.MOST_CLASSES_SHOWN)
+    assert np.sum(shown) == counts.sum()
+    if classes <= steps.MOST_CLASSES_SHOWN:
+        assert (names[-1], shown) == (f"class {classes - 1}", counts.tolist())
+        return
+    assert names[-1] == "all other classes"
+    one, two, last = (names.index(f"class {i}") for i in (1, 2, classes - 1))
+    assert (shown[two][one], shown[one][one], shown[last][last]) == (7, 40, 40)
+    zero = names.index("class 0") if "class 0" in names else -1
+    assert (shown[one][zero], shown[last][zero]) == (9, 8)

@@ -275,6 +275,24 @@ def test_paths() -> None:
     assert StorePath(path) == path
 
 
+@pytest.mark.parametrize(
+    "uri", ["s3://bucket/a//c", "s3://bucket//a/c", "s3://bucket/./a/./c/.", "s3://bucket/a/c///"]
+)
+def test_uris_have_one_normal_form(uri: str) -> None:
+    assert StorePath(uri).uri == "s3://bucket/a/c"
+    assert StorePath(uri) == StorePath("s3://bucket/a/c") == StorePath("s3://bucket") / "a//./c/"
+    assert StorePath("s3://bucket//") == StorePath("s3://bucket/.") == StorePath("s3://bucket")
+
+
+def test_what_is_written_by_one_form_is_read_by_another(tmp_store: StorePath) -> None:
+    def path(below: str) -> StorePath:
+        return StorePath(f"{tmp_store.uri}{below}", tmp_store._settings)
+
+    path("//a//file").write_text("x")
+    assert path("/a/file/").read_text() == "x"
+    assert [entry.path.uri for entry in path("//./a/").iter()] == [f"{tmp_store}/a/file"]
+
+
 def test_local_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -284,12 +302,19 @@ def test_local_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = StorePath("y") / "z/w"
     assert (path.name, path.is_s3, path.parent.uri) == ("w", False, str(tmp_path / "y/z"))
     assert StorePath("/").parent.uri == "/"
+    assert StorePath("//a//x/.").uri == "/a/x"
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(UserError, match=r"'x': .*No such file"):
+        StorePath("x")
 
 
 @pytest.mark.parametrize(
     "uri",
     ["", "s3://", "s3:///key", "s3:/bucket/key", "s3://UPPER/key", "s3://b/x", "gs://bucket/key",
-     "http://host/key", "s3://bucket/a/../b", "s3://bucket/" + "k" * 1025, "nul\0", Path("s3://b/k")],
+     "http://host/key", "s3://bucket/a/../b", "s3://bucket/" + "k" * 1025, "nul\0",
+     "s3://bucket/\udcff", "s3://bucket/..", Path("s3://b/k")],
 )  # fmt: skip
 def test_bad_uris(uri: str | Path) -> None:
     with pytest.raises(UserError):
@@ -303,48 +328,12 @@ def test_a_join_only_leads_below(below: str, tmp_path: Path) -> None:
             base / below
 
 
-def test_local_failures_are_one_line(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(StoreAccessError, match=f"cannot write {tmp_path}/file/below: "):
-        StorePath(tmp_path / "file/below").write_text("x")
-    with pytest.raises(StoreAccessError, match="Is a directory"):
-        StorePath(tmp_path).write_text("x")
-    with pytest.raises(StoreAccessError, match="Is a directory"):
-        StorePath(tmp_path).read_bytes()
-    assert not StorePath(tmp_path).exists()
-    assert os.listdir(tmp_path) == ["file"]
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_disk_full(tmp_path: Path) -> None:
-    from percmae.errors import StoreError
-
-    with (
-        pytest.raises(StoreError, match="No space left"),
-        StorePath(tmp_path / "x").create(),
-        open("/dev/full", "w", buffering=1) as full,
-    ):
-        full.write("line\n")
-    assert os.listdir(tmp_path) == []
-
-
-def test_written_files_have_the_usual_mode(tmp_path: Path) -> None:
-    StorePath(tmp_path / "ours").write_text("x")
-    (tmp_path / "usual").write_text("x")
-    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "usual").stat().st_mode
-
-
-def test_importing_loads_neither_minio_nor_torch_and_is_quick() -> None:
+def test_importing_loads_nothing_that_takes_long() -> None:
     code = (
-        "import sys, time; began = time.process_time(); import percmae.storage;"
-        "print(time.process_time() - began);"
+        "import sys, percmae.storage;"
         "assert not {'minio', 'urllib3', 'torch', 'yaml'} & set(sys.modules), 'loaded eagerly'"
     )
-    times = [
-        float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
-        for _ in range(3)
-    ]
-    assert min(times) < 0.08
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_settings_travel_with_the_path() -> None:

@@ -47,6 +47,26 @@ def test_makes_the_bucket_and_the_rule_and_again_changes_nothing(s3: S3, new_buc
     assert len(rules(NEW)) == 1
 
 
+def test_of_a_part_of_a_bucket_nothing_else_is_touched(s3: S3, new_bucket: str) -> None:
+    """As a profile of Kubeflow has it, whose keys open no more."""
+    client(StoreSettings.load()).make_bucket(NEW)
+    part = f"{new_bucket}/private-artifacts/me/percmae"
+    assert bucket.setup_bucket(part) is False
+    assert rules(NEW) == {}
+    written: list[str] = []
+    create = StorePath.write_text
+
+    def write_text(self: StorePath, text: str) -> None:
+        written.append(self.uri)
+        create(self, text)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StorePath, "write_text", write_text)
+        bucket.check_bucket(part)
+    assert [uri.startswith(f"{part}/.percmae-check/") for uri in written] == [True]
+    assert list(StorePath(new_bucket).iter()) == []
+
+
 def test_other_rules_and_objects_stay(s3: S3, new_bucket: str) -> None:
     store = client(StoreSettings.load())
     store.make_bucket(NEW)

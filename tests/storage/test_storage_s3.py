@@ -6,23 +6,21 @@ import contextlib
 import io
 import multiprocessing
 import os
-import shutil
-import ssl
-import subprocess
 import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trustme
 from faulty_proxy import FaultyProxy
+from web_server import Handler, serving, tls_for
 
 from percmae.errors import StoreAccessError, StoreError
-from percmae.storage import StorePath
+from percmae.storage import StorePath, StoreSettings
 from percmae.storage.s3 import client
 
 if TYPE_CHECKING:
@@ -215,48 +213,105 @@ def test_https_to_a_server_without_tls_fails_at_once(s3: S3) -> None:
     assert time.monotonic() - began < 2
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
-def test_https_checks_the_certificate(s3: S3, tmp_path: Path) -> None:
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
-         "-nodes", "-days", "2", "-keyout", key, "-out", certificate, *subject],
-        check=True, capture_output=True,
-    )  # fmt: skip
+class Object(Handler):
+    def do_GET(self) -> None:
+        self.answer(200, b"hello", ETag='"1"')
 
-    class Object(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Length", "5")
-            self.send_header("ETag", '"1"')
-            self.end_headers()
-            self.wfile.write(b"hello")
 
-        def log_message(self, *_: Any) -> None:
+@pytest.mark.parametrize(
+    ("name", "days", "message"),
+    [
+        ("localhost", (-1, 1), None),
+        ("other.example", (-1, 1), r"another host's \(Hostname mismatch.*'localhost'\): give the"),
+        ("127.0.0.1", (-1, 1), "another host's"),
+        ("localhost", (-9, -1), "has expired: it has to be renewed"),
+        ("localhost", (1, 9), "is not valid yet: set this machine's clock"),
+    ],
+)
+def test_what_is_wrong_with_a_certificate(
+    s3: S3, tmp_path: Path, name: str, days: tuple[int, int], message: str | None
+) -> None:
+    authority, file = trustme.CA(), tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(file)
+    with serving(Object, tls_for(authority, name, days)) as port:
+        endpoint = f"https://localhost:{port}"
+        settings = replace(s3.settings, endpoint=endpoint, secure=None, ca_file=str(file))
+        path = StorePath("s3://bucket/key", settings)
+        if message is None:
+            assert path.read_bytes() == b"hello"
             return
+        with pytest.raises(StoreAccessError, match=f"certificate of {endpoint} .*{message}") as e:
+            path.read_bytes()
+        assert "AWS_CA_BUNDLE" not in str(e.value), "a file of authorities does not cure it"
 
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    server = HTTPServer(("127.0.0.1", 0), Object)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
-        settings = replace(
-            s3.settings, endpoint=f"https://localhost:{server.server_port}", secure=None
+
+def test_the_files_of_authorities(s3: S3, tmp_path: Path) -> None:
+    authority, other = trustme.CA(), trustme.CA()
+    other.cert_pem.write_to_path(tmp_path / "other.pem")
+    (tmp_path / "none.pem").write_text("no certificate")
+    cases = {
+        None: r"certificate of .* is not trusted: name its authority's PEM file in AWS_CA_BUNDLE",
+        "other.pem": r"certificate of .* is of no authority in .*other\.pem: name its",
+        "absent.pem": r"authorities .*absent\.pem .* does not exist",
+        "none.pem": r"authorities .*none\.pem .* has no certificate in PEM form",
+        ".": r"authorities .* cannot be read: Is a directory",
+    }
+    with serving(Object, tls_for(authority, "localhost")) as port:
+        settings = replace(s3.settings, endpoint=f"https://localhost:{port}", secure=None)
+        for name, message in cases.items():
+            file = None if name is None else str(tmp_path / name)
+            with pytest.raises(StoreAccessError, match=message):
+                StorePath("s3://bucket/key", replace(settings, ca_file=file)).read_bytes()
+
+
+def test_a_refused_session_token_is_named(s3: S3) -> None:
+    """SeaweedFS calls it an unknown access key, which sends people to look at the wrong thing."""
+    environment = s3.environ | {"AWS_SESSION_TOKEN": "expired-long-ago"}
+    path = StorePath(s3.uri(), StoreSettings.load(environment)) / "file"
+    for action in ACTIONS.values():
+        with pytest.raises(StoreAccessError, match=r"session token.*AWS_SESSION_TOKEN") as error:
+            action(path)
+        assert "expired-long-ago" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("InvalidToken", r"does not accept the session token: check AWS_SESSION_TOKEN, or leave"),
+        ("InvalidTokenId", r"does not accept the session token: check AWS_SESSION_TOKEN, or leave"),
+        ("ExpiredToken", r"the session token \(AWS_SESSION_TOKEN\) .* has expired"),
+        ("AccessDenied", r"does not let the access key 'k' with a session token \(AWS_SESSION_T"),
+    ],
+)
+def test_how_stores_refuse_a_session_token(code: str, message: str) -> None:
+    class Refusing(Handler):
+        def do_GET(self) -> None:
+            body = f"<Error><Code>{code}</Code><Message>No</Message></Error>".encode()
+            self.answer(400, body, Content_Type="application/xml")
+
+        do_HEAD = do_GET
+
+    with serving(Refusing) as port:
+        settings = StoreSettings.load(
+            {
+                "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+                "AWS_ACCESS_KEY_ID": "k",
+                "AWS_SECRET_ACCESS_KEY": "s",
+                "AWS_SESSION_TOKEN": "t",
+                "AWS_REGION": "us-east-1",
+            }
         )
-        with pytest.raises(StoreAccessError, match=r"certificate of .* is not trusted"):
-            StorePath("s3://bucket/key", settings).read_bytes()
-        trusting = replace(settings, ca_file=str(certificate))
-        assert StorePath("s3://bucket/key", trusting).read_bytes() == b"hello"
-        absent = replace(settings, ca_file=str(tmp_path / "absent.pem"))
-        with pytest.raises(StoreAccessError, match=r"absent\.pem"):
-            StorePath("s3://bucket/key", absent).read_bytes()
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+        path = StorePath("s3://bucket/key", settings)
+        for action in (path.read_bytes, path.exists):
+            with pytest.raises(StoreAccessError, match=message):
+                action()
+
+
+def test_a_header_that_cannot_be_sent_is_not_shown(s3: S3) -> None:
+    path = StorePath(s3.uri(), s3.settings) / "file"
+    with pytest.raises(StoreAccessError, match="a header that cannot be sent") as error:
+        path.write_bytes(b"x", content_type="text/plain\nX-Secret: 1")
+    assert "X-Secret" not in str(error.value)
 
 
 def test_one_client_for_equal_settings(s3: S3) -> None:

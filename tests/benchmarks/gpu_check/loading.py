@@ -18,7 +18,7 @@ from percmae.data.sample import make_sample_archives
 from percmae.data.shards import Dataset
 from percmae.data.stream import Batch, Loader
 from percmae.engine.distributed import World
-from percmae.engine.training import train_loader
+from percmae.engine.loaders import train_loader
 
 PHOTOS, DIFFERENT = 2000, 200
 WARM = 4  # batches that are not counted
@@ -95,13 +95,13 @@ def run(check: Check) -> None:
         f"data.workers={workers}",
         f"data.batch_size={check.batch(256)}",
     )
-    here = World(0, 1, check.device)
-    alone = Timed(train_loader(config, dataset, here), 1 if check.tiny else LOADING)
+    world = World(0, 1, check.device)
+    alone = Timed(train_loader(config, dataset, world), 1 if check.tiny else LOADING)
     for _ in alone.batches(0, 0, epochs=None):
         pass
     common = {"workers": workers, "batch": config.data.batch_size}
     check.write("loader alone", **common, images_per_second=_rate(alone, config))
-    both = Timed(train_loader(config, dataset, here), 1 if check.tiny else TRAINING)
+    both = Timed(train_loader(config, dataset, world), 1 if check.tiny else TRAINING)
     folder = check.scratch / "loading"
     loop_over(config, both, len(both.split), check.device, folder).run()
     check.write(

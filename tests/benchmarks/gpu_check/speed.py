@@ -26,11 +26,11 @@ from gpu_check.settings import (
     contenders,
 )
 from percmae.bench.contenders import Contender as Ours
-from percmae.bench.contenders import Step, build, training_objective
+from percmae.bench.contenders import TrainingStep, build, training_objective
 from percmae.bench.flops import counted_flops, mae_flops, timed
 from percmae.config import Config
 from percmae.engine.optim import build_optimizer, parameter_groups
-from percmae.engine.training import autocast
+from percmae.engine.precision import autocast
 from percmae.vision import load_timm
 
 COUNTED = 2  # images of the step whose operations are counted
@@ -108,7 +108,7 @@ def _config(check: Check, contender: Contender, compiled: bool) -> Config:
     return check.config(variant, contender.size, *settings)
 
 
-def _step(check: Check, contender: Contender, compiled: bool, batch: int) -> Step:
+def _step(check: Check, contender: Contender, compiled: bool, batch: int) -> TrainingStep:
     config = _config(check, contender, compiled)
     if contender.variant == "vit":
         return _supervised(config, batch, check.device)
@@ -116,7 +116,7 @@ def _step(check: Check, contender: Contender, compiled: bool, batch: int) -> Ste
     return build(Ours(check.name, ours, (1, contender.epoch)), config, batch, check.device)
 
 
-def _supervised(config: Config, batch: int, device: torch.device) -> Step:
+def _supervised(config: Config, batch: int, device: torch.device) -> TrainingStep:
     """timm's Vision Transformer of the encoder's sizes on 1,000 classes, as timm makes it."""
     encoder = config.model.encoder
     model = load_timm().models.vision_transformer.VisionTransformer(
@@ -148,7 +148,7 @@ def _counted(check: Check, contender: Contender) -> float:
 
 
 def _largest(
-    make: Callable[[int], Step], batch: int, device: torch.device, block: float
+    make: Callable[[int], TrainingStep], batch: int, device: torch.device, block: float
 ) -> tuple[int, dict[str, float]]:
     """The measurement at the first batch, of it and its halves, that fits into memory."""
     while True:
@@ -162,7 +162,9 @@ def _largest(
         torch.cuda.empty_cache()
 
 
-def _measured(step: Step, batch: int, device: torch.device, block: float) -> dict[str, float]:
+def _measured(
+    step: TrainingStep, batch: int, device: torch.device, block: float
+) -> dict[str, float]:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     first = timed(step, device)

@@ -57,12 +57,12 @@ def loop_over(
 ) -> Loop:
     """The loop of a new run in ``folder``, about to begin epoch 1 (0 is a refreshing one)."""
     torch.manual_seed(0)
-    here = World(0, 1, device)
+    world = World(0, 1, device)
     learner = PretrainLearner(
-        config, build_objective(config, random_features(config)), here, val=None
+        config, build_objective(config, random_features(config)), world, val=None
     )  # type: ignore
     run = Run.create(str(folder), Identity("checked", config, "memory", "none"), {})
     plan = Plan.make(config, samples, 1)
-    loop = Loop(learner, config, run, loader, here, plan)
+    loop = Loop(learner, config, run, loader, world, plan)
     loop.step = plan.epoch
     return loop

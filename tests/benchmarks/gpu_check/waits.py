@@ -187,9 +187,9 @@ def traced(trace: dict[str, Any]) -> dict[str, Any]:
 def _draws(check: Check, size: int) -> None:
     """Milliseconds of the host for the random numbers of a batch, by what they are for."""
     device, patches = check.device, (size // 16) ** 2
-    here, draws = World(0, 1, device), Draws(0, 1, range(DRAWN), device)
+    world, draws = World(0, 1, device), Draws(0, 1, range(DRAWN), device)
     kinds = {
-        "masks": lambda: here.take(mask_noise(0, 1, range(DRAWN), DRAWN, patches)),
+        "masks": lambda: world.take(mask_noise(0, 1, range(DRAWN), DRAWN, patches)),
         "mixing share": lambda: draws.uniform(0),
         "augmentation": lambda: draws.uniform(1, DRAWS),
         "path length": lambda: draws.normal(3, 3, size, size),

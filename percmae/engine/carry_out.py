@@ -1,0 +1,69 @@
+"""Carrying out a training: find the run or begin it, train it to its end, say what came of it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
+
+import torch
+
+from percmae.config import Config
+from percmae.data.shards import Dataset
+from percmae.engine.distributed import World
+from percmae.engine.learner import Learner
+from percmae.engine.loaders import train_loader
+from percmae.engine.loop import Loop
+from percmae.engine.plan import Plan
+from percmae.progress import note, warn
+from percmae.runs.record import Identity, Run, RunResult, existing_run
+
+
+def carry_out(
+    identity: Identity,
+    dataset: Dataset,
+    to: str,
+    resume: str,
+    world: World,
+    learner: Callable[[bool], Learner],
+) -> RunResult:
+    """Train the run that ``identity`` describes below ``to``, or return the finished one.
+
+    learner: builds what is trained; told whether the run is a new one. Everything that may be
+    refused comes before the run's folder is made; a new run that fails all the same before it has
+    a checkpoint leaves no folder, so that its name is free. Raises what the loop and the learner
+    raise.
+    """
+    run = world.first(lambda: existing_run(to, identity, resume))
+    if run is not None and run.complete:
+        note(f"{run.uri}: unchanged, reused")
+        return RunResult(run, reused=True)
+    config = identity.config
+    trained = learner(run is None)
+    loader = train_loader(config, dataset, world)
+    plan = Plan.make(config, len(loader.split), world.size)
+    _warn_of_schedule(config)
+    fresh = run is None
+    run = run or world.first(lambda: Run.create(to, identity, _versions()))
+    try:
+        Loop(trained, config, run, loader, world, plan).run()
+    except Exception:
+        if fresh and world.main:
+            run.forget()
+        raise
+    return RunResult(run, reused=False)
+
+
+def _versions() -> dict[str, str]:
+    """Versions that a run's record names."""
+    return {"torch": torch.__version__, "timm": version("timm"), "machine": platform.machine()}
+
+
+def _warn_of_schedule(config: Config) -> None:
+    """Say when the whole run is warm-up."""
+    optim = config.optim
+    if optim.warmup_epochs and optim.warmup_epochs >= optim.epochs:
+        warn(
+            f"optim.warmup_epochs={optim.warmup_epochs:g} is not below optim.epochs="
+            f"{optim.epochs}: the learning rate never reaches its peak"
+        )

@@ -1,0 +1,154 @@
+"""``evaluation.json``: a run's figures on the test split, for one state of its weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from pydantic import model_validator
+
+from percmae.config.schema import Stage, Variant
+from percmae.errors import DataError, UserError
+from percmae.progress import warn
+from percmae.runs.files import DatasetIdentity, Figure, Part, parse
+from percmae.runs.record import Run, RunRecord
+from percmae.storage import StorePath
+
+if TYPE_CHECKING:
+    from percmae.data.shards import Dataset
+
+EVALUATION = "evaluation.json"
+EVALUATION_PICTURE = "evaluation.png"  # of a pretraining run, among its pictures
+AGAIN = "evaluate the run again"
+
+
+class Samples(Part):
+    """How many images each split of the dataset has."""
+
+    train: int
+    val: int
+    test: int
+
+
+class Evaluation(Part):
+    """What both kinds tell; ``key`` is the run's, so it says of which weights the figures are."""
+
+    format: Literal["percmae-evaluation/1"] = "percmae-evaluation/1"
+    run: str
+    name: str
+    key: str
+    stage: Stage
+    variant: Variant
+    seed: int
+    baseline: bool
+    data: DatasetIdentity
+    split: Literal["test"] = "test"
+    samples: Samples
+
+
+class Reconstruction(Part):
+    """Mean quality of ``samples`` reconstructions under fixed masks: PSNR in dB, SSIM in −1..1."""
+
+    psnr: Figure
+    ssim: Figure
+    samples: int
+    mask_seed: int
+    mask_ratio: float
+
+
+class ReconstructionEvaluation(Evaluation):
+    """Of a pretraining run."""
+
+    reconstruction: Reconstruction
+
+
+class RandomGuess(Part):
+    """Accuracy of guessing, shares in 0..1."""
+
+    top1: float
+    top5: float
+
+
+class ClassFigures(Part):
+    """One class: its test images and the share of them that was right (None without images)."""
+
+    wnid: str
+    name: str
+    samples: int
+    top1: Figure
+
+
+class ClassifierEvaluation(Evaluation):
+    """Of a probe or fine-tuning.
+
+    top1, top5, ece (calibration error): shares in 0..1; loss: cross-entropy in nats; confusion:
+    counts, a row for each true class and a column for each predicted one.
+    """
+
+    top1: float
+    top5: float
+    loss: Figure
+    ece: Figure
+    random_guess: RandomGuess
+    classes: list[ClassFigures]
+    confusion: list[list[int]]
+
+    @model_validator(mode="after")
+    def _square(self) -> ClassifierEvaluation:
+        size = len(self.classes)
+        if len(self.confusion) != size or any(len(row) != size for row in self.confusion):
+            raise ValueError(
+                f"confusion must have a row and a column for each of the {size} classes"
+            )
+        return self
+
+
+class EvaluationResult(NamedTuple):
+    """What evaluating returns: the figures, and whether earlier ones were reused."""
+
+    evaluation: Evaluation
+    reused: bool
+
+
+def read_evaluation(folder: StorePath, record: RunRecord) -> Evaluation | None:
+    """The figures in a run's folder; None before ``percmae evaluate``.
+
+    Raises DataError for a damaged file, and for figures of other weights than the run's (the
+    folder may have been trained anew since).
+    """
+    path = folder / EVALUATION
+    if not path.exists():
+        return None
+    kind = ReconstructionEvaluation if record.stage == "pretrain" else ClassifierEvaluation
+    evaluation: Evaluation = parse(kind, path.read_bytes(), path.uri, AGAIN)
+    for key in ("stage", "seed", "baseline", "key"):
+        ours, theirs = getattr(record, key), getattr(evaluation, key)
+        if theirs != ours:
+            raise DataError(
+                f"{path.uri}: its {key} is {theirs!r} but the run's is {ours!r}; {AGAIN}"
+            )
+    return evaluation
+
+
+def write_evaluation(folder: StorePath, evaluation: Evaluation) -> None:
+    """Put the figures into a run's folder."""
+    (folder / EVALUATION).write_json(evaluation.model_dump(mode="json"))
+
+
+def stored_evaluation(run: Run, dataset: Dataset) -> Evaluation | None:
+    """The figures in a run's folder if they are of its weights and of this dataset.
+
+    What is there and cannot be used is said, since it is about to be replaced. Raises UserError
+    for a run that is not complete.
+    """
+    if not run.complete:
+        raise UserError(
+            f"run {run.uri} stopped at step {run.record.step}; finish it with --resume auto first"
+        )
+    try:
+        evaluation = read_evaluation(run.path, run.record)
+    except DataError as error:
+        warn(str(error))
+        return None
+    if evaluation is None or evaluation.data.digest != dataset.digest:
+        return None
+    return evaluation

@@ -1,0 +1,111 @@
+"""Where the steps of a pipeline are carried out: from its parameters to the settings of a job."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from percmae.config.load import nearest
+from percmae.errors import ConfigError
+from percmae.jobs.names import PULL_SECRETS_VARIABLE, Object, Objects
+from percmae.jobs.parts import OWN_VARIABLES, OWN_VOLUMES
+from percmae.jobs.schema import KINDS, JobSettings
+from percmae.jobs.settings import job_settings
+from percmae.stages.scope import job_settings_for
+
+LOCAL = "local"
+
+
+class TaskConfig(Protocol):
+    """What a pipeline's author has set on a task (kfp.dsl.TaskConfig): parts of a pod's spec."""
+
+    affinity: Object | None
+    tolerations: Objects | None
+    node_selector: dict[str, str] | None
+    env: Objects | None
+    volumes: Objects | None
+    volume_mounts: Objects | None
+    resources: Object | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where the steps of a pipeline are carried out, as its parameters say.
+
+    launcher: ``local`` (in the step itself), ``pytorchjob``, ``trainjob`` or ``job``; image: of the
+    jobs, empty for percmae's own; nodes, gpus: pods of a training, and GPUs of each; job: further
+    job settings as :mod:`percmae.stages.scope` reads them; task: what was set on the task, passed
+    on to the job; pipeline_run: id of the run, to clean up after it.
+    """
+
+    launcher: str = LOCAL
+    image: str = ""
+    nodes: int = 1
+    gpus: int = 0
+    job: Sequence[str] = ()
+    task: TaskConfig | None = None
+    pipeline_run: str = ""
+
+    def settings(self, stage: str) -> JobSettings | None:
+        """Of a stage's job; None where the step does the work itself. Raises ConfigError."""
+        if self.launcher == LOCAL:
+            return None
+        if self.launcher not in KINDS:
+            known = (LOCAL, *KINDS)
+            raise ConfigError(
+                f"launcher {self.launcher!r}{nearest(self.launcher, known)}; one of: "
+                + ", ".join(known)
+            )
+        values: dict[str, Any] = {"kind": self.launcher, "nodes": self.nodes, "gpus": self.gpus}
+        if self.image:
+            values["image"] = self.image
+        # Those that pulled this step's image: KFP hands no task its own.
+        if secrets := os.environ.get(PULL_SECRETS_VARIABLE):
+            values["image_pull_secrets"] = secrets.split(",")
+        return job_settings(
+            job_settings_for(stage, self.job), stage, **(values | _of_task(self.task))
+        )
+
+
+def _of_task(task: TaskConfig | None) -> dict[str, Any]:
+    """Job settings from what a pipeline's author has set on the task."""
+    if task is None:
+        return {}
+    values: dict[str, Any] = {
+        "affinity": task.affinity,
+        "tolerations": task.tolerations,
+        "node_selector": task.node_selector,
+    }
+    resources = task.resources or {}
+    limits, requests = resources.get("limits") or {}, resources.get("requests") or {}
+    # A name with a domain is a device: nvidia.com/gpu, amd.com/gpu.
+    for name, count in {**requests, **limits}.items():
+        if "/" in name:
+            values |= {"gpu_resource": name, "gpus": int(count)}
+    # The job has keys, homes and shared memory of its own: of the same secret and ConfigMap.
+    env = {entry["name"]: entry for entry in task.env or []}
+    for name, source, settings in _STORE:
+        reference = (env.get(name) or {}).get("valueFrom", {}).get(source) or {}
+        values |= {setting: reference.get(part) for setting, part in settings.items()}
+    taken = {*OWN_VARIABLES, *(name for name, *_ in _STORE), *_STORE_TOO, PULL_SECRETS_VARIABLE}
+    values["env"] = [entry for name, entry in env.items() if name not in taken]
+    own = OWN_VOLUMES.values()
+    mounts = [mount for mount in task.volume_mounts or [] if mount["mountPath"] not in own]
+    named = {mount["name"] for mount in mounts}
+    values["volume_mounts"] = mounts
+    values["volumes"] = [v for v in task.volumes or [] if v["name"] in named]
+    values["cpu"] = requests.get("cpu") or limits.get("cpu")
+    values["cpu_limit"] = limits.get("cpu")
+    values["memory"] = limits.get("memory") or requests.get("memory")
+    return {key: value for key, value in values.items() if value}
+
+
+# Which variables of a step say where the store's keys and address are kept, and in what.
+_STORE = (
+    ("AWS_ACCESS_KEY_ID", "secretKeyRef", {"store_secret": "name", "store_access_key": "key"}),
+    ("AWS_SECRET_ACCESS_KEY", "secretKeyRef", {"store_secret": "name", "store_secret_key": "key"}),
+    ("AWS_ENDPOINT_URL", "configMapKeyRef", {"store_config": "name"}),
+)
+_STORE_TOO = ("AWS_REGION",)  # from the same ConfigMap

@@ -1,0 +1,47 @@
+"""What ``percmae run`` and ``percmae compare`` can be told, and what holds when they are not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from percmae.stages.check import check_placement, check_training
+from percmae.stages.placement import Placement
+from percmae.storage import local_path
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The same for one variant and for several.
+
+    tag, recipe, size: of the runs, as for a pretraining; seeds: the whole DAG is repeated for each.
+    overrides: ``key=value`` as :mod:`percmae.stages.scope` reads them. fine_tune: as well as
+    probing. to: folder of the reports.
+
+    source: images as for :func:`percmae.data.sample.make_sample_archives`; archives: folder or
+    ``s3://`` prefix with the ILSVRC archives instead; dataset: name they are kept under. store:
+    where datasets and runs are kept; None is an embedded S3 server below ``.percmae`` (or
+    ``PERCMAE_HOME``) that runs as long as the pipeline does.
+
+    placement: where the training is done; a cluster needs a ``store`` that its pods reach too.
+    """
+
+    tag: str = ""
+    recipe: str = "demo"
+    size: str = ""
+    source: str = "mnist"
+    archives: str | None = None
+    dataset: str | None = None
+    seeds: Sequence[int] = (0, 1, 2)
+    overrides: Sequence[str] = ()
+    fine_tune: bool = True
+    to: str | Path = "runs"
+    store: str | None = None
+    placement: Placement = field(default_factory=Placement)
+
+    def check(self, variant: str) -> str:
+        """The name of a variant's runs; raises UserError for what could not work."""
+        local_path(self.to, "--to")
+        check_placement(self.placement, self.store)
+        return check_training(variant, self.tag, self.recipe, self.size, self.seeds, self.overrides)

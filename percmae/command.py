@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -13,6 +15,8 @@ from percmae import unforeseen
 from percmae.errors import Interrupted, PeerLost, PercmaeError, UserError
 from percmae.progress import log_to_stderr
 from percmae.streams import ReaderGone, prepare
+
+_FILES = 65_536  # at once; enough for any number of data workers
 
 
 def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
@@ -31,20 +35,26 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Nam
     return args
 
 
-def exit_code(work: Callable[[], object]) -> int:
+def exit_code(work: Callable[[], object], logged: bool = False) -> int:
     """Do the work; 0, or after one line on stderr the code that percmae.errors documents.
 
     The one line is for whatever is raised, SystemExit with a code apart (``percmae.unforeseen``).
+    logged: stderr is kept, and a file might not be: the traceback of a fault goes there.
     Notes and progress go to stderr meanwhile. Ends the process itself where it must not be taken
     apart (:class:`PeerLost`).
     """
     prepare()
-    code = _code(_look_around) or _code(work)
+    # A test may have put others in their place.
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = _thread_ended
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _not_raised
+    code = _code(_look_around) or _code(work, logged)
     # What was printed may be written only now.
     return _code(sys.stdout.flush) or code
 
 
-def _code(work: Callable[[], object]) -> int:
+def _code(work: Callable[[], object], logged: bool = False) -> int:
     try:
         with log_to_stderr():
             work()
@@ -67,7 +77,7 @@ def _code(work: Callable[[], object]) -> int:
     except ReaderGone:
         return 128 + signal.SIGPIPE
     except Exception as error:
-        known = unforeseen.in_words(error)
+        known = unforeseen.in_words(error, logged)
         return _told("error", str(known), known.exit_code)
     return 0
 
@@ -77,8 +87,29 @@ def _told(kind: str, message: str, code: int) -> int:
     return code
 
 
+def _thread_ended(args: threading.ExceptHookArgs) -> None:
+    """The one line for what ends a thread; not where the thread keeps it for who has started it."""
+    error = args.exc_value
+    if isinstance(error, Exception) and getattr(args.thread, "exception", None) is not error:
+        _told("error", str(unforeseen.in_words(error)), 0)
+
+
+def _not_raised(args: sys.UnraisableHookArgs) -> None:
+    """What goes wrong while things are taken apart is for those who look for faults alone."""
+    if unforeseen.debugging():
+        sys.__unraisablehook__(args)
+
+
 def _look_around() -> None:
-    """Raises UserError for surroundings that libraries end the process in, or fail in obscurely."""
+    """Take the open files that the system allows, more than it gives unasked.
+
+    Raises UserError for surroundings that libraries end the process in, or fail in obscurely.
+    """
+    few, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if few < _FILES and (most == resource.RLIM_INFINITY or few < most):
+        wanted = _FILES if most == resource.RLIM_INFINITY else min(_FILES, most)
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
     try:
         os.getcwd()
     except OSError as error:

@@ -47,21 +47,33 @@ _SET_UP_WRONGLY = {
     errno.EAGAIN: _PROCESSES,
 }
 _SAID_OF_MEMORY = ("can't allocate memory", "CUDA out of memory", "failed to map segment")
+_SAID_OF_FOLDERS = {
+    "No usable temporary directory": "set TMPDIR to one with room in it",
+    "Could not determine home directory": "set HOME, or write the path without ~",
+    "Matplotlib requires access to a writable cache directory": "TMPDIR will do as well",
+}
 _ERRNO = re.compile(r"\[Errno (\d+)\]|\((\d+)\)$")
 
 
-def in_words(error: Exception) -> PercmaeError:
-    """The error as one line for a person; its traceback is kept where it may be needed."""
+def debugging() -> bool:
+    """Whether tracebacks are to be seen."""
+    return os.environ.get(DEBUG, "0") not in ("", "0")
+
+
+def in_words(error: Exception, logged: bool = False) -> PercmaeError:
+    """The error as one line for a person; the traceback of a fault is kept in a file.
+
+    logged: on stderr instead, where all of them go with ``PERCMAE_DEBUG=1``.
+    """
     blamed = _surroundings(error)
-    shown = os.environ.get(DEBUG, "0") != "0"
-    kept = None if shown or blamed is not None else _kept(error)
-    if shown or (blamed is None and kept is None):
+    kept = None if blamed is not None or logged or debugging() else _kept(error)
+    if debugging() or (blamed is None and kept is None):
         traceback.print_exception(error)
     if blamed is not None:
         return blamed
     what = f"unexpected {type(error).__name__}{_place(error)}: {_line(error)}"
-    where = f"in {kept}" if kept else "above"
-    return PercmaeError(f"{what}; this is a fault of percmae: report it, the traceback is {where}")
+    where = f", {kept}" if kept else ""
+    return PercmaeError(f"{what}; this is a fault of percmae: report it with its traceback{where}")
 
 
 def _surroundings(error: Exception) -> PercmaeError | None:
@@ -71,8 +83,9 @@ def _surroundings(error: Exception) -> PercmaeError | None:
         return PercmaeError(f"memory ran out{_place(error)}: {text}; {_MEMORY}")
     if "can't start new thread" in text:
         return UserError(f"{text}{_place(error)}; {_PROCESSES}")
-    if text.startswith("[Errno 2] No usable temporary directory"):
-        return UserError(f"{text.removeprefix('[Errno 2] ')}; set TMPDIR to one with room in it")
+    for said, fix in _SAID_OF_FOLDERS.items():
+        if said in text:
+            return UserError(f"{text[text.index(said) :]}; {fix}")
     if isinstance(error, ImportError) and not (error.name or "percmae").startswith(_OURS):
         return UserError(
             f"{error.name} cannot be used here: {text}; `pip install percmae` mends what is "
@@ -107,7 +120,7 @@ def _place(error: Exception) -> str:
     place = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         module = str(frame.f_globals.get("__name__"))
-        if module.partition(".")[0] in _OURS and module != __name__:
+        if module.partition(".")[0] in _OURS and module != "percmae.command":
             place = f" in {module.replace('.', '/')}.py, line {line}"
     return place
 

@@ -63,7 +63,10 @@ def _compile(args: argparse.Namespace) -> None:
     from percmae.jobs.check import warn_unpinned
     from pipelines.train import compile_pipeline
 
-    compile_pipeline(str(local_path(args.output, "--output")), args.image, _pod(args))
+    output = str(local_path(args.output, "--output"))
+    if not output.endswith((".yaml", ".yml")):
+        raise UserError(f"--output {output}: KFP takes files whose name ends in .yaml")
+    compile_pipeline(output, args.image, _pod(args))
     warn_unpinned(args.image)
     print(args.output)
 

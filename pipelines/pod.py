@@ -96,15 +96,16 @@ def _give_store(task: Any, pod: PodSettings) -> None:
 _ACCESS, _SECRET, _SHM = "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "/dev/shm"
 
 
-def pod_of(platform: dict[str, Any]) -> PodSettings:
-    """The settings that a compiled pipeline's platform spec was made with.
+def pod_of(platform: dict[str, Any], inputs: dict[str, dict[str, Any]]) -> PodSettings:
+    """The settings that a compiled pipeline was made with: its platform spec, its parameters.
 
-    The defaults for what it does not say, as a spec that somebody else has made.
+    The defaults for what they do not say, as those that somebody else has made.
     """
     kubernetes = platform.get("platforms", {}).get("kubernetes", {})
     steps = kubernetes.get("deploymentSpec", {}).get("executors", {}).values()
     step: dict[str, Any] = next((each for each in steps if "secretAsEnv" in each), {})
-    found: dict[str, Any] = {}
+    train_image = inputs.get("train_image", {}).get("defaultValue", PodSettings.train_image)
+    found: dict[str, Any] = {"train_image": train_image}
     for secret in step.get("secretAsEnv", [])[:1]:
         keys = {entry["envVar"]: entry["secretKey"] for entry in secret["keyToEnv"]}
         found |= {

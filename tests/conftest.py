@@ -21,6 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 # Files that take long as a whole, though few of their tests do: slow, like the tests marked so.
 LONG_FILES = {
     "cli/test_cli.py",
+    "cli/test_surroundings.py",
     "data/test_ingest.py",
     "data/test_ingest_state.py",
     "data/test_loader.py",
@@ -30,10 +31,12 @@ LONG_FILES = {
     "engine/test_features.py",
     "engine/test_finetune.py",
     "engine/test_formats.py",
+    "engine/test_joining.py",
     "engine/test_knn.py",
     "engine/test_pretrain.py",
     "engine/test_random_settings.py",
     "engine/test_strategy.py",
+    "engine/test_surroundings.py",
     "engine/test_variants.py",
     "engine/test_waiting.py",
     "engine/test_weight_files.py",
@@ -41,6 +44,7 @@ LONG_FILES = {
     "engine/test_whose_settings.py",
     "jobs/test_digest.py",
     "jobs/test_manifests.py",
+    "jobs/test_overlays.py",
     "jobs/test_schema.py",
     "jobs/test_work.py",
     "losses/test_objectives.py",

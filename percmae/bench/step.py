@@ -121,7 +121,8 @@ def _in_a_process(request: dict[str, Any]) -> dict[str, Any]:
     child = subprocess.run(
         [sys.executable, "-m", "percmae.bench.step", json.dumps(request)],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
     )
     if child.returncode:

@@ -107,7 +107,13 @@ def _npm_pack(name: str, version: str, folder: Path) -> Path:
     command = ["npm", "pack", f"{name}@{version}", "--silent", "--pack-destination", str(folder)]
     try:
         done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, check=False, timeout=600
+            command,
+            cwd=folder,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+            timeout=600,
         )
     except FileNotFoundError:
         raise DataError("npm is not installed") from None

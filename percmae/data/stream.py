@@ -32,7 +32,7 @@ from percmae.progress import warn
 _CHUNK, _WINDOW = 16, 4096
 T = TypeVar("T")
 
-Transform = Callable[[Image.Image], Tensor]
+ImageTransform = Callable[[Image.Image], Tensor]
 
 
 class Batch(NamedTuple):
@@ -80,7 +80,7 @@ class Loader:
     def __init__(
         self,
         split: Split,
-        transform: Transform,
+        transform: ImageTransform,
         *,
         batch_size: int,
         seed: int,

@@ -11,8 +11,9 @@ import torch
 from percmae.config import Config
 from percmae.data.shards import Dataset
 from percmae.engine.distributed import World
+from percmae.engine.learner import Learner
 from percmae.engine.loaders import train_loader
-from percmae.engine.loop import Learner, Loop
+from percmae.engine.loop import Loop
 from percmae.engine.plan import Plan
 from percmae.progress import note, warn
 from percmae.runs.record import Identity, Run, RunResult, existing_run

@@ -98,13 +98,13 @@ def read_state(path: StorePath, sha256: str | None = None) -> State:
     would need to run code to be read.
     """
     what = f"checkpoint {path}"
-    mend = "restore it or start over under another --tag"
-    return torch_dict(checked_bytes(path, what, sha256, mend)[0], what, mend)
+    fix = "restore it or start over under another --tag"
+    return torch_dict(checked_bytes(path, what, sha256, fix)[0], what, fix)
 
 
-def checked_bytes(path: StorePath, what: str, sha256: str | None, mend: str) -> tuple[bytes, str]:
+def checked_bytes(path: StorePath, what: str, sha256: str | None, fix: str) -> tuple[bytes, str]:
     """A file's content and its SHA-256 in hex. Raises CheckpointError when it cannot be read or its
-    checksum is not ``sha256``; ``mend`` says what to do then."""
+    checksum is not ``sha256``; ``fix`` says what to do then."""
     try:
         data = path.read_bytes()
     except UserError as error:
@@ -112,16 +112,16 @@ def checked_bytes(path: StorePath, what: str, sha256: str | None, mend: str) -> 
     found = hashlib.sha256(data).hexdigest()
     if sha256 is not None and found != sha256:
         raise CheckpointError(
-            f"{what}: its SHA-256 is {found}, not {sha256}; it is damaged or another file: {mend}"
+            f"{what}: its SHA-256 is {found}, not {sha256}; it is damaged or another file: {fix}"
         )
     return data, found
 
 
-def torch_dict(data: bytes, what: str, mend: str = "fetch it again") -> State:
+def torch_dict(data: bytes, what: str, fix: str = "fetch it again") -> State:
     """The dictionary in a torch archive of either format, read without running pickled code.
 
     Raises UnsafeFileError for a pickle of anything but plain values, CheckpointError for any other
-    file; both name ``what``. ``mend`` says how to get a damaged file whole.
+    file; both name ``what``. ``fix`` says how to get a damaged file whole.
     """
     try:
         # The official MAE code keeps its command line beside the weights: a Namespace holds plain
@@ -134,7 +134,7 @@ def torch_dict(data: bytes, what: str, mend: str = "fetch it again") -> State:
         # Damaged bytes make the parser raise whatever it stumbles over.
         ended = isinstance(error, EOFError) or "unexpected EOF" in str(error)
         if ended or _is_cut_off(data):
-            raise CheckpointError(f"{what}: a torch file that is cut off; {mend}") from None
+            raise CheckpointError(f"{what}: a torch file that is cut off; {fix}") from None
         if isinstance(error, pickle.UnpicklingError):
             held = re.search(r"GLOBAL ([\w.]+)", str(error))
             told = f" (it holds {held[1]})" if held else ""
@@ -143,7 +143,7 @@ def torch_dict(data: bytes, what: str, mend: str = "fetch it again") -> State:
                 "run code; where you trust it, save its state_dict() alone with torch.save"
             ) from None
         raise CheckpointError(
-            f"{what}: not a torch checkpoint, or a damaged one ({first_line(error)}); {mend}"
+            f"{what}: not a torch checkpoint, or a damaged one ({first_line(error)}); {fix}"
         ) from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{what}: expected a dictionary of tensors")

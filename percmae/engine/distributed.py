@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import queue
 import random
@@ -219,6 +220,9 @@ def _join(place: Place, device: torch.device) -> None:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     group = dist.PrefixStore("default_pg", store)
     dist.init_process_group(backend, store=group, rank=place.rank, world_size=place.size)
+    # Never taken apart before the process ends: PyTorch would hold the interpreter's lock and wait
+    # for a thread of the group that may be waiting for the same lock, which is for ever.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
 
 
 def _meeting_place(place: Place, hosts: bool, seconds: float) -> dist.TCPStore:
@@ -247,7 +251,7 @@ def _meeting_place(place: Place, hosts: bool, seconds: float) -> dist.TCPStore:
     # In a thread: of a program that is no process of ours it would wait for an answer for ever.
     threading.Thread(target=make, daemon=True).start()
     try:
-        found = made.get(timeout=left.total_seconds() + 5)
+        found = made.get(timeout=left.total_seconds() + 1)
     except queue.Empty:
         raise TimeoutError("another program is there") from None
     if isinstance(found, Exception):

@@ -14,13 +14,13 @@ from percmae.data.stream import Batch, Loader
 from percmae.engine.calls import training_call
 from percmae.engine.carry_out import carry_out
 from percmae.engine.distributed import World, distributed
+from percmae.engine.learner import Learner
 from percmae.engine.loaders import eval_loader
-from percmae.engine.loop import Learner, Terms
 from percmae.engine.metrics import ClassifierScores
 from percmae.engine.optim import build_optimizer, parameter_groups
 from percmae.engine.precision import autocast
 from percmae.engine.weights import network_weights
-from percmae.losses.objective import Micro
+from percmae.losses.objective import Micro, Terms
 from percmae.models import build_model
 from percmae.models.classifier import Classifier
 from percmae.models.weights import Tensors

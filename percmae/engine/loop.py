@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from percmae.data.stream import Batch, Loader
 from percmae.engine.checkpoint import Checkpoints, State, archive
 from percmae.engine.distributed import World, seed_step
 from percmae.engine.finite import NotFinite, Watch
+from percmae.engine.learner import Learner
 from percmae.engine.optim import Schedule, effective_lr, step_unless
 from percmae.engine.plan import Plan
 from percmae.engine.signals import Signals
@@ -32,38 +32,6 @@ from percmae.errors import PercmaeError
 from percmae.losses.objective import Micro, Terms
 from percmae.progress import Progress, note, warn
 from percmae.runs.record import CHECKPOINTS, Run
-
-
-class Learner(ABC):
-    """What is trained. ``networks`` and ``optimizers`` share their keys."""
-
-    networks: dict[str, nn.Module]
-    optimizers: dict[str, torch.optim.Optimizer]
-    calls: dict[str, nn.Module]
-
-    @abstractmethod
-    def backward(self, batch: Batch, micro: Micro) -> Terms:
-        """Forward and backward of one micro-batch (on the device); detached scalars to log."""
-
-    @abstractmethod
-    def validate(self) -> dict[str, float]:
-        """Figures on the validation slice, ``loss`` among them; the same in every process."""
-
-    @abstractmethod
-    def train(self, mode: bool) -> None:
-        """Put the networks into training or evaluation mode."""
-
-    def pictures(self) -> dict[str, Tensor]:
-        """Pictures (3, H, W) of how things stand, by name."""
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Running state beside weights and optimisers."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take it back."""
-        assert not state, "this learner keeps no running state"
 
 
 @dataclass

@@ -16,13 +16,13 @@ from percmae.engine.carry_out import carry_out
 from percmae.engine.distributed import World, distributed, mask_noise
 from percmae.engine.features import feature_network
 from percmae.engine.knn import KNN, build_knn
+from percmae.engine.learner import Learner
 from percmae.engine.loaders import eval_loader
-from percmae.engine.loop import Learner, Terms
 from percmae.engine.optim import Group, build_optimizer, parameter_groups
 from percmae.engine.pictures import denormalise, reconstruction_grid, scales_grid
 from percmae.engine.weights import initial_weights
 from percmae.losses.build import build_objective
-from percmae.losses.objective import Draws, Micro, Objective
+from percmae.losses.objective import Draws, Micro, Objective, Terms
 from percmae.models.weights import load_generator
 from percmae.progress import note
 from percmae.runs.record import RunResult, identity_of

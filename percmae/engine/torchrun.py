@@ -149,7 +149,7 @@ def _cause(error: ChildFailedError) -> int:
     first = min(error.failures, key=order)
     code = error.failures[first].exitcode
     if code < 0:  # it could say nothing itself
-        note(f"percmae: stopped: process {first} was ended by {signal.Signals(-code).name}")
+        note(f"process {first} was ended by {signal.Signals(-code).name}")
     return code if code >= 0 else 128 - code
 
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 import io
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from percmae.errors import StoreError
 from percmae.runs.history import History
 from percmae.runs.record import PICTURES
 from percmae.storage import StorePath
@@ -47,14 +50,16 @@ class Tracker:
 
     def __exit__(self, *exc: object) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with suppress(OSError):  # what matters was flushed before
+                self._writer.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
 
     def log(self, step: int, epoch: float, split: str, values: dict[str, float]) -> None:
         """Record figures of optimiser step ``step`` (counted from 1) under ``<split>/<name>``."""
         self._history.add(step, epoch, split, values)
-        for name, value in values.items():
-            self.writer.add_scalar(f"{split}/{name}", value, step)
+        with self._events() as writer:
+            for name, value in values.items():
+                writer.add_scalar(f"{split}/{name}", value, step)
 
     def image(self, step: int, name: str, picture: Tensor) -> None:
         """Keep a picture (3, H, W) in [0, 1] under mae_recon_out and in TensorBoard.
@@ -64,14 +69,16 @@ class Tracker:
         prefix = "" if name == "reconstruction" else f"{name}-"
         file = self.folder / PICTURES / f"{prefix}step-{step:08d}.png"
         file.write_bytes(png(picture))
-        self.writer.add_image(name, picture, step)
+        with self._events() as writer:
+            writer.add_image(name, picture, step)
 
     def flush(self) -> None:
         """Put what is new into the store."""
         self._history.write()
         if self._writer is None:
             return
-        self._writer.flush()
+        with self._events() as writer:
+            writer.flush()
         logs = self.folder / LOGS
         for file in sorted(self._scratch.iterdir()):
             size = file.stat().st_size
@@ -85,16 +92,25 @@ class Tracker:
                 file.unlink()
             self._uploaded.clear()
 
-    @property
-    def writer(self) -> SummaryWriter:
-        """The TensorBoard writer, made when first used (its import takes a second)."""
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
+    @contextmanager
+    def _events(self) -> Iterator[SummaryWriter]:
+        """The TensorBoard writer, made when first used (its import takes a second).
 
-            purge = self._resumed + 1 if self._resumed else None
-            self._writer = SummaryWriter(str(self._scratch), purge_step=purge)
-            self._resumed = 0  # a later file of this process must not take back what it logged
-        return self._writer
+        Raises StoreError where its files cannot be written, which it tells without their name.
+        """
+        try:
+            if self._writer is None:
+                from torch.utils.tensorboard import SummaryWriter
+
+                purge = self._resumed + 1 if self._resumed else None
+                self._writer = SummaryWriter(str(self._scratch), purge_step=purge)
+                self._resumed = 0  # a later file of this process must not take back what it logged
+            yield self._writer
+        except OSError as error:
+            raise StoreError(
+                f"cannot write TensorBoard's files below {self._scratch}: {error.strerror}; make "
+                "room there, or set TMPDIR to another folder"
+            ) from error
 
 
 def png(grid: Tensor) -> bytes:

@@ -39,27 +39,27 @@ class FileContent(NamedTuple):
     remarks: list[str]
 
 
-def tensors_in(data: bytes, what: str, mend: str) -> FileContent:
+def tensors_in(data: bytes, what: str, fix: str) -> FileContent:
     """The tensors in a file's content; no code in it is run.
 
-    Raises CheckpointError, naming ``what``, for anything but weights; ``mend`` says how to get a
+    Raises CheckpointError, naming ``what``, for anything but weights; ``fix`` says how to get a
     damaged file whole.
     """
     remarks = []
     if data[:2] == b"\x1f\x8b" and not _is_safetensors(data):
-        data = _gunzipped(data, what, mend)
+        data = _gunzipped(data, what, fix)
         remarks.append("unpacked by gzip")
     if _is_safetensors(data):
-        return FileContent(_safetensors(data, what, mend), remarks)
+        return FileContent(_safetensors(data, what, fix), remarks)
     if found := _something_else(data):
         raise CheckpointError(f"{what}: {found}")
     if data[:2] == b"PK" and not zipfile.is_zipfile(io.BytesIO(data)):
-        raise CheckpointError(f"{what}: a torch archive that is cut off or damaged; {mend}")
-    tensors, held = _state_dict(torch_dict(data, what, mend), what)
+        raise CheckpointError(f"{what}: a torch archive that is cut off or damaged; {fix}")
+    tensors, held = _state_dict(torch_dict(data, what, fix), what)
     return FileContent(tensors, remarks + held)
 
 
-def _gunzipped(data: bytes, what: str, mend: str) -> bytes:
+def _gunzipped(data: bytes, what: str, fix: str) -> bytes:
     most = max(ALWAYS_EXPANDED, MOST_EXPANSION * len(data))
     # 16 asks for gzip's header. Members may follow one another.
     whole, rest = bytearray(), data
@@ -70,10 +70,10 @@ def _gunzipped(data: bytes, what: str, mend: str) -> bytes:
             if len(whole) > most:
                 raise CheckpointError(f"{what}: expands to more than {most:,} bytes; unpack it")
             if not stream.eof:
-                raise CheckpointError(f"{what}: a gzip file that is cut off; {mend}")
+                raise CheckpointError(f"{what}: a gzip file that is cut off; {fix}")
             rest = stream.unused_data.lstrip(b"\0")
     except zlib.error as error:
-        raise CheckpointError(f"{what}: a damaged gzip file ({error}); {mend}") from None
+        raise CheckpointError(f"{what}: a damaged gzip file ({error}); {fix}") from None
     return bytes(whole)
 
 
@@ -82,13 +82,13 @@ def _is_safetensors(data: bytes) -> bool:
     return data[8:9] == b"{" and int.from_bytes(data[:8], "little") < LONGEST_SAFETENSORS_HEADER
 
 
-def _safetensors(data: bytes, what: str, mend: str) -> dict[str, Tensor]:
+def _safetensors(data: bytes, what: str, fix: str) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(data)
     except Exception as error:
         # Damaged bytes make the parser raise whatever it stumbles over.
         raise CheckpointError(
-            f"{what}: a safetensors file that is damaged or cut off ({first_line(error)}); {mend}"
+            f"{what}: a safetensors file that is damaged or cut off ({first_line(error)}); {fix}"
         ) from None
 
 

@@ -71,15 +71,15 @@ def autoencoder_file(path: StorePath, what: str) -> AutoencoderFile:
 
 
 def file_tensors(
-    path: StorePath, what: str, sha256: str | None = None, mend: str = "fetch it again"
+    path: StorePath, what: str, sha256: str | None = None, fix: str = "fetch it again"
 ) -> dict[str, Tensor]:
     """The tensors of any file of weights, wrappers' prefixes taken off their names.
 
     No code in a file is run. Raises CheckpointError when it cannot be read, when its SHA-256 is not
-    ``sha256`` (``mend`` says what to do then), or when it holds anything else.
+    ``sha256`` (``fix`` says what to do then), or when it holds anything else.
     """
-    data, _ = checked_bytes(path, what, sha256, mend)
-    read = tensors_in(data, what, mend)
+    data, _ = checked_bytes(path, what, sha256, fix)
+    read = tensors_in(data, what, fix)
     named = unwrapped(read.tensors, what)
     tell(what, read.remarks + named.remarks)
     return named.tensors

@@ -254,21 +254,20 @@ def _connection(inside: bool) -> tuple[Any, str]:
     """The kubernetes package's client of the API, and the namespace that goes with it."""
     try:  # an optional package
         from kubernetes import client, config
-        from kubernetes.config.config_exception import ConfigException
     except ImportError:
         raise UserError(
             "a cluster takes the kubernetes package: pip install 'percmae[pipelines]'"
         ) from None
     settings = client.Configuration()
-    if inside:
-        config.load_incluster_config(client_configuration=settings)
-        return client.ApiClient(settings), (ACCOUNT / "namespace").read_text().strip()
     # The package itself looks at KUBECONFIG once, when it is imported.
     named = os.environ.get("KUBECONFIG") or None
     try:
+        if inside:
+            config.load_incluster_config(client_configuration=settings)
+            return client.ApiClient(settings), (ACCOUNT / "namespace").read_text().strip()
         config.load_kube_config(named, client_configuration=settings)
         _, active = config.list_kube_config_contexts(named)
-    except (ConfigException, OSError) as error:
+    except Exception as error:  # of a damaged file: whatever it makes the package stumble over
         raise UserError(
             f"no cluster to use: {' '.join(str(error).split())}; set KUBECONFIG to a kubeconfig"
         ) from None

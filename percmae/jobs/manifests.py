@@ -265,8 +265,7 @@ def main() -> NoReturn:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--to", metavar="DIR", help="where to write (default: k8s)")
     parser.set_defaults(overrides=[])
-    args = parse(parser, sys.argv[1:])
-    sys.exit(exit_code(lambda: _main(args)))
+    sys.exit(exit_code(lambda: _main(parse(parser, sys.argv[1:]))))
 
 
 if __name__ == "__main__":

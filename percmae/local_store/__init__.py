@@ -1,1 +1,1 @@
-"""The S3 server of a laptop: ``server`` (what is promised), ``process`` (its life)."""
+"""The S3 server of a laptop: ``server`` (what is promised), ``folder`` (its files), ``process``."""

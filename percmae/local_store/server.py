@@ -14,9 +14,7 @@ programs that need one for a while. The server is SeaweedFS, one static binary t
 
 from __future__ import annotations
 
-import json
 import os
-import secrets
 import shutil
 import sysconfig
 import time
@@ -26,9 +24,8 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 
-from filelock import FileLock
-
 from percmae.errors import StoreError, UserError
+from percmae.local_store.folder import Folder, State
 from percmae.local_store.process import Ports, Process, spawn
 from percmae.storage import StorePath, StoreSettings
 
@@ -98,12 +95,12 @@ def up(
     Raises ``UserError`` if SeaweedFS is not installed, ``port`` is taken, or the server already
     runs on another; ``StoreError`` if it does not become ready, with the end of its log.
     """
-    return _up(_Folder(root), port, bucket, user=None)
+    return _up(Folder(root), port, bucket, user=None)
 
 
 def down(root: Path | None = None) -> bool:
     """Stop the server of the folder ``root``; whether one was running. The data stays."""
-    folder = _Folder(root)
+    folder = Folder(root)
     if not folder.path.is_dir():
         return False
     with folder.locked():
@@ -116,9 +113,9 @@ def down(root: Path | None = None) -> bool:
 
 def status(root: Path | None = None) -> LocalStore | None:
     """The running server of the folder ``root``, or None. See ``LocalStore.answers``."""
-    folder = _Folder(root)
+    folder = Folder(root)
     state = folder.load()
-    return folder.describe(state) if state is not None and state.server.is_alive() else None
+    return _describe(folder, state) if state is not None and state.server.is_alive() else None
 
 
 @contextmanager
@@ -131,7 +128,7 @@ def running(
     other ``running`` block that asks for it meanwhile, and stopped when the last of them ends;
     blocks whose process was killed do not count.
     """
-    folder = _Folder(root)
+    folder = Folder(root)
     me = Process.current()
     store = _up(folder, port, bucket, user=me)
     try:
@@ -142,120 +139,20 @@ def running(
             _leave(folder, store.pid, me)
 
 
-@dataclass
-class _State:
-    """What state.json holds."""
-
-    server: Process
-    ports: Ports
-    bucket: str
-    keep: bool = False
-    """Started by ``up``: only ``down`` stops it."""
-    users: list[Process] = field(default_factory=list)
-    """The processes inside a ``running`` block."""
-
-
-class _Folder:
-    """The files of one server."""
-
-    def __init__(self, root: Path | None) -> None:
-        if root is None:
-            root = Path(os.environ.get("PERCMAE_HOME") or ".percmae") / "store"
-        self.path = Path(os.path.abspath(Path(root).expanduser()))
-        self.data = self.path / "data"
-        self.log = self.path / "server.log"
-        self._lock = self.path / "lock"
-        self._state = self.path / "state.json"
-        self._credentials = self.path / "credentials.json"
-
-    def make(self) -> None:
-        if "," in str(self.data):
-            raise UserError(f"a store's folder may not have a comma in its path: {self.path}")
-        try:
-            self.data.mkdir(parents=True, exist_ok=True)
-            # Nothing in here belongs into a repository.
-            (self.path / ".gitignore").write_text("*\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"cannot keep a store in {self.path}: {error.strerror}") from error
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Held by one process at a time; released by the system if that process dies."""
-        try:
-            lock = FileLock(self._lock, mode=0o600).acquire()
-        except OSError as error:
-            raise UserError(f"cannot lock {self._lock}: {error.strerror}") from error
-        with lock:
-            yield
-
-    def load(self) -> _State | None:
-        try:
-            data = json.loads(self._state.read_text(encoding="utf-8"))
-            return _State(
-                Process(**data["server"]),
-                Ports(**data["ports"]),
-                data["bucket"],
-                data["keep"],
-                [Process(**user) for user in data["users"]],
-            )
-        except FileNotFoundError:
-            return None
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(
-                f"{self._state} is damaged ({error}): stop the server by hand if it still runs,"
-                " then delete that file"
-            ) from error
-
-    def save(self, state: _State) -> None:
-        data = {
-            "server": vars(state.server),
-            "ports": vars(state.ports),
-            "bucket": state.bucket,
-            "keep": state.keep,
-            "users": [vars(user) for user in state.users],
-        }
-        StorePath(self._state).write_json(data)
-
-    def forget(self) -> None:
-        self._state.unlink(missing_ok=True)
-
-    def credentials(self) -> tuple[str, str]:
-        """Access key and secret key, made on first use."""
-        if not self._credentials.exists():
-            pair = {"access_key": secrets.token_hex(10), "secret_key": secrets.token_hex(20)}
-            temporary = self._credentials.with_suffix(".new")
-            temporary.unlink(missing_ok=True)
-            with open(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
-                json.dump(pair, file)
-            temporary.replace(self._credentials)
-        try:
-            pair = json.loads(self._credentials.read_text(encoding="utf-8"))
-            return pair["access_key"], pair["secret_key"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(
-                f"{self._credentials} is damaged: delete it, and new keys are made"
-            ) from error
-
-    def describe(self, state: _State) -> LocalStore:
-        access_key, secret_key = self.credentials()
-        return LocalStore(
-            endpoint=f"http://127.0.0.1:{state.ports.s3}",
-            access_key=access_key,
-            secret_key=secret_key,
-            bucket=state.bucket,
-            data_dir=self.data,
-            pid=state.server.pid,
-            log=self.log,
-        )
-
-    def log_tail(self, lines: int = 5) -> str:
-        with suppress(OSError):
-            text = self.log.read_text(encoding="utf-8", errors="replace").strip()
-            return " | ".join(text.splitlines()[-lines:])
-        return "(no log)"
+def _describe(folder: Folder, state: State) -> LocalStore:
+    access_key, secret_key = folder.credentials()
+    return LocalStore(
+        endpoint=f"http://127.0.0.1:{state.ports.s3}",
+        access_key=access_key,
+        secret_key=secret_key,
+        bucket=state.bucket,
+        data_dir=folder.data,
+        pid=state.server.pid,
+        log=folder.log,
+    )
 
 
-def _up(folder: _Folder, port: int | None, bucket: str, user: Process | None) -> LocalStore:
+def _up(folder: Folder, port: int | None, bucket: str, user: Process | None) -> LocalStore:
     binary = _binary()
     folder.make()
     with folder.locked():
@@ -279,7 +176,7 @@ def _up(folder: _Folder, port: int | None, bucket: str, user: Process | None) ->
         else:
             state.users.append(user)
         folder.save(state)
-        store = folder.describe(state)
+        store = _describe(folder, state)
     try:
         StorePath(store.uri, store.settings).prepare()
     except BaseException:
@@ -289,7 +186,7 @@ def _up(folder: _Folder, port: int | None, bucket: str, user: Process | None) ->
     return store
 
 
-def _leave(folder: _Folder, pid: int, user: Process) -> None:
+def _leave(folder: Folder, pid: int, user: Process) -> None:
     """Take ``user`` off the list, and stop the server if nobody is left who wants it."""
     with folder.locked():
         state = folder.load()
@@ -313,7 +210,7 @@ def _binary() -> str:
     return found
 
 
-def _start(folder: _Folder, binary: str, port: int | None, bucket: str) -> _State:
+def _start(folder: Folder, binary: str, port: int | None, bucket: str) -> State:
     """Start a server and wait until it is ready; on any exception none is left."""
     for last_try in (False, False, True):
         state = _spawn(folder, binary, Ports.choose(port), bucket)
@@ -332,7 +229,7 @@ def _start(folder: _Folder, binary: str, port: int | None, bucket: str) -> _Stat
     raise AssertionError("unreachable: the last try returns or raises")
 
 
-def _spawn(folder: _Folder, binary: str, ports: Ports, bucket: str) -> _State:
+def _spawn(folder: Folder, binary: str, ports: Ports, bucket: str) -> State:
     access_key, secret_key = folder.credentials()
     if folder.log.exists():
         folder.log.replace(folder.path / "server.previous.log")
@@ -346,7 +243,7 @@ def _spawn(folder: _Folder, binary: str, ports: Ports, bucket: str) -> _State:
     }
     command = [binary, "-logtostderr=true", "server", f"-dir={folder.data}", *SERVER_FLAGS]
     server = spawn([*command, *ports.flags()], folder.path, environment, folder.log)
-    return _State(server, ports, bucket)
+    return State(server, ports, bucket)
 
 
 SERVER_FLAGS = [
@@ -367,12 +264,12 @@ SERVER_FLAGS = [
 ]
 
 
-def _wait_until_ready(folder: _Folder, state: _State) -> None:
-    store = folder.describe(state)
+def _wait_until_ready(folder: Folder, state: State) -> None:
+    store = _describe(folder, state)
     deadline = time.monotonic() + _START_SECONDS
     while not store.answers():
         if not state.server.is_alive():
-            raise StoreError(f"the local store ended while starting: {folder.log_tail()}")
+            raise StoreError(f"the local store ended while starting: {folder.last_words()}")
         if time.monotonic() > deadline:
             raise StoreError(
                 f"the local store was not ready within {_START_SECONDS:g} s; end of {folder.log}:"
@@ -381,7 +278,7 @@ def _wait_until_ready(folder: _Folder, state: _State) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def _stop(folder: _Folder, state: _State) -> None:
+def _stop(folder: Folder, state: State) -> None:
     """End the server, if it lives, and clear what it leaves outside its folder.
 
     Killed, not asked: asked, SeaweedFS waits 15 s for streams between its own parts. Nothing is

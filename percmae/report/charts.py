@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
@@ -79,9 +80,15 @@ def line_chart(
         return _svg(figure, name, alt)
 
 
+def quiet_matplotlib() -> None:
+    """Before its import: without a home it says much about its cache, and works all the same."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+
+
 @contextmanager
 def _figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
     """A figure of inches, away from pyplot's global state; text stays text, ids are stable."""
+    quiet_matplotlib()
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from percmae.report.charts import quiet_matplotlib
 from percmae.report.compare_text import COLUMNS, Column, cell
 from percmae.report.stats import Json
 
@@ -48,6 +49,7 @@ def draw(document: Json) -> bytes:
 
 def compare_figure(document: Json) -> Figure:
     """The same before it is drawn."""
+    quiet_matplotlib()
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -82,7 +82,7 @@ def _step(work: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(work)
     def step(*args: P.args, **kwargs: P.kwargs) -> None:
-        code = exit_code(lambda: work(*args, **kwargs))
+        code = exit_code(lambda: work(*args, **kwargs), logged=True)
         if code:
             raise SystemExit(code)
 

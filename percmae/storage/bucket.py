@@ -122,8 +122,7 @@ def main() -> NoReturn:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("action", choices=["setup", "check"])
     parser.add_argument("uri", metavar="s3://BUCKET")
-    args = parser.parse_args()
-    sys.exit(exit_code(lambda: _work(args)))
+    sys.exit(exit_code(lambda: _work(parser.parse_args())))
 
 
 if __name__ == "__main__":

@@ -138,8 +138,12 @@ def main() -> NoReturn:
     parser.add_argument("runs", metavar="URI", help="folder of the runs")
     parser.add_argument("folder", metavar="DIR", help="for TensorBoard's --logdir")
     parser.add_argument("--every", type=float, default=15.0, metavar="SECONDS")
-    args = parser.parse_args()
-    sys.exit(exit_code(lambda: follow(args.runs, args.folder, args.every)))
+
+    def work() -> None:
+        args = parser.parse_args()
+        follow(args.runs, args.folder, args.every)
+
+    sys.exit(exit_code(work))
 
 
 if __name__ == "__main__":

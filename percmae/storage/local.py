@@ -41,10 +41,12 @@ class LocalFile:
     def read(self, start: int, length: int | None) -> bytes:
         with _errors("read", self.path), self.path.open("rb", buffering=0) as stream:
             stream.seek(start)
-            # A raw read returns at most 2 GiB, so ask until there is no more.
+            # A raw read returns at most 2 GiB, so ask until there is no more; it also takes as much
+            # memory as it is asked for, so do not ask for more than the file has.
+            most = min(1 << 30, max(os.fstat(stream.fileno()).st_size - start, 1 << 16))
             pieces: list[bytes] = []
             while length is None or length > 0:
-                piece = stream.read(1 << 30 if length is None else min(length, 1 << 30))
+                piece = stream.read(most if length is None else min(length, most))
                 if not piece:
                     break
                 pieces.append(piece)

@@ -36,7 +36,7 @@ class StepErrors:
         """Whether the line is part of an error, and so not a note to show."""
         ours = _OURS.fullmatch(line)
         if ours:
-            self._message, self._unexpected = ours[1], False
+            self._message = ours[1]
             return True
         if line.startswith(_TRACEBACK):
             self._in_traceback = True

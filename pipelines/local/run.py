@@ -51,7 +51,9 @@ def run(variant: str, options: RunOptions, server: ForkServer | None = None) -> 
     with (
         contextlib.nullcontext(server) if server else fork_server_for(options.placement) as forks,
         open_store(options.store, console) as store,
-        (folder / "pipeline.log").open("w", buffering=1) as log,
+        (folder / "pipeline.log").open(
+            "w", buffering=1, encoding="utf-8", errors="backslashreplace"
+        ) as log,
     ):
         placement = options.placement
         steps = _run_dag(

@@ -174,8 +174,10 @@ def _become_a_process(stdout: int, stderr: int) -> None:
     for ours, standard in ((stdout, 1), (stderr, 2)):
         os.dup2(ours, standard)
         os.close(ours)
-    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    # What reads them takes them for UTF-8.
+    text: Any = {"encoding": "utf-8", "errors": "backslashreplace", "closefd": False}
+    sys.stdout = open(1, "w", **text)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, **text)  # noqa: SIM115
 
 
 def run_component(request: Mapping[str, Any]) -> None:

@@ -116,7 +116,7 @@ def deployed_schedules(
                 version = _version_of(run, versions)
                 deployed = Package.from_api(version.pipeline_spec if version else None)
                 with_image = image or next(iter(deployed.images), default)
-                settings = dataclasses.replace(pod_of(deployed.platform), **pod)
+                settings = dataclasses.replace(pod_of(deployed.platform, deployed.inputs), **pod)
                 found.append(_row(run, version, deployed, compiled(with_image, settings)[1]))
         return found
 

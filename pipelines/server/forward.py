@@ -114,7 +114,8 @@ class _Way:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             start_new_session=True,  # Ctrl-C is ours: kubectl ends after the last call
         )
         assert self._process.stdout is not None

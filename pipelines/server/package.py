@@ -90,7 +90,7 @@ class Package:
     @property
     def inputs(self) -> dict[str, dict[str, Any]]:
         """The pipeline's parameters: name to type, default and description as in the spec."""
-        return dict(self.pipeline["root"].get("inputDefinitions", {}).get("parameters", {}))
+        return dict(self.pipeline.get("root", {}).get("inputDefinitions", {}).get("parameters", {}))
 
     @property
     def steps(self) -> set[str]:

@@ -23,7 +23,7 @@ from percmae.data.augment import build_transform
 from percmae.data.ingest import ingest
 from percmae.data.sample import make_sample_archives
 from percmae.data.shards import Dataset, Split
-from percmae.data.stream import Loader, Transform
+from percmae.data.stream import ImageTransform, Loader
 
 BATCH = 64
 
@@ -60,7 +60,7 @@ def make_sample(folder: str) -> str:
     return ingest(str(a.train), str(a.val), str(a.devkit), f"{folder}/dataset").manifest_uri
 
 
-def ours(split: Split, transform: Transform, workers: int) -> Iterable[int]:
+def ours(split: Split, transform: ImageTransform, workers: int) -> Iterable[int]:
     loader = Loader(
         split,
         transform,
@@ -74,7 +74,7 @@ def ours(split: Split, transform: Transform, workers: int) -> Iterable[int]:
         yield len(batch.ids)
 
 
-def theirs(split: Split, transform: Transform, workers: int) -> Iterable[int]:
+def theirs(split: Split, transform: ImageTransform, workers: int) -> Iterable[int]:
     dataset = (
         webdataset.WebDataset(
             [shard.uri for shard in split.shards], shardshuffle=False, empty_check=False

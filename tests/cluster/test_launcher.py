@@ -2,6 +2,8 @@
 can happen to a job, and that nothing is left behind.
 
 As the launcher's own service account, with real pods that end as told (toy/behave.py).
+
+More than 400 lines, in one file: its tests share jobs and their order.
 """
 
 from __future__ import annotations

@@ -39,20 +39,14 @@ class Done:
     stderr: str
 
 
-def percmae(arguments: list[str], folder: Path, size: int = 1) -> list[Done]:
-    """Run the command line in ``size`` processes; ``folder`` is for what they say."""
-    return forked(_verb, (arguments,), folder, size)
+Environment = dict[str, str]
 
 
-def forked(
-    work: Callable[..., object], arguments: tuple[Any, ...], folder: Path, size: int
-) -> list[Done]:
-    """Call ``work`` in ``size`` processes that know of each other."""
-    folder.mkdir(parents=True, exist_ok=True)
+def torchrun_says(size: int) -> list[Environment]:
+    """What torchrun tells each of its processes."""
     port = free_port()
-    processes = []
-    for rank in range(size):
-        job = {
+    said = [
+        {
             "RANK": rank,
             "LOCAL_RANK": rank,
             "WORLD_SIZE": size,
@@ -60,7 +54,34 @@ def forked(
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": port,
         }
-        environment = {name: str(value) for name, value in job.items()} if size > 1 else {}
+        for rank in range(size)
+    ]
+    return [{name: str(value) for name, value in job.items()} for job in said]
+
+
+def percmae(
+    arguments: list[str], folder: Path, size: int = 1, told: list[Environment] | None = None
+) -> list[Done]:
+    """Run the command line in ``size`` processes; ``folder`` is for what they say."""
+    return forked(_verb, (arguments,), folder, size, told)
+
+
+def forked(
+    work: Callable[..., object],
+    arguments: tuple[Any, ...],
+    folder: Path,
+    size: int,
+    told: list[Environment] | None = None,
+) -> list[Done]:
+    """Call ``work`` in ``size`` processes that know of each other.
+
+    told: variables for each of them, instead of torchrun's.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if told is None:
+        told = torchrun_says(size) if size > 1 else [{}]
+    processes = []
+    for rank, environment in enumerate(told):
         given = ({**os.environ, **environment}, folder / f"said-{rank}", work, arguments)
         processes.append(FORKS.Process(target=_process, args=given))
         processes[-1].start()

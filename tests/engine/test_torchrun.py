@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -245,16 +246,30 @@ def test_a_master_whose_workers_never_come_begins_again(
         ({0: (PEER_LOST, 5), 1: (-11, 5)}, 139),  # not the one that missed the other
         ({0: (PEER_LOST, 4), 1: (1, 5)}, 1),
         ({0: (PEER_LOST, 5), 1: (PEER_LOST, 5)}, PEER_LOST),
+        ({0: (-15, 5), 1: (2, 5)}, 2),  # nor the one that was told to stop because of it
+        ({0: (143, 5), 1: (2, 5)}, 2),
+        ({0: (143, 5), 1: (PEER_LOST, 6)}, 143),
     ],
 )
 def test_the_code_of_several_failures_is_that_of_their_cause(
-    failures: dict[int, tuple[int, int]], code: int
+    failures: dict[int, tuple[int, int]], code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = {}
     for rank, (exitcode, second) in failures.items():
         found[rank] = ProcessFailure(rank, 1000 + rank, exitcode, "no file")
         found[rank].timestamp = second
     assert module._cause(ChildFailedError("percmae", found)) == code
+    # What a signal has ended could not say so.
+    assert ("was ended by SIGKILL" in capsys.readouterr().err) == (failures == {0: (-9, 5)})
+
+
+def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        found = module.torchrun(["--master-addr=127.0.0.1", "--master-port", port, "--", "doctor"])
+    assert found == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("percmae: error: another program has the port")
 
 
 @pytest.mark.parametrize(

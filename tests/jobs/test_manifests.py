@@ -1,86 +1,39 @@
-"""The files under k8s/: rendered without drift, built by kubectl, and fitting together."""
+"""The jobs under k8s/: rendered without drift, valid, and fitting together."""
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from jobs.validation import OLDEST, validate
-from percmae import __version__
 from percmae.cli.parser import build_parser
 from percmae.command import parse
 from percmae.config.load import VARIANTS, load_config
 from percmae.data.archives import ARCHIVES
-from percmae.doctor import cluster
 from percmae.errors import ConfigError, UserError
 from percmae.jobs import manifests
-from percmae.jobs.manifests import FOLDERS, KFP_ARCHIVES, RUNTIME, Folder, render, write
+from percmae.jobs.manifests import FOLDERS, KFP_ARCHIVES, RUNTIME, render, write
 from percmae.jobs.names import (
     BUCKET,
-    BUCKET_VARIABLE,
     DIGEST_ANNOTATION,
-    KFP_ACCOUNTS,
     KFP_SECRET,
-    LAUNCHER,
-    STORE_NOTES,
     Object,
 )
-from percmae.jobs.schema import JobSettings
 from percmae.jobs.spec import object_digest
-from pipelines.pod import PodSettings
 
-K8S = Path(__file__).parents[2] / "k8s"
-NAMESPACES = {
-    "overlays/kfp": "kubeflow",
-    "overlays/kfp-minio": "kubeflow",
-    "overlays/kfp-s3": "kubeflow",
-    "overlays/kfp-profile": "my-profile",
-}
-OVERLAYS = ("base", *(f"overlays/{path.name}" for path in sorted((K8S / "overlays").iterdir())))
-# Several, such as the oldest that we support and one of today: PERCMAE_KUBECTL=/path/one:/path/two
-GIVEN = os.environ.get("PERCMAE_KUBECTL", "").split(os.pathsep)
-KUBECTLS = [path for path in GIVEN if path] or [shutil.which("kubectl")]
-PLACE = {place.folder: place for place in FOLDERS}
-
-
-def build(overlay: str, kubectl: str | None) -> list[Object]:
-    if kubectl is None:
-        pytest.skip("kubectl is not on PATH")
-    done = subprocess.run(
-        [kubectl, "kustomize", str(K8S / overlay)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == "", "nothing deprecated"
-    return [each for each in yaml.safe_load_all(done.stdout) if each]
-
-
-def of_kind(objects: list[Object], kind: str) -> dict[str, Object]:
-    return {each["metadata"]["name"]: each for each in objects if each["kind"] == kind}
-
-
-def committed(place: Folder) -> dict[str, Object]:
-    return {path.stem: yaml.safe_load(path.read_text()) for path in (K8S / place.folder).iterdir()}
-
-
-def pods(objects: list[Object]) -> Iterator[Object]:
-    for each in objects:
-        spec = each.get("spec") or {}
-        for owner in (spec, *(spec.get("pytorchReplicaSpecs") or {}).values()):
-            if "template" in owner:
-                yield owner["template"]["spec"]
-
-
-def containers(pod: Object) -> list[Object]:
-    return [*pod.get("initContainers", []), *pod["containers"]]
-
+from .kustomized import (
+    K8S,
+    KUBECTLS,
+    NAMESPACES,
+    PLACE,
+    build,
+    committed,
+    containers,
+    of_kind,
+    pods,
+)
 
 # --- rendered jobs
 
@@ -221,259 +174,3 @@ def test_files_no_longer_made_are_removed_and_yours_are_not(tmp_path: Path) -> N
     write(tmp_path)
     assert not (jobs / "pretrain-old.yaml").exists()
     assert (jobs / "mine.yaml").exists()
-
-
-# --- kustomizations
-
-
-@pytest.mark.parametrize("kubectl", KUBECTLS)
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_overlays_build_and_validate(overlay: str, kubectl: str | None) -> None:
-    objects = build(overlay, kubectl)
-    for each in objects:
-        if each["kind"] != "LocalQueue":  # Kueue's
-            validate(each)
-            validate(each, OLDEST)
-    names = [(o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"]) for o in objects]
-    assert len(set(names)) == len(names)
-    namespace = NAMESPACES.get(overlay, "percmae")
-    for each in objects:
-        expected = None if each["kind"] == "Namespace" else namespace
-        assert each["metadata"].get("namespace") == expected
-        for subject in each.get("subjects", []):
-            assert subject["namespace"] == namespace
-
-
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_every_kubectl_builds_the_same(overlay: str) -> None:
-    if len(KUBECTLS) < 2:
-        pytest.skip("give several in PERCMAE_KUBECTL to compare what they build")
-
-    first, *others = (unordered(build(overlay, kubectl)) for kubectl in KUBECTLS)
-    for other in others:
-        assert other == first
-
-
-def unordered(value: Any) -> Any:
-    """Lists of named things by name: patched variables come first or last as kubectl likes."""
-    if isinstance(value, dict):
-        return {key: unordered(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return sorted((unordered(inner) for inner in value), key=_name)
-    return value
-
-
-def _name(value: Any) -> str:
-    if not isinstance(value, dict):
-        return ""
-    return f"{value.get('kind')} {value.get('name') or value.get('metadata', {}).get('name')}"
-
-
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_everything_referred_to_is_there(overlay: str) -> None:
-    objects = build(overlay, KUBECTLS[0])
-    # Beside KFP the ConfigMap says which; everywhere else it has the ConfigMap's own name.
-    (config,) = of_kind(objects, "ConfigMap").values()
-    secret = config["metadata"].get("annotations", {}).get("percmae.dev/secret", "percmae-store")
-    jobs = [job for place in FOLDERS if place.folder == f"{overlay}/jobs" for job in _jobs(place)]
-    assert list(pods(objects))
-    for pod in pods([*objects, *jobs]):
-        assert pod["serviceAccountName"] in of_kind(objects, "ServiceAccount")
-        for volume in pod["volumes"]:
-            claim = volume.get("persistentVolumeClaim", {}).get("claimName")
-            assert claim is None or claim in of_kind(objects, "PersistentVolumeClaim")
-        for container in containers(pod):
-            for source in container.get("envFrom", []):
-                assert source["configMapRef"]["name"] in of_kind(objects, "ConfigMap")
-            for entry in container["env"]:
-                if "valueFrom" in entry:
-                    assert entry["valueFrom"]["secretKeyRef"]["name"] == secret
-    assert of_kind(objects, "Secret") == {}, "no secret is committed"
-    for job in jobs:
-        queue = job["metadata"]["labels"].get("kueue.x-k8s.io/queue-name")
-        assert queue is None or queue in of_kind(objects, "LocalQueue")
-
-
-def _jobs(place: Folder) -> list[Object]:
-    return list(committed(place).values())
-
-
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_pods_are_confined(overlay: str) -> None:
-    for pod in pods(build(overlay, KUBECTLS[0])):
-        assert pod["automountServiceAccountToken"] is False
-        assert pod["securityContext"]["runAsNonRoot"] is True
-        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-        for container in containers(pod):
-            assert container["securityContext"] == {
-                "allowPrivilegeEscalation": False,
-                "readOnlyRootFilesystem": True,
-                "capabilities": {"drop": ["ALL"]},
-            }
-            assert "memory" in container["resources"]["limits"]
-            assert "cpu" in container["resources"]["requests"]
-
-
-@pytest.mark.parametrize("overlay", OVERLAYS[1:])
-def test_openshift_gives_users_and_groups_itself(overlay: str, tmp_path: Path) -> None:
-    parts = {
-        "apiVersion": "kustomize.config.k8s.io/v1beta1",
-        "kind": "Kustomization",
-        "resources": [os.path.relpath(K8S / overlay, tmp_path)],
-        "components": [os.path.relpath(K8S / "components/openshift", tmp_path)],
-    }
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(parts))
-    left = [pod["securityContext"] for pod in pods(build(str(tmp_path), KUBECTLS[0]))]
-    assert left
-    for security in left:
-        assert not {"runAsUser", "runAsGroup", "fsGroup"} & set(security)
-        assert security["runAsNonRoot"] is True
-
-
-def test_the_oldest_kubernetes_is_stated() -> None:
-    said = f"Kubernetes {'.'.join(map(str, cluster.OLDEST_KUBERNETES))} or newer"
-    assert said in (K8S / "README.md").read_text()
-    assert said in (K8S.parent / "README.md").read_text()
-
-
-def test_images_are_this_version_or_pinned_by_digest() -> None:
-    ours = {f"percmae-{name}:{__version__}" for name in ("train", "pipeline")}
-    objects = [
-        *build("base", KUBECTLS[0]),
-        *(job for place in FOLDERS for job in _jobs(place)),
-    ]
-    images = {c["image"] for pod in pods(objects) for c in containers(pod)}
-    assert images & ours
-    for image in images - ours:
-        assert re.search(r":RELEASE\.[^@]+@sha256:[0-9a-f]{64}$", image), image
-
-
-def test_the_list_of_images_is_whole() -> None:
-    done = subprocess.run(
-        ["make", "--silent", "image-list"], cwd=K8S.parent, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    listed = done.stdout.split()
-    assert {f"percmae-{name}:{__version__}" for name in ("train", "pipeline")} <= set(listed)
-    for overlay in OVERLAYS:
-        used = {c["image"] for pod in pods(build(overlay, KUBECTLS[0])) for c in containers(pod)}
-        assert used <= set(listed), overlay
-    assert len(listed) == len(set(listed))
-
-
-def test_the_launcher_has_the_rights_that_doctor_asks_for_and_no_others() -> None:
-    objects = build("base", KUBECTLS[0])
-    granted = [
-        (rule["apiGroups"], rule["resources"], tuple(rule["verbs"]))
-        for rule in of_kind(objects, "Role")[LAUNCHER]["rules"]
-    ]
-    assert granted == [([group], [resource], verbs) for group, resource, verbs in cluster.RIGHTS]
-    assert of_kind(objects, "ClusterRole") == of_kind(objects, "ClusterRoleBinding") == {}
-    (binding,) = of_kind(objects, "RoleBinding").values()
-    assert [subject["name"] for subject in binding["subjects"]] == [LAUNCHER]
-
-
-STORES = {
-    "overlays/kfp": ("http://seaweedfs.kubeflow:9000", "s3://percmae", KFP_SECRET),
-    "overlays/kfp-minio": ("http://minio-service.kubeflow:9000", "s3://percmae", KFP_SECRET),
-    "overlays/kfp-s3": ("https://s3.us-east-1.amazonaws.com", "s3://percmae", "percmae-store"),
-    "overlays/kfp-profile": (
-        "http://seaweedfs.kubeflow:9000",
-        "s3://mlpipeline/private-artifacts/my-profile/percmae",
-        KFP_SECRET,
-    ),
-}
-
-
-@pytest.mark.parametrize("overlay", NAMESPACES)
-def test_kfps_store_is_said_in_one_place(overlay: str) -> None:
-    objects = build(overlay, KUBECTLS[0])
-    config = of_kind(objects, "ConfigMap")["percmae-store"]
-    endpoint, bucket, secret = STORES[overlay]
-    assert config["data"]["AWS_ENDPOINT_URL"] == endpoint
-    assert config["data"][BUCKET_VARIABLE] == bucket
-    assert {config["metadata"]["annotations"][note] for note in STORE_NOTES.values()} == {
-        secret, "accesskey", "secretkey"
-    }  # fmt: skip
-    assert PodSettings().store_secret == KFP_SECRET
-    words = [word for pod in pods(objects) for each in containers(pod) for word in each["command"]]
-    assert {f"$({BUCKET_VARIABLE})", f"$({BUCKET_VARIABLE})/runs"} < set(words)
-    assert not any(word.startswith("s3://") for word in words)
-
-
-@pytest.mark.parametrize("overlay", NAMESPACES)
-def test_kfp_steps_may_launch(overlay: str) -> None:
-    objects = build(overlay, KUBECTLS[0])
-    assert not {"Namespace", "StatefulSet", "ResourceQuota"} & {o["kind"] for o in objects}
-    binding = of_kind(objects, "RoleBinding")["percmae-steps"]
-    assert [subject["name"] for subject in binding["subjects"]] == list(KFP_ACCOUNTS)
-
-
-def test_the_example_of_the_secret_is_the_one_that_pods_read() -> None:
-    example = yaml.safe_load((K8S / "base/secret.example.yaml").read_text())
-    validate(example)
-    defaults = JobSettings()
-    assert example["metadata"]["name"] == defaults.store_secret
-    keys = {defaults.store_access_key, defaults.store_secret_key}
-    assert example["stringData"] == dict.fromkeys(keys, "CHANGE-ME")
-
-
-# --- limits and network
-
-
-QUANTITY = {"": 1, "m": 1e-3, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-
-
-def quantity(text: str) -> float:
-    match = re.fullmatch(r"(\d+)([A-Za-z]*)", text)
-    assert match, text
-    return int(match[1]) * QUANTITY[match[2]]
-
-
-@pytest.mark.parametrize("overlay", ["overlays/gpu", "overlays/multi-node"])
-def test_the_largest_job_fits_into_the_quota(overlay: str) -> None:
-    objects = build(overlay, KUBECTLS[0])
-    hard = of_kind(objects, "ResourceQuota")["percmae"]["spec"]["hard"]
-    assert not any("limits.cpu" in key for key in hard), "jobs have no CPU limit"
-    for job in _jobs(PLACE[f"{overlay}/jobs"]):
-        if job["kind"] != "PyTorchJob":
-            continue
-        used = dict.fromkeys(("cpu", "memory", "nvidia.com/gpu"), 0.0)
-        for replica in job["spec"]["pytorchReplicaSpecs"].values():
-            (container,) = replica["template"]["spec"]["containers"]
-            for key in used:
-                asked = quantity(container["resources"]["requests"][key])
-                used[key] += replica["replicas"] * asked
-        # Beside it there is room for MinIO and TensorBoard.
-        for pod in pods(objects):
-            for container in containers(pod):
-                for key in ("cpu", "memory"):
-                    used[key] += quantity(container["resources"]["requests"][key])
-        for key, value in used.items():
-            assert value <= quantity(hard[f"requests.{key}"]), (job["metadata"]["name"], key)
-    (defaults,) = of_kind(objects, "LimitRange")["percmae"]["spec"]["limits"]
-    assert "cpu" not in defaults["default"], "it would become a CPU limit of trainings"
-    assert "max" not in defaults
-
-
-def test_policies_let_every_job_reach_the_store_and_each_other() -> None:
-    objects = build("base", KUBECTLS[0])
-    policies = of_kind(objects, "NetworkPolicy")
-    jobs = [job for place in FOLDERS for job in _jobs(place)]
-    labels = [job["metadata"]["labels"] for job in jobs]
-    labels += [t["metadata"]["labels"] for t in _templates(objects) if "percmae" in str(t["spec"])]
-    store = policies["store"]["spec"]["ingress"][0]["from"][0]["podSelector"]["matchLabels"]
-    use = policies["use-the-store"]["spec"]["podSelector"]["matchExpressions"][0]
-    for each in labels:
-        assert store.items() <= each.items()
-        if each["app.kubernetes.io/name"] != "minio":
-            assert each[use["key"]] in use["values"], each
-    together = policies["train-together"]["spec"]["podSelector"]["matchExpressions"][0]
-    assert together["values"] == ["pretrain", "finetune", "probe"]
-    minio = of_kind(objects, "StatefulSet")["minio"]["spec"]["template"]["metadata"]["labels"]
-    selector = policies["store"]["spec"]["podSelector"]["matchLabels"]
-    assert selector.items() <= minio.items()
-
-
-def _templates(objects: list[Object]) -> list[Object]:
-    return [o["spec"]["template"] for o in objects if "template" in (o.get("spec") or {})]

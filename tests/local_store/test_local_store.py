@@ -228,10 +228,10 @@ def test_the_folder_below_the_current_directory(
 ) -> None:
     monkeypatch.delenv("PERCMAE_HOME", raising=False)
     monkeypatch.chdir(tmp_path)
-    assert local_store._Folder(None).path == tmp_path / ".percmae/store"
+    assert local_store.Folder(None).path == tmp_path / ".percmae/store"
     monkeypatch.setenv("PERCMAE_HOME", "~/elsewhere")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert local_store._Folder(None).path == tmp_path / "elsewhere/store"
+    assert local_store.Folder(None).path == tmp_path / "elsewhere/store"
 
 
 def test_port_taken(root: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -46,11 +45,7 @@ def test_a_step_ends_as_the_command_line_does(
     assert capsys.readouterr().err == line + "\n"
 
 
-def test_a_bug_keeps_its_traceback(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-
+def test_a_fault_leaves_its_traceback_in_the_log(capsys: pytest.CaptureFixture[str]) -> None:
     @steps._step
     def step() -> None:
         raise ValueError("odd")
@@ -58,11 +53,9 @@ def test_a_bug_keeps_its_traceback(
     with pytest.raises(SystemExit) as ended:
         step()
     assert ended.value.code == 1
-    said = capsys.readouterr().err
-    assert "unexpected ValueError in percmae/stages/steps.py, line " in said
-    assert ": odd; this is a fault of percmae: report it" in said
-    (kept,) = tmp_path.iterdir()
-    assert 'raise ValueError("odd")' in kept.read_text()
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("Traceback")
+    assert last.startswith("percmae: error: unexpected ValueError in ")
 
 
 def test_a_step_without_torch_asks_for_a_launcher(

@@ -6,6 +6,8 @@ nothing; a test says how its runs go (``script``). As in KFP, no run, task or st
 error, and a run that is terminated is CANCELING, then FAILED. Not the same code as KFP's, so what
 it accepts is evidence, not proof.
 
+More than 400 lines, in one file: what it answers for one kind of thing depends on the others.
+
 ``events`` keeps each change of a recurring run with the enabled ones of that name after it, and
 ``faults`` makes calls fail.
 """

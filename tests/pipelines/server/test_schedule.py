@@ -6,7 +6,6 @@ import re
 from typing import Any
 
 import pytest
-import yaml
 from kfp_server import Server
 
 from pipelines.__main__ import main
@@ -386,18 +385,3 @@ def test_refused_before_anything_is_sent(
     assert sent(kfp, *words) == 2
     assert message in capsys.readouterr().err
     assert kfp.requests == []
-
-
-def test_a_cronjob_for_clusters_without_kfp(capsys: pytest.CaptureFixture[str]) -> None:
-    run = "run --launcher pytorchjob --store s3://b --job 'env=[]'"
-    words = ["--cronjob", *SUNDAYS, "--name", "weekly", "--run", run, "--image", IMAGE]
-    assert main(["schedule", *words, "--job", "memory=2Gi", "--time-zone", "Europe/Berlin"]) == 0
-    made = yaml.safe_load(capsys.readouterr().out)
-    assert (made["kind"], made["metadata"]["name"]) == ("CronJob", "weekly")
-    assert (made["spec"]["schedule"], made["spec"]["timeZone"]) == ("0 2 * * 0", "Europe/Berlin")
-    pod = made["spec"]["jobTemplate"]["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
-    assert container["command"][:3] == ["tini", "--", "percmae"]
-    assert container["command"][3:] == run.replace("'", "").split()
-    assert container["image"] == IMAGE
-    assert container["resources"]["limits"] == {"memory": "2Gi"}

@@ -1,0 +1,61 @@
+"""The files under k8s/, as they stand there and as kubectl builds them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from percmae.jobs.manifests import FOLDERS, Folder
+from percmae.jobs.names import (
+    Object,
+)
+
+K8S = Path(__file__).parents[2] / "k8s"
+NAMESPACES = {
+    "overlays/kfp": "kubeflow",
+    "overlays/kfp-minio": "kubeflow",
+    "overlays/kfp-s3": "kubeflow",
+    "overlays/kfp-profile": "my-profile",
+}
+OVERLAYS = ("base", *(f"overlays/{path.name}" for path in sorted((K8S / "overlays").iterdir())))
+# Several, such as the oldest that we support and one of today: PERCMAE_KUBECTL=/path/one:/path/two
+GIVEN = os.environ.get("PERCMAE_KUBECTL", "").split(os.pathsep)
+KUBECTLS = [path for path in GIVEN if path] or [shutil.which("kubectl")]
+PLACE = {place.folder: place for place in FOLDERS}
+
+
+def build(overlay: str, kubectl: str | None) -> list[Object]:
+    if kubectl is None:
+        pytest.skip("kubectl is not on PATH")
+    done = subprocess.run(
+        [kubectl, "kustomize", str(K8S / overlay)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "", "nothing deprecated"
+    return [each for each in yaml.safe_load_all(done.stdout) if each]
+
+
+def of_kind(objects: list[Object], kind: str) -> dict[str, Object]:
+    return {each["metadata"]["name"]: each for each in objects if each["kind"] == kind}
+
+
+def committed(place: Folder) -> dict[str, Object]:
+    return {path.stem: yaml.safe_load(path.read_text()) for path in (K8S / place.folder).iterdir()}
+
+
+def pods(objects: list[Object]) -> Iterator[Object]:
+    for each in objects:
+        spec = each.get("spec") or {}
+        for owner in (spec, *(spec.get("pytorchReplicaSpecs") or {}).values()):
+            if "template" in owner:
+                yield owner["template"]["spec"]
+
+
+def containers(pod: Object) -> list[Object]:
+    return [*pod.get("initContainers", []), *pod["containers"]]

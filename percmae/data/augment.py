@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from percmae.config import Augment
@@ -65,8 +65,9 @@ def build_transform(augment: Augment, image_size: int, train: bool, stage: str) 
 
 def _finetune(augment: Augment, image_size: int) -> Callable[[Image.Image], Tensor]:
     # Imported here: timm takes seconds, and only fine-tuning needs it.
-    from timm.data import create_transform
+    from timm.data import auto_augment, create_transform
 
+    auto_augment.NAME_TO_OP.update(dict.fromkeys(_POSTERIZE, _posterize))
     transform: Callable[[Image.Image], Tensor] = create_transform(
         input_size=image_size,
         is_training=True,
@@ -82,6 +83,21 @@ def _finetune(augment: Augment, image_size: int) -> Callable[[Image.Image], Tens
         re_mode="pixel",
     )
     return transform
+
+
+# timm's names of the operation, which differ in how many bits a strength leaves.
+_POSTERIZE = ("Posterize", "PosterizeIncreasing", "PosterizeOriginal")
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """The image with so many bits of each channel.
+
+    The policies' full strength leaves none, so that the image is black. timm hands that on to
+    Pillow, which since version 13 knows no fewer bits than one.
+    """
+    if bits < 1:
+        return Image.new(image.mode, image.size)
+    return image if bits >= 8 else ImageOps.posterize(image, bits)
 
 
 def _min_side(augment: Augment, image_size: int) -> int:

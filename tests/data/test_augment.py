@@ -125,6 +125,21 @@ def test_fine_tuning_options_have_an_effect(
     assert mean_colour(changed).std(dim=0).min() > 0.01
 
 
+@pytest.mark.parametrize(
+    "policy", ["rand-m10-inc1", "rand-m30-n5-mmax30-inc1", "augmix-m10", "v0-mstd0.5", "originalr"]
+)
+def test_policies_work_at_full_strength(policy: str, augment: Augment, photo: Image.Image) -> None:
+    """Posterising then leaves no bit, a black image, which Pillow has no name for."""
+    transform = build_transform(replace(augment, rand_augment=policy), 16, True, "finetune")
+    small = photo.resize((24, 20))
+    black = 0
+    with private_randomness():
+        for sample in range(400):
+            seed_sample(0, 0, sample)
+            black += bool((transform(small).std(dim=(1, 2)) < 1e-6).all())
+    assert black or not policy.startswith("rand")
+
+
 def test_erasing_and_flip_happen_as_often_as_asked(augment: Augment) -> None:
     black = Image.new("RGB", (64, 64))
     whole = {"crop_scale": [1.0, 1.0], "crop_aspect": [1.0, 1.0]}

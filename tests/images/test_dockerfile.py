@@ -16,8 +16,7 @@ from dockerfile import DOCKER, read_dockerfile
 from packaging.requirements import Requirement
 
 from percmae import __version__
-from percmae.jobs.pod import USER
-from percmae.jobs.schema import TRAIN_IMAGE
+from percmae.jobs.schema import TRAIN_IMAGE, USER
 
 ROOT = DOCKER.parent
 FILE = read_dockerfile()

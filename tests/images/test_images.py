@@ -22,7 +22,7 @@ from look import look
 from s3_server import S3
 
 from percmae import __version__
-from percmae.jobs.pod import USER
+from percmae.jobs.schema import USER
 from percmae.storage import StorePath
 
 pytestmark = [pytest.mark.images, pytest.mark.slow]

@@ -8,7 +8,7 @@ code   meaning                                                       pod
 =====  ============================================================  =========
 0      done                                                          done
 1      failure (a server down, a disk full, a loss not finite)       final
-2      bad usage or bad input: nothing was started                   final
+2      bad usage, input or surroundings: nothing was started         final
 126-7  the container's command is not there or cannot be run         final
 130    interrupted (SIGINT), after saving                            restarted
 134    aborted, as NCCL's watchdog does when a peer does not answer  restarted
@@ -18,6 +18,9 @@ code   meaning                                                       pod
 139    crashed in native code                                        restarted
 143    told to stop (SIGTERM: eviction, preemption), after saving    restarted
 =====  ============================================================  =========
+
+A full disk is final: a restart would only fill it again. Whoever makes room gives the same command
+again. What no part of percmae foresaw is 1 as well, in one line (``percmae.unforeseen``).
 
 (128 + N means ended by signal N.) ``percmae.engine.torchrun`` hands on the code of the process that
 failed first, so the same holds for a pod with several. How often a pod is restarted is limited by

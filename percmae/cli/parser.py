@@ -26,8 +26,8 @@ the same by hand:
   percmae probe --run runs/first_mae --data datasets/sample/manifest.json --to runs
   percmae evaluate --run runs/first_mae_probe --data datasets/sample/manifest.json
 
-exit codes: 0 done, 1 failure, 2 bad usage or input, 128 and above interrupted and resumable
-(128 + the signal's number)."""
+exit codes: 0 done, 1 failure, 2 bad usage, input or surroundings, 128 and above interrupted and
+resumable (128 + the signal's number). PERCMAE_DEBUG=1 shows tracebacks."""
 
 _OVERRIDES = "settings such as optim.epochs=3; `percmae config show --docs` explains them all"
 

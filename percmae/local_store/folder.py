@@ -122,13 +122,13 @@ class Folder:
     def log_tail(self, lines: int = 5) -> str:
         return " | ".join(self._log().splitlines()[-lines:]) or "(no log)"
 
-    def last_words(self) -> str:
+    def ended(self) -> StoreError | UserError:
         """Why the server has ended, as far as its log says it; a crash is followed by pages."""
-        text = self._log()
+        what, text = "the local store ended while starting", self._log()
         for said, fix in _LIMITS.items():
             if said in text:
-                return f"{said}; {fix}"
-        return self.log_tail()
+                return UserError(f"{what}: {said}; {fix}")
+        return StoreError(f"{what}: {self.log_tail()}")
 
     def _log(self) -> str:
         with suppress(OSError):

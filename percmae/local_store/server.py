@@ -269,7 +269,7 @@ def _wait_until_ready(folder: Folder, state: State) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while not store.answers():
         if not state.server.is_alive():
-            raise StoreError(f"the local store ended while starting: {folder.last_words()}")
+            raise folder.ended()
         if time.monotonic() > deadline:
             raise StoreError(
                 f"the local store was not ready within {_START_SECONDS:g} s; end of {folder.log}:"

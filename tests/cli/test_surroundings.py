@@ -112,6 +112,16 @@ def test_a_home_that_is_asked_for_and_not_there(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_too_few_files_for_the_local_store(tmp_path: Path) -> None:
+    few = Surroundings(before=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48)))
+    done = run(["store", "up"], few, tmp_path)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr == (
+        b"percmae: error: the local store ended while starting: too many open files; raise the "
+        b"limit (ulimit -n 4096)\n"
+    )
+
+
 needs_setpriv = pytest.mark.skipif(
     os.geteuid() == 0 and shutil.which("setpriv") is None,
     reason="root may write anywhere, and there is no setpriv to take that away",

@@ -219,7 +219,16 @@ def _join(place: Place, device: torch.device) -> None:
     store.set_timeout(_COLLECTIVE)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     group = dist.PrefixStore("default_pg", store)
-    dist.init_process_group(backend, store=group, rank=place.rank, world_size=place.size)
+    try:
+        dist.init_process_group(backend, store=group, rank=place.rank, world_size=place.size)
+    except RuntimeError as error:
+        if "Unable to find" not in str(error):
+            raise
+        reason = " ".join(str(error).split()).rpartition("Unable to find")
+        raise UserError(
+            f"this machine has no network for the other processes: {''.join(reason[1:])}; set "
+            "GLOO_SOCKET_IFNAME to one of those that `ip address` lists, or unset it"
+        ) from None
     # Never taken apart before the process ends: PyTorch would hold the interpreter's lock and wait
     # for a thread of the group that may be waiting for the same lock, which is for ever.
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))

@@ -3,21 +3,24 @@ not, in real processes."""
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from percmae.cli import verbs
 from percmae.config import load_config
 from percmae.data.shards import Dataset
 from percmae.engine import distributed
 from percmae.engine.distributed import JOIN_VARIABLE, World
-from percmae.engine.place import Place, find_place
+from percmae.engine.place import VARIABLES, Place, find_place
 from percmae.errors import ConfigError, PeerLost, UserError
 
-from .forked import Environment, free_port, percmae
+from .forked import Environment, free_port, percmae, torchrun_says
 from .test_processes import command, figures
 
 
@@ -109,6 +112,14 @@ def test_half_of_the_variables_ends_in_one_line(tiny_dataset: Dataset, tmp_path:
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_network_that_is_not_there(tiny_dataset: Dataset, tmp_path: Path) -> None:
+    told = [one | {"GLOO_SOCKET_IFNAME": "none0"} for one in torchrun_says(2)]
+    for done in percmae(command(tiny_dataset, tmp_path / "runs"), tmp_path, told=told):
+        (line,) = done.stderr.splitlines()
+        assert done.returncode == 2
+        assert "Unable to find address for: none0; set GLOO_SOCKET_IFNAME" in line
+
+
 @pytest.mark.parametrize("text", ["soon", "0", "nan", "1e9"])
 def test_how_long_to_wait_is_a_number(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(JOIN_VARIABLE, text)
@@ -138,6 +149,24 @@ def test_a_process_takes_the_gpu_of_its_number(two_gpus: None) -> None:
     assert distributed._device(config, None) == torch.device("cuda", 0)
     with pytest.raises(ConfigError, match=r"LOCAL_RANK=2: there is no GPU 2 here, there are 2"):
         distributed._device(config, Place(2, 4, 2, 1, "node-0", 29500, slurm=False))
+
+
+def test_a_training_starts_over_under_our_torchrun(
+    two_gpus: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose exit codes are true."""
+    begun: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda program, arguments: begun.append(arguments))
+    monkeypatch.setattr(sys, "argv", ["percmae", "pretrain", "--tag", "t"])
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    verbs._spread_over_gpus(load_config())
+    launcher = ["-m", "percmae.engine.torchrun", "--standalone", "--nproc-per-node=2", "--"]
+    assert begun == [[sys.executable, *launcher, "pretrain", "--tag", "t"]]
+    for name, value in srun_says(2)[1].items():
+        monkeypatch.setenv(name, value)
+    verbs._spread_over_gpus(load_config())
+    assert len(begun) == 1  # srun has spread it
 
 
 def test_srun_may_show_each_task_a_gpu_of_its_own(

@@ -374,8 +374,9 @@ def _section_message(dotted: str, fields: Mapping[str, FieldInfo]) -> str:
 def _check_text(key: str, value: str) -> None:
     """Bytes of the command line that are no text cannot be kept in a run's record."""
     try:
-        value.encode()
-    except UnicodeEncodeError:
+        # In pairs, as JSON has it, surrogates are text.
+        value.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
         raise ConfigError(f"config key {key}={value!r}: not UTF-8 text") from None
 
 

@@ -51,7 +51,8 @@ def test_no_decay_on_biases_norms_and_tokens_and_rates_fall_with_depth() -> None
     config = load_config(
         recipe="demo",
         stage="finetune",
-        overrides=["optim.layer_decay=0.5", "model.encoder.depth=2"],
+        overrides=["optim.layer_decay=0.5"],
+        base={"model": {"encoder": {"depth": 2}}},
     )
     model = Classifier(config, 3)
     groups = parameter_groups(model, config.optim, model.layer_of, model.layers)

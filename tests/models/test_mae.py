@@ -13,6 +13,7 @@ from percmae.errors import CheckpointError, UserError
 from percmae.models.classifier import Classifier
 from percmae.models.layers import sincos_positions
 from percmae.models.weights import load_strict
+from percmae.runs.downstream import inherited
 
 TINY = [
     "data.image_size=16",
@@ -28,7 +29,9 @@ TINY = [
 
 
 def tiny(*overrides: str, stage: str = "pretrain") -> Config:
-    return load_config(stage=stage, overrides=[*TINY, *overrides])
+    if stage == "pretrain":
+        return load_config(overrides=[*TINY, *overrides])
+    return load_config(stage=stage, overrides=overrides, base=inherited(tiny()))
 
 
 @pytest.fixture
@@ -124,7 +127,7 @@ def test_positions_by_the_formula() -> None:
 
 def test_encoder_agrees_with_timm(images: torch.Tensor) -> None:
     """With nothing masked, the features are those of timm's ViT with the same weights."""
-    config = tiny("classifier.pool=token", "classifier.drop_path=0", stage="probe")
+    config = tiny("classifier.pool=token", stage="probe")
     model = build_model(tiny()).eval()
     classifier = Classifier(config, classes=5).eval()
     classifier.load_encoder(model.state_dict(), "token", "test")

@@ -12,6 +12,7 @@ from percmae.errors import ConfigError
 from percmae.models.mae import MaskedAutoencoder
 from percmae.models.msg import MultiScaleAutoencoder
 from percmae.models.weights import encoder_tensors
+from percmae.runs.downstream import inherited
 
 SMALL = [
     "data.image_size=32",
@@ -134,5 +135,5 @@ def test_sizes_that_cannot_work_are_refused(overrides: list[str], words: str) ->
     for variant in ("msg_gan", "stylegan2_ada"):
         with pytest.raises(ConfigError, match=words):
             load_config(variant, overrides=overrides)
-    load_config("ls_gan", overrides=overrides)
-    load_config("msg_gan", stage="probe", overrides=overrides)
+    sizes = load_config("ls_gan", overrides=overrides)
+    load_config("msg_gan", stage="probe", base=inherited(sizes))

@@ -315,7 +315,7 @@ for run in {RUNS!r}:
 """
     subprocess.run([sys.executable, "-c", start], check=True, env=environment)
     assert [len(kube.get("pytorchjob", selector=f"{CLAIMS}{run}")) for run in RUNS] == [1, 1]
-    clean = "from percmae.stages import steps; steps.clean('run-a', steps.Placement('pytorchjob'))"
+    clean = "from percmae.stages import steps; steps.clean('run-a', 'pytorchjob', [])"
     done = subprocess.run(
         [sys.executable, "-c", clean], capture_output=True, text=True, env=environment
     )

@@ -107,8 +107,10 @@ def started(tmp_path: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Not ignored, as it is below nohup.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while len(marks(tmp_path, "ready")) < 2:
         assert process.poll() is None
         assert time.monotonic() < deadline

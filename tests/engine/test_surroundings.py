@@ -166,7 +166,7 @@ def test_no_temporary_folder_at_all(verb: str, tiny_dataset: Dataset, tmp_path: 
         f"&& mount --bind /run/kept {tmp_path.parents[1]} && mount -o remount,ro /tmp "
         '&& cd /var/tmp && exec setpriv --bounding-set=-all "$@"'
     )
-    # PyTorch names its cache in the environment of a process that has compiled, as others have here.
+    # PyTorch names its cache in the environment of a process that has compiled, as others have.
     unset = ("TMPDIR", "TEMP", "TMP", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
     environment = {k: v for k, v in os.environ.items() if k not in unset}
     done = subprocess.run(

@@ -10,6 +10,7 @@ from typing import Any
 
 from percmae.config import TRAININGS, Config, load_config
 from percmae.errors import ConfigError, UserError
+from percmae.runs.downstream import inherited
 from percmae.stages.placement import LOCAL, Placement
 from percmae.stages.scope import STAGES, overrides_for
 
@@ -36,8 +37,6 @@ def check_training(
 
     Raises UserError for seeds, and ConfigError for settings, that some stage could not take.
     """
-    from percmae.runs.downstream import inherited  # pydantic: for start-up time
-
     if not all(_is_whole(seed) for seed in seeds):
         raise ConfigError(f"parameter seeds={seeds}: should be whole numbers such as [0, 1]")
     if not seeds or len(set(seeds)) != len(seeds):

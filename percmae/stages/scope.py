@@ -66,11 +66,16 @@ def job_namespaces(job: Iterable[str]) -> list[str]:
     """
     found = []
     for setting in job:
-        scope, dot, rest = setting.strip().partition(".")
-        key, _, value = (rest if dot and scope in _SCOPES else setting).strip().partition("=")
+        key, _, value = _scoped(setting)[1].partition("=")
         if key.strip() == "namespace" and value.strip():
             found.append(value.strip().strip("'\""))
     return list(dict.fromkeys(found))
+
+
+def _scoped(setting: str) -> tuple[str, str]:
+    """What stands in front of a setting, ``all`` for nothing, and the setting without it."""
+    scope, dot, rest = setting.strip().partition(".")
+    return (scope, rest) if dot and scope in _SCOPES else ("all", setting.strip())
 
 
 def _for_stage(
@@ -87,9 +92,7 @@ def _for_stage(
     """
     general, own = [], []
     for setting in given:
-        scope, dot, rest = setting.strip().partition(".")
-        if not dot or scope not in _SCOPES:
-            scope, rest = "all", setting.strip()
+        scope, rest = _scoped(setting)
         for key, part in parts(rest):
             known = stages(key)
             if scope == "all" and stage in known:

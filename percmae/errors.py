@@ -99,3 +99,8 @@ class PeerLost(PercmaeError):
     def __init__(self, message: str, in_midst: bool = False) -> None:
         super().__init__(message)
         self.in_midst = in_midst
+
+
+def one_line(said: object) -> str:
+    """The text of an error, or whatever was said, without its line breaks."""
+    return " ".join(str(said).split())

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from yaml.reader import ReaderError
 
-from percmae.errors import ConfigError
+from percmae.errors import ConfigError, one_line
 
 
 class _Loader(yaml.SafeLoader):
@@ -56,5 +56,5 @@ def _line(error: Exception) -> str:
     """What is wrong and where; not the text around it, which may hold a key."""
     mark = getattr(error, "problem_mark", None)
     if mark is None:
-        return " ".join(str(error).split())
+        return one_line(error)
     return f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})"  # type: ignore[attr-defined]

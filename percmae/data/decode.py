@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError, _imaging
 
 from percmae.config import FORMATS
 from percmae.config.schema import ImageFormat
-from percmae.errors import DataError, UserError
+from percmae.errors import DataError, UserError, one_line
 
 # What is beyond these is made to use up memory and time (a WebP of 800 bytes took 25 seconds and
 # 2.4 GB): many pixels have at least a byte of data for each thousand of them; a progressive JPEG
@@ -220,4 +220,4 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _one_line(error: BaseException | str) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error) or type(error).__name__

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from percmae.config import Config
 from percmae.engine.memory import keep_freed_memory
 from percmae.engine.place import Place, find_place, unused_tasks
-from percmae.errors import ConfigError, PeerLost, PercmaeError, UserError
+from percmae.errors import ConfigError, PeerLost, PercmaeError, UserError, one_line
 from percmae.progress import note
 
 T = TypeVar("T")
@@ -183,7 +183,7 @@ def distributed(config: Config) -> Iterator[World]:
         yield here
     except RuntimeError as error:
         if size > 1 and _is_of_the_network(error):
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             message = f"process {rank} of {size} lost the others: {reason}"
             joined = False  # what is under way with the others cannot be ended
             raise PeerLost(message, in_midst=True) from error
@@ -224,7 +224,7 @@ def _join(place: Place, device: torch.device) -> None:
     except RuntimeError as error:
         if "Unable to find" not in str(error):
             raise
-        reason = " ".join(str(error).split()).rpartition("Unable to find")
+        reason = one_line(error).rpartition("Unable to find")
         raise UserError(
             f"this machine has no network for the other processes: {''.join(reason[1:])}; set "
             "GLOO_SOCKET_IFNAME to one of those that `ip address` lists, or unset it"
@@ -264,7 +264,7 @@ def _meeting_place(place: Place, hosts: bool, seconds: float) -> dist.TCPStore:
     except queue.Empty:
         raise TimeoutError("another program is there") from None
     if isinstance(found, Exception):
-        reason = " ".join(str(found).split())
+        reason = one_line(found)
         if hosts and ("EADDRINUSE" in reason or "EACCES" in reason):
             why = "is taken by another program" if "EADDRINUSE" in reason else "may not be used"
             raise UserError(

@@ -25,7 +25,7 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from percmae.command import exit_code
-from percmae.errors import PeerLost, PercmaeError, UserError
+from percmae.errors import PeerLost, PercmaeError, UserError, one_line
 from percmae.progress import note
 from percmae.runs.restarts import BACKOFF_LIMIT, RUN_FOLDER, Restarts
 
@@ -122,7 +122,7 @@ def _run(options: argparse.Namespace) -> int:
     except SignalException as error:
         return 128 + int(error.sigval)
     except (DistError, RendezvousError) as error:
-        reason = _line(error.__cause__ or error)
+        reason = one_line(error.__cause__ or error)
         if "EADDRINUSE" in reason:
             raise UserError(
                 "another program has the port at which the processes were to meet: choose a free "
@@ -130,7 +130,7 @@ def _run(options: argparse.Namespace) -> int:
             ) from None
         raise PeerLost(f"the other pods were not found, or left: {reason}") from None
     except (ValueError, AssertionError) as error:  # torchrun's way to refuse what it was given
-        _refuse(_line(error))
+        _refuse(one_line(error))
     return 0
 
 
@@ -151,10 +151,6 @@ def _cause(error: ChildFailedError) -> int:
     if code < 0:  # it could say nothing itself
         note(f"process {first} was ended by {signal.Signals(-code).name}")
     return code if code >= 0 else 128 - code
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 def main() -> NoReturn:

@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 
 import urllib3
 
-from percmae.errors import PercmaeError, UserError
+from percmae.errors import PercmaeError, UserError, one_line
 from percmae.jobs.names import Object, Resource
 from percmae.progress import note
 
@@ -269,7 +269,7 @@ def _connection(inside: bool) -> tuple[Any, str]:
         _, active = config.list_kube_config_contexts(named)
     except Exception as error:  # of a damaged file: whatever it makes the package stumble over
         raise UserError(
-            f"no cluster to use: {' '.join(str(error).split())}; set KUBECONFIG to a kubeconfig"
+            f"no cluster to use: {one_line(error)}; set KUBECONFIG to a kubeconfig"
         ) from None
     return client.ApiClient(settings), active["context"].get("namespace", "default")
 
@@ -292,5 +292,5 @@ def _reason(error: BaseException) -> str:
     """The cause of a broken connection, without the name of the connection before it."""
     if error.args and isinstance(error.args[-1], BaseException):
         error = error.args[-1]
-    text = " ".join(str(error).split())
+    text = one_line(error)
     return re.sub(r"^(<.*?>|\w+\(.*?\)): ", "", text) or type(error).__name__

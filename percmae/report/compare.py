@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from percmae.errors import DataError, UserError
+from percmae.errors import DataError, UserError, one_line
 from percmae.report.compare_chart import draw
 from percmae.report.compare_text import markdown
 from percmae.report.figures import collect
@@ -147,7 +147,7 @@ def _config(run: ReportedRun) -> Any:
     except (UserError, AttributeError, TypeError) as error:
         raise DataError(
             f"{run.uri}/config.yaml cannot be read by this percmae "
-            f"({' '.join(str(error).split())}); compare runs of one version"
+            f"({one_line(error)}); compare runs of one version"
         ) from None
 
 

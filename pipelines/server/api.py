@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from percmae.errors import Interrupted, PercmaeError, UserError
+from percmae.errors import Interrupted, PercmaeError, UserError, one_line
 from percmae.jobs.names import KFP_NAMESPACE
 from percmae.progress import note, warn
 from pipelines.server.forward import by_hand, port_forward
@@ -216,7 +216,7 @@ def _message(body: Any) -> str:
     if not isinstance(answer, dict):
         return ""
     message = answer.get("message") or answer.get("error_message") or answer.get("error") or ""
-    return " ".join(str(message).split())
+    return one_line(message)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,8 @@ BIN := $(VENV)/bin
 # make run VARIANT=ssim TAG=try1 ARGS="pretrain.optim.epochs=3"
 VARIANT ?= mae
 TAG ?=
-SOURCE ?= mnist
+# Fashion-MNIST, or MNIST where that cannot be had, when it is empty.
+SOURCE ?=
 # make compare VARIANTS=mae,ssim; all of them when it is empty.
 VARIANTS ?=
 ARGS ?=
@@ -34,10 +35,10 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 run: $(VENV)/.installed-run ## Run the whole pipeline on real images (VARIANT= TAG= SOURCE= ARGS=)
-	@$(BIN)/percmae run --variant $(VARIANT) $(if $(TAG),--tag $(TAG)) --source $(SOURCE) $(ARGS)
+	@$(BIN)/percmae run --variant $(VARIANT) $(if $(TAG),--tag $(TAG)) $(if $(SOURCE),--source $(SOURCE)) $(ARGS)
 
 compare: $(VENV)/.installed-run ## Run several variants and compare them (VARIANTS= TAG= SOURCE= ARGS=)
-	@$(BIN)/percmae compare $(if $(VARIANTS),--variants $(VARIANTS)) $(if $(TAG),--tag $(TAG)) --source $(SOURCE) $(ARGS)
+	@$(BIN)/percmae compare $(if $(VARIANTS),--variants $(VARIANTS)) $(if $(TAG),--tag $(TAG)) $(if $(SOURCE),--source $(SOURCE)) $(ARGS)
 
 test: $(VENV)/.installed-dev ## Run all tests
 	@$(PYTEST) --durations=10

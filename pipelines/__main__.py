@@ -150,7 +150,8 @@ def _add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--source",
         metavar="NAME|DIR",
-        help="images, as for `percmae sample-data` (default: %(default)s)",
+        help="images, as for `percmae sample-data` (default: fashion-mnist; where it cannot be had, "
+        "mnist, said in capitals)",
     )
     seeds = ",".join(map(str, _DEFAULTS["seeds"]))
     sub.add_argument("--seeds", type=_seeds, metavar="N,…", help=f"default: {seeds}")

@@ -61,9 +61,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", required=True, metavar="URI", help="where the archives go")
     sub.add_argument(
         "--source",
-        default="mnist",
+        default="fashion-mnist",
         metavar="NAME|DIR",
-        help="mnist (default), fashion-mnist, cifar10, imagenette, or a class-per-folder directory",
+        help="fashion-mnist (default), mnist, cifar10, imagenette, or a class-per-folder directory",
     )
 
     sub = verb("put", "bring files of this machine, such as archives, into the store")

@@ -21,7 +21,7 @@ import numpy as np
 from percmae.data.archives import ARCHIVES
 from percmae.data.decode import Once, telling
 from percmae.data.devkit import GROUND_TRUTH, META
-from percmae.data.sample_sources import SOURCES, Source, fingerprint, load_source
+from percmae.data.sample_sources import DEFAULT_SOURCE, SOURCES, Source, fingerprint, load_source
 from percmae.errors import DataError, StoreAccessError
 from percmae.progress import Progress, warn
 from percmae.storage import StorePath, local_path
@@ -53,7 +53,7 @@ class SampleArchives:
     reused: bool
 
 
-def make_sample_archives(out: str | Path, source: str = "mnist") -> SampleArchives:
+def make_sample_archives(out: str | Path, source: str = DEFAULT_SOURCE) -> SampleArchives:
     """Write ILSVRC archives of real images into the directory ``out``.
 
     source: one of SOURCES, or a folder with one folder of images a class (optionally below
@@ -85,7 +85,7 @@ def _scratch(folder: Path) -> tempfile.TemporaryDirectory[str]:
         raise StoreAccessError(f"cannot write in {folder}: {error.strerror}") from None
 
 
-def put_sample_archives(out: StorePath, source: str = "mnist") -> bool:
+def put_sample_archives(out: StorePath, source: str = DEFAULT_SOURCE) -> bool:
     """The same archives below an address in a store; whether they were there already.
 
     They are made on this machine first, in a folder that goes again. Raises what

@@ -163,6 +163,11 @@ SOURCES: dict[str, Callable[[Path], Source]] = {
 }
 
 
+DEFAULT_SOURCE = "fashion-mnist"
+LAST_SOURCE = "mnist"
+"""In an installed package, so that it can be had anywhere."""
+
+
 def _torchvision(name: str, classes: list[str] | None, scratch: Path) -> Source:
     from percmae.vision import torchvision
 

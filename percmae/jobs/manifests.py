@@ -155,7 +155,7 @@ def write(root: Path, overrides: list[str] | None = None) -> list[Path]:
 def _kfp_archives(overrides: list[str]) -> str:
     """Sample archives put where the pipeline looks for ImageNet's, in the store that KFP has."""
     work = _named(
-        command("sample-data", "sample", "--out", f"{BUCKET}/archives"), "sample-archives"
+        command("sample-data", "sample", "--out", f"{BUCKET}/archives", *SAMPLE), "sample-archives"
     )
     small = {"gpus": 0, "cpu": "1", "memory": "2Gi", "shm": "64Mi", "scratch": "4Gi"}
     store: dict[str, Any] = {"namespace": KFP_NAMESPACE, "store_secret": KFP_SECRET}
@@ -213,7 +213,7 @@ def _with_archives(job: Object) -> Object:
     pod = job["spec"]["template"]["spec"]
     before = deepcopy(pod["containers"][0])
     before["name"] = "archives"
-    before["command"] = ["tini", "--", "percmae", "sample-data", "--out", "/tmp/sample"]
+    before["command"] = ["tini", "--", "percmae", "sample-data", "--out", "/tmp/sample", *SAMPLE]
     # It knows nothing of the store.
     before["env"] = [entry for entry in before["env"] if "valueFrom" not in entry]
     del before["envFrom"]
@@ -221,6 +221,9 @@ def _with_archives(job: Object) -> Object:
     job["metadata"]["annotations"][DIGEST_ANNOTATION] = object_digest(job)
     return job
 
+
+# In the image that trains, so that a cluster without internet has it too.
+SAMPLE = ("--source", "mnist")
 
 _MARK = "# Rendered by `make manifests`"
 

@@ -22,6 +22,15 @@ class DatasetIdentity(Part):
     uri: str
     digest: str
 
+    @property
+    def last_resort(self) -> bool:
+        """Whether it was taken because the default images could not be had."""
+        return self.uri.rpartition("/")[0].endswith(LAST_RESORT)
+
+
+LAST_RESORT = "-last-resort"
+"""What the name of a dataset ends with that a run took because its own could not be had."""
+
 
 def _finite(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else value

@@ -13,7 +13,7 @@ from percmae.report.compare import Compared
 from percmae.report.compare import compare as side_by_side
 from pipelines.local.console import Console
 from pipelines.local.options import RunOptions
-from pipelines.local.run import find_archives, fork_server_for, open_store, run
+from pipelines.local.run import find_archives, fork_server_for, open_store, run, settled
 
 
 def compare(variants: Sequence[str] | None, options: RunOptions) -> dict[str, Any]:
@@ -30,8 +30,10 @@ def compare(variants: Sequence[str] | None, options: RunOptions) -> dict[str, An
     variants = _chosen(variants)
     for variant in variants:
         options.check(variant)
-    find_archives(options)  # a source that cannot be had is no variant's failure
     console = Console()
+    # A source that cannot be had is no variant's failure, and all have the same one.
+    options = settled(options, console)
+    find_archives(options)
     entries = []
     with (
         open_store(options.store, console) as store,

@@ -19,7 +19,8 @@ class RunOptions:
     overrides: ``key=value`` as :mod:`percmae.stages.scope` reads them. fine_tune: as well as
     probing. to: folder of the reports.
 
-    source: images as for :func:`percmae.data.sample.make_sample_archives`; archives: folder or
+    source: images as for :func:`percmae.data.sample.make_sample_archives`; None takes fashion-mnist
+    and, where that cannot be had, says so and takes mnist. archives: folder or
     ``s3://`` prefix with the ILSVRC archives instead; dataset: name they are kept under. store:
     where datasets and runs are kept; None is an embedded S3 server below ``.percmae`` (or
     ``PERCMAE_HOME``) that runs as long as the pipeline does.
@@ -30,7 +31,7 @@ class RunOptions:
     tag: str = ""
     recipe: str = "demo"
     size: str = ""
-    source: str = "mnist"
+    source: str | None = None
     archives: str | None = None
     dataset: str | None = None
     seeds: Sequence[int] = (0, 1, 2)

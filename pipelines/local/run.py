@@ -12,8 +12,10 @@ from typing import Any, TextIO
 
 from percmae.data.archives import ARCHIVES
 from percmae.data.sample import SOURCES, SampleArchives, make_sample_archives
-from percmae.data.sample_sources import fingerprint
+from percmae.data.sample_sources import DEFAULT_SOURCE, LAST_SOURCE, fingerprint
+from percmae.errors import DataError
 from percmae.local_store import server as local_store
+from percmae.runs.files import LAST_RESORT
 from percmae.stages.placement import LOCAL, Placement
 from percmae.stages.steps import report_folder
 from percmae.storage import StorePath
@@ -46,6 +48,7 @@ def run(variant: str, options: RunOptions, server: ForkServer | None = None) -> 
     """
     name = options.check(variant)
     console, folder = Console(), Path(options.to) / name
+    options = settled(options, console)
     dataset, (train, val, devkit) = find_archives(options)
     folder.mkdir(parents=True, exist_ok=True)
     with (
@@ -87,12 +90,34 @@ def run(variant: str, options: RunOptions, server: ForkServer | None = None) -> 
     return PipelineOutcome(json.loads(figures.read_text(encoding="utf-8")), steps, html, figures)
 
 
+def settled(options: RunOptions, console: Console) -> RunOptions:
+    """The same with a source, where none was chosen: the default, or the last resort.
+
+    Of the last resort the console says so, and the dataset's name, by which the report knows it.
+    """
+    if options.source is not None or options.archives is not None:
+        return options
+    try:
+        sample_archives(DEFAULT_SOURCE)
+    except DataError as error:
+        last = LAST_SOURCE.upper()
+        console.line(
+            "sample",
+            f"{DEFAULT_SOURCE.upper()} COULD NOT BE HAD, SO THIS RUN TAKES {last} AS THE LAST "
+            f"RESORT: FEW AND SIMPLE IMAGES, WHOSE FIGURES SAY LITTLE ABOUT THE METHOD. {error}",
+        )
+        name = (options.dataset or LAST_SOURCE) + LAST_RESORT
+        return dataclasses.replace(options, source=LAST_SOURCE, dataset=name)
+    return dataclasses.replace(options, source=DEFAULT_SOURCE)
+
+
 def find_archives(options: RunOptions) -> tuple[str, tuple[str, str, str]]:
-    """Name of a dataset and its three archives: given ones, or those of sample images.
+    """Name of a dataset and its three archives: given ones, or those of its source.
 
     Raises DataError for a source that is not known or cannot be had.
     """
     if options.archives is None:
+        assert options.source is not None, "settled before"
         name, samples = sample_archives(options.source)
         archives = str(samples.train), str(samples.val), str(samples.devkit)
         return options.dataset or name, archives

@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def make_sample(folder: str) -> str:
-    a = make_sample_archives(f"{folder}/archives")
+    a = make_sample_archives(f"{folder}/archives", "mnist")
     return ingest(str(a.train), str(a.val), str(a.devkit), f"{folder}/dataset").manifest_uri
 
 

@@ -134,7 +134,7 @@ needs_setpriv = pytest.mark.skipif(
     [
         (["store", "up"], "cannot keep a store in "),
         (["sample-data", "--out", "sample"], "sample: Permission denied"),
-        (["run", "--seeds", "0"], ".percmae/samples/mnist: Permission denied"),
+        (["run", "--seeds", "0"], ".percmae/samples/fashion-mnist: Permission denied"),
     ],
 )
 def test_a_folder_that_may_not_be_written_to(

@@ -158,7 +158,7 @@ def test_the_doctor_finds_nothing_missing(train: Image) -> None:
 def test_it_trains(train: Image) -> None:
     """From sample images to the figures of a probe, all below /tmp."""
     told = train.shell(
-        "percmae sample-data --out sample >&2\n"
+        "percmae sample-data --source mnist --out sample >&2\n"
         "percmae ingest --train sample/ILSVRC2012_img_train.tar"
         " --val sample/ILSVRC2012_img_val.tar --devkit sample/ILSVRC2012_devkit_t12.tar.gz"
         " --to data >&2\n"
@@ -175,7 +175,7 @@ def test_it_trains(train: Image) -> None:
 def test_torchrun_trains_in_two_processes(train: Image) -> None:
     """A pod's command, with PET_* variables as the training operator sets them."""
     told = train.shell(
-        "percmae sample-data --out sample >&2\n"
+        "percmae sample-data --source mnist --out sample >&2\n"
         "percmae ingest --train sample/ILSVRC2012_img_train.tar"
         " --val sample/ILSVRC2012_img_val.tar --devkit sample/ILSVRC2012_devkit_t12.tar.gz"
         " --to data >&2\n"

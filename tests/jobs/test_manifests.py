@@ -63,7 +63,10 @@ def test_the_archives_for_kfp_are_what_is_rendered(tmp_path: Path) -> None:
     secrets = [e["valueFrom"]["secretKeyRef"]["name"] for e in container["env"] if "valueFrom" in e]
     assert secrets == [KFP_SECRET] * 2
     # Where the pipeline's own defaults look for them.
-    assert container["command"][2:] == ["percmae", "sample-data", "--out", f"{BUCKET}/archives"]
+    assert container["command"][2:] == [
+        *("percmae", "sample-data", "--out", f"{BUCKET}/archives"),
+        *("--source", "mnist"),
+    ]
 
 
 def test_the_runtime_of_trainjobs_is_what_is_rendered(tmp_path: Path) -> None:

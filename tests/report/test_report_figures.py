@@ -52,6 +52,7 @@ def test_identity_and_counts(three: dict) -> None:
     assert three["data"]["classes"] == 10
     assert three["versions"]["torch"] == "2.13.0"
     assert three["missing"] == []
+    assert three["data"]["last_resort"] is False
     assert len(three["runs"]) == 12
     first = three["runs"][0]
     assert first["kind"] == "pretrain"
@@ -163,6 +164,15 @@ def test_no_common_seed_is_not_known(tmp_path: Path) -> None:
     verdict = report(runs, str(tmp_path / "out"))["verdict"]
     assert verdict["outcome"] == "unknown"
     assert "different seeds (0 against 1)" in verdict["answer"]
+
+
+def test_the_last_resort_is_named(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path, data=DATA | {"uri": "s3://bucket/datasets/mnist-last-resort/m.json"})]
+    document = report(runs, str(tmp_path / "out"))
+    assert document["data"]["last_resort"] is True
+    said = "MNIST AS THE LAST RESORT"
+    assert said in summary_table(document)
+    assert said in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_missing_parts_are_named(tmp_path: Path) -> None:

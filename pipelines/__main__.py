@@ -150,8 +150,8 @@ def _add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--source",
         metavar="NAME|DIR",
-        help="images, as for `percmae sample-data` (default: fashion-mnist; where it cannot be had, "
-        "mnist, said in capitals)",
+        help="images, as for `percmae sample-data` (default: fashion-mnist, or mnist, said in "
+        "capitals, where it cannot be had)",
     )
     seeds = ",".join(map(str, _DEFAULTS["seeds"]))
     sub.add_argument("--seeds", type=_seeds, metavar="N,…", help=f"default: {seeds}")

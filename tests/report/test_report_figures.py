@@ -167,7 +167,9 @@ def test_no_common_seed_is_not_known(tmp_path: Path) -> None:
 
 
 def test_the_last_resort_is_named(tmp_path: Path) -> None:
-    runs = [write_run(tmp_path, data=DATA | {"uri": "s3://bucket/datasets/mnist-last-resort/m.json"})]
+    runs = [
+        write_run(tmp_path, data=DATA | {"uri": "s3://bucket/datasets/mnist-last-resort/m.json"})
+    ]
     document = report(runs, str(tmp_path / "out"))
     assert document["data"]["last_resort"] is True
     said = "MNIST AS THE LAST RESORT"

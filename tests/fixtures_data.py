@@ -9,6 +9,10 @@ from percmae.data.sample import SampleArchives, make_sample_archives
 from percmae.data.shards import Dataset
 
 TINY = [
+    "data.image_size=32",
+    "data.augment.mean=[0.13,0.13,0.13]",
+    "data.augment.std=[0.31,0.31,0.31]",
+    "model.patch_size=8",
     "data.batch_size=16",
     "data.workers=0",
     "model.encoder.width=24",

@@ -94,7 +94,7 @@ def _ranges(config: Config) -> None:
                 f"data.augment.{key}={[low, high]}: expected two numbers from {least} to {most:g}, "
                 "low to high"
             )
-    if min(augment.std) < 1e-6:
+    if augment.std is not None and min(augment.std) < 1e-6:
         raise ConfigError(f"data.augment.std={augment.std}: every value must be 1e-6 or more")
 
 

@@ -67,14 +67,24 @@ class Augment:
     """Probability of random erasing (fine-tuning)."""
     eval_crop: Annotated[float, Field(ge=0.1, le=1.0)] = 0.875
     """Evaluation: resize the shorter side to image_size / eval_crop, then crop the centre."""
-    mean: list[float] = Field(
+    mean: list[float] | None = Field(
         default_factory=lambda: [0.485, 0.456, 0.406], min_length=3, max_length=3
     )
-    """Mean of each channel in [0, 1], subtracted from the input (ImageNet's by default)."""
-    std: list[float] = Field(
+    """Mean of each channel in [0, 1], subtracted from the input (ImageNet's by default); null takes
+    that of the dataset's training images, which the run's record then has."""
+    std: list[float] | None = Field(
         default_factory=lambda: [0.229, 0.224, 0.225], min_length=3, max_length=3
     )
-    """Standard deviation of each channel in [0, 1]; the input is divided by it."""
+    """Standard deviation of each channel in [0, 1], which the input is divided by; null as for
+    mean."""
+
+    @property
+    def normalisation(self) -> tuple[list[float], list[float]]:
+        """mean and std; they must be known (see :func:`percmae.runs.record.identity_of`)."""
+        mean, std = self.mean, self.std
+        assert mean is not None, "the dataset's, and there is none here"
+        assert std is not None, "the dataset's, and there is none here"
+        return mean, std
 
 
 @dataclass(config=SETTINGS)

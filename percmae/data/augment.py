@@ -67,6 +67,7 @@ def _finetune(augment: Augment, image_size: int) -> Callable[[Image.Image], Tens
     # Imported here: timm takes seconds, and only fine-tuning needs it.
     from timm.data import auto_augment, create_transform
 
+    mean, std = augment.normalisation
     auto_augment.NAME_TO_OP.update(dict.fromkeys(_POSTERIZE, _posterize))
     transform: Callable[[Image.Image], Tensor] = create_transform(
         input_size=image_size,
@@ -77,8 +78,8 @@ def _finetune(augment: Augment, image_size: int) -> Callable[[Image.Image], Tens
         color_jitter=augment.color_jitter,
         auto_augment=augment.rand_augment,
         interpolation=augment.interpolation,
-        mean=tuple(augment.mean),
-        std=tuple(augment.std),
+        mean=(mean[0], mean[1], mean[2]),
+        std=(std[0], std[1], std[2]),
         re_prob=augment.erasing,
         re_mode="pixel",
     )
@@ -118,7 +119,7 @@ class _Normalise:
     """
 
     def __init__(self, augment: Augment) -> None:
-        mean, std = torch.tensor(augment.mean), torch.tensor(augment.std)
+        mean, std = map(torch.tensor, augment.normalisation)
         self._scale = (1 / (255 * std)).view(3, 1, 1)
         self._shift = (-mean / std).view(3, 1, 1)
 

@@ -17,7 +17,7 @@ from percmae.progress import note, warn
 from percmae.storage import StorePath
 
 STATE = ".ingest/state.json"
-_FORMAT = "percmae-ingest/2"
+_FORMAT = "percmae-ingest/3"
 
 Json = dict[str, Any]
 
@@ -27,7 +27,8 @@ class SplitState:
     """How far one split has come: finished shards and where the archive is read on.
 
     made_from: all that decides what its shards hold. found: images seen of each class, by label,
-    the damaged ones among them. md5: of the archive, once read to its end.
+    the damaged ones among them. moments: sums over the samples of a training split (see
+    :class:`percmae.data.checked.Seen`). md5: of the archive, once read to its end.
     """
 
     made_from: Json
@@ -35,6 +36,7 @@ class SplitState:
     shards: list[ShardInfo] = field(default_factory=list)
     position: Position = field(default_factory=Position)
     corrupt: list[dict[str, str]] = field(default_factory=list)
+    moments: list[float] = field(default_factory=lambda: [0.0] * 6)
     md5: str | None = None
 
     @property

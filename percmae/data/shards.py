@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -59,6 +60,19 @@ class ShardInfo:
     index_sha256: str
 
 
+@dataclass(frozen=True)
+class Pixels:
+    """Mean and standard deviation of each channel in [0, 1], over all ingested training images."""
+
+    mean: list[float]
+    std: list[float]
+
+    def __post_init__(self) -> None:
+        for values in (self.mean, self.std):
+            if len(values) != 3 or not all(math.isfinite(value) for value in values):
+                raise TypeError(f"{values} is no value for each of three channels")
+
+
 class Dataset:
     """An ingested dataset, opened by its manifest."""
 
@@ -70,6 +84,8 @@ class Dataset:
         self.classes = [ClassInfo(**c) for c in manifest["classes"]]
         # Manifests of before there was a choice do not say.
         self.formats: list[str] = list(manifest.get("formats", FORMATS))
+        self.pixels = Pixels(**manifest["pixels"]) if "pixels" in manifest else None
+        """None in a manifest of before they were computed."""
         self._shards = {
             name: [ShardInfo(**s) for s in manifest["splits"][name]["shards"]]
             for name in STORED_SPLITS

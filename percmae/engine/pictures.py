@@ -15,8 +15,9 @@ _GREY, _WHITE = 0.5, 1.0
 
 def denormalise(images: Tensor, augment: Augment) -> Tensor:
     """Network input (N, 3, H, W) back to [0, 1], clipped."""
-    mean = torch.tensor(augment.mean, device=images.device)[:, None, None]
-    std = torch.tensor(augment.std, device=images.device)[:, None, None]
+    mean, std = (
+        torch.tensor(x, device=images.device)[:, None, None] for x in augment.normalisation
+    )
     return (images.float() * std + mean).clamp(0, 1)
 
 

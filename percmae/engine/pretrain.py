@@ -135,6 +135,7 @@ def pretrain(config: Config, data: str, to: str, resume: str = "auto") -> RunRes
     with distributed(config) as world:
         dataset = world.first(lambda: Dataset.open(data))
         identity = identity_of(config, dataset)
+        config = identity.config
 
         def learner(fresh: bool) -> PretrainLearner:
             features = feature_network(config) if config.variant == "perceptual" else None

@@ -234,8 +234,7 @@ class StyleGAN2ADA(Adversarial):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        augment = config.data.augment
-        self.ada = AdaptiveAugmentation(config.stylegan, augment.mean, augment.std)
+        self.ada = AdaptiveAugmentation(config.stylegan, *config.data.augment.normalisation)
         self.path_mean = torch.zeros(())
         if config.stylegan.latent:
             self.calls["generator"] = Call(self.generator, "generate_and_encode")

@@ -143,9 +143,8 @@ class WholeImage(Objective):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        augment = config.data.augment
-        self._mean = torch.tensor(augment.mean)[:, None, None]
-        self._std = torch.tensor(augment.std)[:, None, None]
+        normalisation = config.data.augment.normalisation
+        self._mean, self._std = (torch.tensor(x)[:, None, None] for x in normalisation)
 
     def to(self, device: torch.device) -> None:
         super().to(device)

@@ -244,9 +244,12 @@ def identity_of(
 ) -> Identity:
     """What a training is about, before it begins.
 
-    parent: what a probe or fine-tuning builds upon; the number of classes is then filled in. Raises
-    ConfigError when another one is configured, DataError for a single class.
+    The images' mean and deviation are filled in where the config leaves them to the dataset.
+    parent: what a probe or fine-tuning builds upon; the number of classes is then filled in too.
+    Raises ConfigError when another one is configured, DataError for a single class and where the
+    manifest does not have what is left to it.
     """
+    config = _normalised(config, dataset)
     if parent is None:
         return Identity(config.run_name, config, dataset.uri, dataset.digest)
     classes = len(dataset.classes)
@@ -264,6 +267,21 @@ def identity_of(
     name = config.run_name + (UNTRAINED if untrained else "")
     about = (name, config, dataset.uri, dataset.digest, parent.uri, parent.key, untrained)
     return Identity(*about, parent.sha256 if isinstance(parent, WeightsFile) else None)
+
+
+def _normalised(config: Config, dataset: Dataset) -> Config:
+    """The config with numbers for the mean and deviation of the images."""
+    augment = config.data.augment
+    if augment.mean is not None and augment.std is not None:
+        return config
+    if dataset.pixels is None:
+        raise DataError(
+            f"{dataset.uri} was written by an earlier percmae, without mean and deviation of its "
+            "images; set data.augment.mean and data.augment.std, or delete it and run ingest again"
+        )
+    mean = dataset.pixels.mean if augment.mean is None else augment.mean
+    std = dataset.pixels.std if augment.std is None else augment.std
+    return replace(config, data=replace(config.data, augment=replace(augment, mean=mean, std=std)))
 
 
 def _empty(folder: StorePath) -> None:

@@ -258,6 +258,7 @@ def test_kill_9_in_mid_ingest_then_resume(
     result = ingest(*sources, to, shard_bytes=2**20)
     assert result.dataset.digest == sample_dataset.digest
     assert result.dataset.manifest["splits"] == sample_dataset.manifest["splits"]
+    assert result.dataset.pixels == sample_dataset.pixels
 
 
 def test_a_state_of_other_archives_is_dropped_with_its_shards(

@@ -69,7 +69,7 @@ def test_mending_val_or_its_labels_keeps_the_work_on_train(
         b"[]",
         b"\xff",
         json.dumps({"format": "percmae-ingest/1", "sources": [], "splits": {}}).encode(),
-        json.dumps({"format": "percmae-ingest/2", "splits": {"train": {"x": 1}}}).encode(),
+        json.dumps({"format": "percmae-ingest/3", "splits": {"train": {"x": 1}}}).encode(),
     ],
 )
 def test_a_state_that_is_of_no_use_is_told_and_dropped(

@@ -16,6 +16,10 @@ from percmae.models.features import FeatureNetwork
 VARIANTS = ("mae", "ssim", "perceptual", "ls_gan", "msg_gan", "stylegan2_ada")
 ADVERSARIAL = ("ls_gan", "msg_gan", "stylegan2_ada")
 SMALL = [
+    "data.image_size=32",
+    "data.augment.mean=[0.13,0.13,0.13]",
+    "data.augment.std=[0.31,0.31,0.31]",
+    "model.patch_size=8",
     "model.encoder.width=24",
     "model.encoder.depth=4",
     "model.encoder.heads=2",

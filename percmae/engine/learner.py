@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -30,6 +31,13 @@ class Learner(ABC):
     @abstractmethod
     def train(self, mode: bool) -> None:
         """Put the networks into training or evaluation mode."""
+
+    def remark(self, values: Mapping[str, float], steps: int, epoch: int) -> str | None:
+        """What a person should be told about figures of training, if anything.
+
+        values: means over so many steps; epoch: steps in one.
+        """
+        return None
 
     def pictures(self) -> dict[str, Tensor]:
         """Pictures (3, H, W) of how things stand, by name."""

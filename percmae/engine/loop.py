@@ -235,10 +235,12 @@ class Loop:
         totals: Terms = {}
         ids: list[Tensor] = []
         epoch = self.step // self.plan.epoch
+        number = self.step + 1
+        logged = number == self.plan.total or number % self.plan.log == 0
         for place, batch in enumerate(micros):
             last = place == len(micros) - 1
             index = self.step * len(micros) + place
-            micro = Micro(index, self.step, epoch, weight, first=place == 0, last=last)
+            micro = Micro(index, self.step, epoch, weight, place == 0, last, logged)
             with ExitStack() as stack:
                 if not last:
                     for call in self.learner.calls.values():
@@ -298,6 +300,9 @@ class Loop:
         elapsed = time.perf_counter() - window.started
         values["lr"] = self.schedule(self.step - 1)
         values["images_per_second"] = round(window.steps * self.plan.batch / elapsed, 2)
+        remark = self.learner.remark(values, window.steps, self.plan.epoch)
+        if remark is not None and self.world.main:
+            warn(f"step {self.step}: {remark}")
         self.metrics.update({f"train/{k}": v for k, v in values.items()})
         if tracker is not None and bar is not None:
             tracker.log(self.step, self.step / self.plan.epoch, "train", values)

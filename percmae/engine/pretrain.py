@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +14,7 @@ from percmae.data.shards import Dataset
 from percmae.data.stream import Batch, Loader
 from percmae.engine.calls import set_up
 from percmae.engine.carry_out import carry_out
+from percmae.engine.contest import Contest
 from percmae.engine.distributed import World, distributed, mask_noise
 from percmae.engine.features import feature_network
 from percmae.engine.knn import KNN, build_knn
@@ -52,6 +54,7 @@ class PretrainLearner(Learner):
             for name, network in objective.networks.items()
         }
         self._shown: Tensor | None = None
+        self._contest = Contest(config)
 
     def _groups(self, name: str, network: nn.Module) -> list[Group]:
         """A network's parameter groups; the discriminator may have a rate of its own."""
@@ -102,6 +105,10 @@ class PretrainLearner(Learner):
 
     def train(self, mode: bool) -> None:
         self.objective.train(mode)
+
+    def remark(self, values: Mapping[str, float], steps: int, epoch: int) -> str | None:
+        accuracy = values.get("d_accuracy")
+        return None if accuracy is None else self._contest.remark(accuracy, steps, epoch)
 
     def pictures(self) -> dict[str, Tensor]:
         if self._shown is None or not self._shown.shape[0]:

@@ -26,12 +26,17 @@ class AdversarialLoss(NamedTuple):
     generator: Callable[[Tensor], Tensor]
     threshold: float | None
 
-    def accuracy(self, real: Tensor, fake: Tensor) -> Tensor:
-        """Share of images, real and generated, that the discriminator tells right."""
+    def accuracy(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        """Share of images that the discriminator tells right, ``d_accuracy``.
+
+        Where there is a threshold also of the real and of the generated ones by themselves.
+        """
         if self.threshold is None:
-            return (real > fake).float().mean()
-        right = (real > self.threshold).float() + (fake <= self.threshold).float()
-        return right.mean() / 2
+            return {"d_accuracy": (real > fake).float().mean()}
+        of_real = (real > self.threshold).float().mean()
+        of_fake = (fake <= self.threshold).float().mean()
+        both = (of_real + of_fake) / 2
+        return {"d_accuracy": both, "d_accuracy/real": of_real, "d_accuracy/fake": of_fake}
 
 
 def _standard(real: Tensor, fake: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from percmae.losses.adversarial import (
     path_lengths,
     r1_penalty,
 )
+from percmae.losses.health import image_gradients, map_distances
 from percmae.losses.objective import Call, Draws, Micro, Objective, Terms, Weighted, total
 from percmae.losses.perceptual import perceptual_loss, style_loss
 from percmae.losses.pixel import l1_loss, resized
@@ -88,17 +89,24 @@ class Adversarial(Objective):
         with self.autocast():
             judged = self.calls["discriminator"](*inputs)
         real_judged, fake_judged = judged[:2]
-        logged = {"d_accuracy": self._accuracy(real_judged, fake_judged)}
+        logged = self._accuracy(real_judged, fake_judged)
 
-        through = self._through_discriminator(real, fake, real_judged, fake_judged, refreshed)
+        compared = self._compared(real, fake, real_judged, fake_judged, refreshed)
+        through = self._through_discriminator(fake_judged, compared)
         loss, terms = total(through)
         logged.update(terms)
+        if micro.logged:
+            logged.update(image_gradients(through, fake))
+            logged.update(map_distances(*compared) if compared else {})
         # The generator's gradients at the images it made; the discriminator collects none here.
         gradients = torch.autograd.grad(loss * micro.weight, fake, retain_graph=True)
         logged.update(self._discriminator_backward(inputs, judged, micro))
 
-        direct, terms = total(self._direct(generated, images, extra, micro, draws))
+        own = self._direct(generated, images, extra, micro, draws)
+        direct, terms = total(own)
         logged.update(terms)
+        if micro.logged:
+            logged.update(image_gradients(own, generated.images[:1]))
         torch.autograd.backward([direct * micro.weight, *generated.images], [None, *gradients])
         self._after(real_judged, micro, logged)
         return {"loss": (loss + direct).detach(), **logged}
@@ -119,28 +127,33 @@ class Adversarial(Objective):
             inputs.append(mixed(real, fake, draws.uniform(_MIX)))
         return inputs
 
-    def _through_discriminator(
+    def _compared(
         self,
         real: list[Tensor],
         fake: list[Tensor],
         real_judged: Judged,
         fake_judged: Judged,
         refreshed: bool,
+    ) -> tuple[list[Tensor], list[Tensor]] | None:
+        """Feature maps of generated images and what they are held to; None where they are not."""
+        if not self.config.adversarial.features:
+            return None
+        if refreshed and self._maps_shared():
+            return fake_judged.maps, [m.detach() for m in real_judged.maps]
+        with self.autocast():
+            with torch.no_grad():
+                target = self.frozen(real).maps
+            return self.frozen(fake).maps, target
+
+    def _through_discriminator(
+        self, fake_judged: Judged, compared: tuple[list[Tensor], list[Tensor]] | None
     ) -> Weighted:
         """The generator's terms whose gradients come through a discriminator."""
         weights = self.config.loss
         terms: Weighted = {"gan": (weights.gan, self.loss.generator(fake_judged.logits.float()))}
-        if not self.config.adversarial.features:
-            return terms
-        if refreshed and self._maps_shared():
-            target, maps = [m.detach() for m in real_judged.maps], fake_judged.maps
-        else:
-            with self.autocast():
-                with torch.no_grad():
-                    target = self.frozen(real).maps
-                maps = self.frozen(fake).maps
-        terms["perceptual"] = weights.perceptual, perceptual_loss(maps, target)
-        terms["style"] = weights.style, style_loss(maps, target)
+        if compared is not None:
+            terms["perceptual"] = weights.perceptual, perceptual_loss(*compared)
+            terms["style"] = weights.style, style_loss(*compared)
         return terms
 
     def _maps_shared(self) -> bool:
@@ -190,7 +203,7 @@ class Adversarial(Objective):
             self.frozen.load_state_dict(self.discriminator.state_dict())
         return True
 
-    def _accuracy(self, real: Judged, fake: Judged) -> Tensor:
+    def _accuracy(self, real: Judged, fake: Judged) -> Terms:
         return self.loss.accuracy(real.logits.detach().float(), fake.logits.detach().float())
 
     @staticmethod
@@ -208,13 +221,12 @@ class Adversarial(Objective):
                 self.discriminator(generated.images),
             )
         logits = real_judged.logits.float(), fake_judged.logits.float()
-        weighted = self._through_discriminator(
-            real, generated.images, real_judged, fake_judged, refreshed=False
-        )
+        compared = self._compared(real, generated.images, real_judged, fake_judged, False)
+        weighted = self._through_discriminator(fake_judged, compared)
         weighted["l1"] = self._l1(generated, images)
         loss, logged = total(weighted)
         logged["loss/discriminator"] = self.loss.discriminator(*logits)
-        return {"loss": loss, "d_accuracy": self._accuracy(real_judged, fake_judged), **logged}
+        return {"loss": loss, **self._accuracy(real_judged, fake_judged), **logged}
 
     def state_dict(self) -> dict[str, Any]:
         return {"frozen": self.frozen.state_dict()}

@@ -31,7 +31,8 @@ class Micro:
     """One micro-batch's place in the run.
 
     index: global count of micro-batches; step: of optimiser steps, from 0; epoch: from 0; weight:
-    its share of the step; first, last: of its step.
+    its share of the step; first, last: of its step; logged: whether figures are logged after its
+    step, so that those are due which cost time.
     """
 
     index: int
@@ -40,6 +41,7 @@ class Micro:
     weight: float
     first: bool = True
     last: bool = True
+    logged: bool = False
 
 
 class Call(nn.Module):

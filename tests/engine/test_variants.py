@@ -14,7 +14,7 @@ from PIL import Image
 
 from percmae.config import Config
 from percmae.data.shards import Dataset
-from percmae.engine import loop
+from percmae.engine import contest, loop
 from percmae.engine.finetune import probe
 from percmae.engine.formats import export_weights
 from percmae.engine.pretrain import pretrain
@@ -80,8 +80,15 @@ def finite_records(run: str) -> list[dict[str, Any]]:
     [*((variant, "fp32") for variant in VARIANTS), ("mae", "bf16"), ("ssim", "bf16")],
 )
 def test_two_hundred_steps_stay_finite_and_learn(
-    tiny: Make, tiny_dataset: Dataset, tmp_path: Path, variant: str, precision: str
+    tiny: Make,
+    tiny_dataset: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    variant: str,
+    precision: str,
 ) -> None:
+    monkeypatch.setattr(contest, "WON", 0.0)  # so that any discriminator wins
     config = tiny(*LIVELY, *COURSE, f"trainer.precision={precision}", variant=variant)
     run = pretrain(config, tiny_dataset.uri, str(tmp_path)).uri
     trained = finite_records(run)
@@ -94,6 +101,8 @@ def test_two_hundred_steps_stay_finite_and_learn(
     if variant in ("ls_gan", "msg_gan", "stylegan2_ada"):
         shown = {"d_accuracy", "grad_norm/discriminator", "loss/discriminator", "weighted/gan"}
         assert shown <= set(trained[0])
+        assert {"d_accuracy/real", "image_gradient/gan", "map_distance/0"} <= set(trained[0])
+        assert capsys.readouterr().err.count("lower discriminator.lr") == 1
         assert {"d_accuracy", "loss/gan", "loss/l1"} <= set(next(records(run, "val")))
     if variant == "stylegan2_ada":
         lazy = [r for r in trained if "loss/r1" in r]

@@ -57,7 +57,7 @@ def test_losses_are_means_over_samples_of_their_formula(
     assert loss.discriminator(REAL, FAKE).item() == pytest.approx(expected, rel=1e-6)
     expected = sum(generator(f) for f in FAKE.tolist()) / 3  # type: ignore[operator]
     assert loss.generator(FAKE).item() == pytest.approx(expected, rel=1e-6)
-    assert loss.accuracy(REAL, FAKE).item() == pytest.approx(right)
+    assert loss.accuracy(REAL, FAKE)["d_accuracy"].item() == pytest.approx(right)
 
 
 class Toy(nn.Module):

@@ -148,7 +148,8 @@ def test_the_generators_gradient_is_that_of_its_loss(variant: str) -> None:
         fresh = objective_of(config_of(variant))
         assert isinstance(fresh, Adversarial)
         judged = fresh.discriminator(real), fresh.discriminator(made)
-        weighted = objective._through_discriminator(real, made, *judged, refreshed=False)
+        compared = objective._compared(real, made, *judged, refreshed=False)
+        weighted = objective._through_discriminator(judged[1], compared)
         loss = sum(w * v for w, v in weighted.values()) + 2 * (made[0] - images).abs().mean()
         loss.backward()
     for name, expected in gradients(objective.generator).items():

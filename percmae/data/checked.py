@@ -20,6 +20,7 @@ _CHECK_AHEAD = 64 << 20  # bytes of images waiting for their check
 # A JPEG is decoded at a fraction of its size that leaves both sides as many pixels: for statistics
 # of photos that is plenty, and takes little longer than to look for faults alone.
 _SIDE = 64
+_LEVELS = np.arange(256) / 255
 _LEAST = 1 / 255  # deviation that is told: one level of a byte
 
 
@@ -60,13 +61,12 @@ def _look(image: ArchivedImage, formats: Sequence[str], moments: bool) -> Seen:
         if not moments:
             verify(image.data, image.member, formats)
             return Seen(None)
-        pixels = np.asarray(decode(image.data, _SIDE, image.member, formats)).reshape(-1, 3)
+        pixels = decode(image.data, _SIDE, image.member, formats)
     except DataError as error:
         return Seen(str(error))
-    # Exact: sums of whole numbers.
-    sums = pixels.sum(0, dtype=np.int64), np.square(pixels, dtype=np.int64).sum(0)
-    first, second = sums[0] / (255 * len(pixels)), sums[1] / (255**2 * len(pixels))
-    return Seen(None, (*first.tolist(), *second.tolist()))
+    counts = np.array(pixels.histogram()).reshape(3, len(_LEVELS))
+    shares = counts / (pixels.width * pixels.height)
+    return Seen(None, (*(shares @ _LEVELS).tolist(), *(shares @ _LEVELS**2).tolist()))
 
 
 def statistics(sums: Sequence[float], images: int) -> dict[str, list[float]]:

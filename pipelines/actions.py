@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from components import IMAGE
 from percmae.errors import PercmaeError, UserError
 from percmae.jobs.names import STORE
-from percmae.storage import local_path
 from pipelines import EXPERIMENT, NAME
 from pipelines.pod import POLICIES, PodSettings, pod_settings
 from pipelines.server.api import HOST_VARIABLE, TOKEN_VARIABLE, Connection
@@ -61,6 +60,7 @@ _CRONJOB_ARGUMENTS = (
 
 def _compile(args: argparse.Namespace) -> None:
     from percmae.jobs.check import warn_unpinned
+    from percmae.storage import local_path
     from pipelines.train import compile_pipeline
 
     output = str(local_path(args.output, "--output"))

@@ -15,9 +15,8 @@ from percmae.jobs.names import (
     PULL_SECRETS_VARIABLE,
     SECRET_KEY,
     STORE,
+    PullPolicy,
 )
-from percmae.jobs.parts import EFFECTS
-from percmae.jobs.schema import PullPolicy
 
 POLICIES = get_args(PullPolicy)
 
@@ -159,6 +158,8 @@ def _label(text: str) -> tuple[str, str]:
 
 
 def _toleration(text: str) -> tuple[str, str, str]:
+    from percmae.jobs.parts import EFFECTS  # not for --help
+
     taint, _, effect = text.partition(":")
     key, _, value = taint.partition("=")
     if not key or (effect and effect not in EFFECTS):

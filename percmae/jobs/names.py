@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from percmae import __version__
 
 Object = dict[str, Any]
 """A Kubernetes object, or a part of one, as its API has it."""
 Objects = list[Object]
+PullPolicy = Literal["Always", "IfNotPresent", "Never"]
 
 
 class Resource(NamedTuple):

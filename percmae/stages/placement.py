@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from percmae.config.load import nearest
 from percmae.errors import ConfigError
 from percmae.jobs.names import PULL_SECRETS_VARIABLE, Object, Objects
-from percmae.jobs.parts import OWN_VARIABLES, OWN_VOLUMES
-from percmae.jobs.schema import KINDS, JobSettings
-from percmae.jobs.settings import job_settings
-from percmae.stages.scope import job_settings_for
+
+if TYPE_CHECKING:
+    from percmae.jobs.schema import JobSettings
 
 LOCAL = "local"
 
@@ -52,6 +50,12 @@ class Placement:
         """Of a stage's job; None where the step does the work itself. Raises ConfigError."""
         if self.launcher == LOCAL:
             return None
+        # Here, so that a command line shows the defaults above without them.
+        from percmae.config.load import nearest
+        from percmae.jobs.schema import KINDS
+        from percmae.jobs.settings import job_settings
+        from percmae.stages.scope import job_settings_for
+
         if self.launcher not in KINDS:
             known = (LOCAL, *KINDS)
             raise ConfigError(
@@ -73,6 +77,8 @@ def _of_task(task: TaskConfig | None) -> dict[str, Any]:
     """Job settings from what a pipeline's author has set on the task."""
     if task is None:
         return {}
+    from percmae.jobs.parts import OWN_VARIABLES, OWN_VOLUMES  # as above
+
     values: dict[str, Any] = {
         "affinity": task.affinity,
         "tolerations": task.tolerations,

@@ -38,3 +38,6 @@ def test_a_cronjob_for_clusters_without_kfp(capsys: pytest.CaptureFixture[str]) 
     assert container["command"][3:] == run.replace("'", "").split()
     assert container["image"] == IMAGE
     assert container["resources"]["limits"] == {"memory": "2Gi"}
+    said = "--cronjob takes --run, the words of `percmae run`, and no --param or --step"
+    assert main(["schedule", *words, "--step", "memory=2Gi"]) == 2
+    assert said in capsys.readouterr().err

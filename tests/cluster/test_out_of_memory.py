@@ -21,7 +21,7 @@ def test_a_training_that_is_killed_for_its_memory_again_and_again(
     to = "s3://percmae/oom"
     config = load_config("mae", "demo", tag="oom")
     # Less than torch takes; enough to count.
-    given = [f"image={TRAIN}", "gpus=0", "backoff_limit=2", *SMALL, "memory=160Mi", "shm=16Mi"]
+    given = [f"image={TRAIN}", "gpus=0", "backoff_limit=2", *SMALL, "memory=100Mi", "shm=16Mi"]
     made = job_object(
         training(config, "s3://percmae/none/manifest.json", to),
         job_settings(given, namespace=here.cluster.namespace),

@@ -30,8 +30,8 @@ class StepSettings:
     cpu, memory: what it is promised; cpu_limit, memory_limit: the most it may take (quantities as
     KFP takes them). gpus, gpu_resource: devices for a step that trains itself, and the name under
     which the cluster offers them. timeout: seconds the pod may run; None for no limit. retries: how
-    often a pod that was deleted or whose node was lost is made anew; None leaves that to KFP, whose
-    installation tries twice. labels, annotations: further ones of the pod.
+    often KFP makes a pod anew, by its manifests one that was deleted or whose node was lost; None
+    leaves it at their 2. labels, annotations: further ones of the pod.
     """
 
     cpu: str = "100m"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -16,8 +17,8 @@ def preset_names(kind: str) -> list[str]:
 
 
 def read_preset(kind: str, name: str) -> dict[str, Any]:
-    """What is in a preset, as nested values."""
-    return read_yaml((_presets(kind) / f"{name}.yaml").read_bytes(), f"preset {name}") or {}
+    """What is in a preset, as nested values of one's own."""
+    return copy.deepcopy(_read(kind, name))
 
 
 def heads_of_width(width: int) -> int | None:
@@ -31,6 +32,11 @@ def size_of(encoder: Encoder) -> str | None:
         if values == {key: getattr(encoder, key) for key in values}:
             return name
     return None
+
+
+@cache  # reading YAML is most of what loading a config takes
+def _read(kind: str, name: str) -> dict[str, Any]:
+    return read_yaml((_presets(kind) / f"{name}.yaml").read_bytes(), f"preset {name}") or {}
 
 
 @cache

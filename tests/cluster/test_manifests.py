@@ -35,6 +35,7 @@ def test_before_there_is_a_secret_pods_wait_and_say_why(cluster: Deployed) -> No
 
 def test_with_the_secret_everything_comes_up_by_itself(cluster: Deployed) -> None:
     cluster.create_secret()
+    cluster.create_root_secret()
     cluster.wait_for_store()
     assert "is there" in cluster("logs", "job/percmae-bucket")
     cluster.wait(lambda: cluster.ready("deployment", "tensorboard"), 300, "TensorBoard is ready")

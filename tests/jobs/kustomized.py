@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,11 @@ PLACE = {place.folder: place for place in FOLDERS}
 def build(overlay: str, kubectl: str | None) -> list[Object]:
     if kubectl is None:
         pytest.skip("kubectl is not on PATH")
+    return deepcopy(_built(overlay, kubectl))
+
+
+@cache
+def _built(overlay: str, kubectl: str) -> list[Object]:
     done = subprocess.run(
         [kubectl, "kustomize", str(K8S / overlay)], capture_output=True, text=True, check=False
     )
@@ -46,7 +53,12 @@ def of_kind(objects: list[Object], kind: str) -> dict[str, Object]:
 
 
 def committed(place: Folder) -> dict[str, Object]:
-    return {path.stem: yaml.safe_load(path.read_text()) for path in (K8S / place.folder).iterdir()}
+    return deepcopy(_committed(place.folder))
+
+
+@cache
+def _committed(folder: str) -> dict[str, Object]:
+    return {path.stem: yaml.safe_load(path.read_text()) for path in (K8S / folder).iterdir()}
 
 
 def pods(objects: list[Object]) -> Iterator[Object]:

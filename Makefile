@@ -59,7 +59,7 @@ format: $(VENV)/.installed-dev ## Put the code into shape
 golden: $(VENV)/.installed-dev ## Compile the pipeline anew into the golden file of the tests
 	$(BIN)/python -m pipelines compile --output tests/pipelines/golden/train.yaml
 
-manifests: $(VENV)/.installed-run ## Render the jobs in k8s/; your own: ARGS="--to DIR image=NAME@sha256:…"
+manifests: $(VENV)/.installed-run ## Render jobs and overlays in k8s/; your own jobs: ARGS="--to DIR image=NAME@sha256:…"
 	@$(BIN)/python -m percmae.jobs.manifests $(ARGS)
 
 images: ## Build the container images (PLATFORM=cpu|cuda REGISTRY= VERSION= BUILDER= BUILD_ARGS=)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -48,6 +49,18 @@ def _built(overlay: str, kubectl: str) -> list[Object]:
     return [each for each in yaml.safe_load_all(done.stdout) if each]
 
 
+def with_components(base: str, components: list[str], folder: Path) -> list[Object]:
+    """An overlay of one's own upon one of ours."""
+    parts = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": [os.path.relpath(K8S / base, folder)],
+        "components": [os.path.relpath(K8S / each, folder) for each in components],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(parts))
+    return build(str(folder), KUBECTLS[0])
+
+
 def of_kind(objects: list[Object], kind: str) -> dict[str, Object]:
     return {each["metadata"]["name"]: each for each in objects if each["kind"] == kind}
 
@@ -62,12 +75,47 @@ def _committed(folder: str) -> dict[str, Object]:
 
 
 def pods(objects: list[Object]) -> Iterator[Object]:
+    for template in _templates(objects):
+        yield template["spec"]
+
+
+def _templates(objects: list[Object]) -> Iterator[Object]:
     for each in objects:
         spec = each.get("spec") or {}
         for owner in (spec, *(spec.get("pytorchReplicaSpecs") or {}).values()):
             if "template" in owner:
-                yield owner["template"]["spec"]
+                yield owner["template"]
 
 
 def containers(pod: Object) -> list[Object]:
     return [*pod.get("initContainers", []), *pod["containers"]]
+
+
+def unordered(value: Any) -> Any:
+    """Lists of named things by name: patched variables come first or last as kubectl likes."""
+    if isinstance(value, dict):
+        return {key: unordered(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return sorted((unordered(inner) for inner in value), key=_name)
+    return value
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, dict):
+        return ""
+    return f"{value.get('kind')} {value.get('name') or value.get('metadata', {}).get('name')}"
+
+
+def selects(selector: Object, labels: dict[str, str]) -> bool:
+    """Whether a pod selector takes a pod (of operators only In, the only one used)."""
+    expressions = selector.get("matchExpressions", [])
+    assert all(each["operator"] == "In" for each in expressions)
+    return selector.get("matchLabels", {}).items() <= labels.items() and all(
+        labels.get(each["key"]) in each["values"] for each in expressions
+    )
+
+
+def pod_labels(objects: list[Object]) -> Iterator[dict[str, str]]:
+    """Of the pods that objects make."""
+    for template in _templates(objects):
+        yield template["metadata"]["labels"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -12,35 +11,17 @@ import pytest
 from jobs.validation import validate
 from percmae.cli.submit import VERBS
 from percmae.jobs.manifests import FOLDERS
-from percmae.jobs.names import Object
 
-from .kustomized import K8S, KUBECTLS, OVERLAYS, build, committed, of_kind
-
-
-def selects(selector: Object, labels: dict[str, str]) -> bool:
-    """Whether a pod selector takes a pod (of operators only In, the only one used)."""
-    expressions = selector.get("matchExpressions", [])
-    assert all(each["operator"] == "In" for each in expressions)
-    return selector.get("matchLabels", {}).items() <= labels.items() and all(
-        labels.get(each["key"]) in each["values"] for each in expressions
-    )
-
-
-def _labels(objects: list[Object]) -> Iterator[dict[str, str]]:
-    """Of the pods that our overlays and jobs make."""
-    for each in [*objects, *(job for place in FOLDERS for job in committed(place).values())]:
-        spec = each.get("spec") or {}
-        for owner in (spec, *(spec.get("pytorchReplicaSpecs") or {}).values()):
-            if "template" in owner:
-                yield owner["template"]["metadata"]["labels"]
+from .kustomized import K8S, KUBECTLS, OVERLAYS, build, committed, of_kind, pod_labels, selects
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS[1:])
 def test_pods_reach_names_and_the_store_and_nobody_reaches_them(overlay: str) -> None:
     objects = build(overlay, KUBECTLS[0])
     policies = of_kind(objects, "NetworkPolicy")
+    jobs = [job for place in FOLDERS for job in committed(place).values()]
     stages = set(VERBS) | {"reconstruct"}
-    found = list(_labels(objects))
+    found = list(pod_labels([*objects, *jobs]))
     found += [{**found[-1], "app.kubernetes.io/component": stage} for stage in stages]
     ports = of_kind(objects, "ConfigMap")["percmae-store"]
     address = urlsplit(ports["data"]["AWS_ENDPOINT_URL"])

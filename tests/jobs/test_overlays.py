@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -25,6 +23,8 @@ from percmae.jobs.names import (
     Object,
 )
 from percmae.jobs.schema import JobSettings
+from percmae.jobs.settings import job_settings
+from percmae.jobs.spec import job_object
 from pipelines.pod import PodSettings
 
 from .kustomized import (
@@ -37,8 +37,13 @@ from .kustomized import (
     committed,
     containers,
     of_kind,
+    pod_labels,
     pods,
+    selects,
+    unordered,
+    with_components,
 )
+from .works import pretraining
 
 # --- kustomizations
 
@@ -69,21 +74,6 @@ def test_every_kubectl_builds_the_same(overlay: str) -> None:
     first, *others = (unordered(build(overlay, kubectl)) for kubectl in KUBECTLS)
     for other in others:
         assert other == first
-
-
-def unordered(value: Any) -> Any:
-    """Lists of named things by name: patched variables come first or last as kubectl likes."""
-    if isinstance(value, dict):
-        return {key: unordered(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return sorted((unordered(inner) for inner in value), key=_name)
-    return value
-
-
-def _name(value: Any) -> str:
-    if not isinstance(value, dict):
-        return ""
-    return f"{value.get('kind')} {value.get('name') or value.get('metadata', {}).get('name')}"
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -142,14 +132,8 @@ def test_pods_are_confined(overlay: str) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS[1:])
 def test_openshift_gives_users_and_groups_itself(overlay: str, tmp_path: Path) -> None:
-    parts = {
-        "apiVersion": "kustomize.config.k8s.io/v1beta1",
-        "kind": "Kustomization",
-        "resources": [os.path.relpath(K8S / overlay, tmp_path)],
-        "components": [os.path.relpath(K8S / "components/openshift", tmp_path)],
-    }
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(parts))
-    left = [pod["securityContext"] for pod in pods(build(str(tmp_path), KUBECTLS[0]))]
+    objects = with_components(overlay, ["components/openshift"], tmp_path)
+    left = [pod["securityContext"] for pod in pods(objects)]
     assert left
     for security in left:
         assert not {"runAsUser", "runAsGroup", "fsGroup"} & set(security)
@@ -285,3 +269,50 @@ def test_the_largest_job_fits_into_the_quota(overlay: str) -> None:
     (defaults,) = of_kind(objects, "LimitRange")["percmae"]["spec"]["limits"]
     assert "cpu" not in defaults["default"], "it would become a CPU limit of trainings"
     assert "max" not in defaults
+
+
+# --- what an overlay may have besides
+
+
+def test_the_job_of_the_bucket_is_no_drift() -> None:
+    job = of_kind(build("overlays/minimal", KUBECTLS[0]), "Job")["percmae-bucket"]
+    # Argo CD compares no hooks and makes them anew at each sync; Flux replaces what has changed.
+    assert job["metadata"]["annotations"] == {
+        "argocd.argoproj.io/hook": "Sync",
+        "argocd.argoproj.io/hook-delete-policy": "BeforeHookCreation",
+        "helm.sh/hook": "post-install,post-upgrade",
+        "helm.sh/hook-delete-policy": "before-hook-creation",
+        "kustomize.toolkit.fluxcd.io/force": "enabled",
+    }
+    assert job["spec"]["ttlSecondsAfterFinished"] == 300
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS[1:])
+def test_with_gitops_the_job_of_the_bucket_stays(overlay: str, tmp_path: Path) -> None:
+    job = of_kind(with_components(overlay, ["components/gitops"], tmp_path), "Job")[
+        "percmae-bucket"
+    ]
+    assert "ttlSecondsAfterFinished" not in job["spec"]
+
+
+def test_a_budget_stops_drains_for_trainings_alone(tmp_path: Path) -> None:
+    objects = with_components("overlays/gpu", ["components/no-eviction"], tmp_path)
+    (budget,) = of_kind(objects, "PodDisruptionBudget").values()
+    validate(budget)
+    validate(budget, OLDEST)
+    # Of pods that no controller with a scale has, only a whole number is taken.
+    assert isinstance(budget["spec"]["minAvailable"], int)
+    for labels in pod_labels([*objects, *_jobs(PLACE["overlays/gpu/jobs"])]):
+        trains = labels["app.kubernetes.io/component"] in ("pretrain", "finetune", "probe")
+        assert selects(budget["spec"]["selector"], labels) == trains
+    assert not of_kind(build("overlays/gpu", KUBECTLS[0]), "PodDisruptionBudget"), "asked for only"
+
+
+def test_the_priority_class_is_one_that_jobs_can_have() -> None:
+    made = yaml.safe_load((K8S / "admin/priority-class.yaml").read_text())
+    validate(made)
+    validate(made, OLDEST)
+    assert made["preemptionPolicy"] == "Never"
+    settings = job_settings([f"priority_class={made['metadata']['name']}"])
+    (pod,) = pods([job_object(pretraining(), settings)])
+    assert pod["priorityClassName"] == made["metadata"]["name"]

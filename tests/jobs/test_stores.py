@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import pytest
-import yaml
 
 from jobs.validation import OLDEST, validate
 from percmae.errors import StoreAccessError, UserError
@@ -27,23 +26,11 @@ from percmae.local_store import server as local_store
 from percmae.local_store.process import Ports
 from percmae.storage import StorePath, StoreSettings, bucket, users
 
-from .kustomized import K8S, KUBECTLS, build, committed, containers, of_kind, pods
+from .kustomized import K8S, KUBECTLS, build, committed, containers, of_kind, pods, with_components
 from .works import pretraining
 
 IN_CLUSTER = ("overlays/minimal", "overlays/gpu")
 MINIO, SEAWEEDFS = "../../components/store/minio", "../../components/store/seaweedfs"
-
-
-def with_components(base: str, components: list[str], folder: Path) -> list[Object]:
-    """An overlay of one's own upon one of ours."""
-    parts = {
-        "apiVersion": "kustomize.config.k8s.io/v1beta1",
-        "kind": "Kustomization",
-        "resources": [os.path.relpath(K8S / base, folder)],
-        "components": [os.path.relpath(K8S / each, folder) for each in components],
-    }
-    (folder / "kustomization.yaml").write_text(yaml.safe_dump(parts))
-    return build(str(folder), KUBECTLS[0])
 
 
 # --- SeaweedFS in MinIO's place

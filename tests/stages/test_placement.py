@@ -8,7 +8,7 @@ import pytest
 from kfp.dsl import TaskConfig
 
 from percmae.errors import ConfigError
-from percmae.jobs.names import PULL_SECRETS_VARIABLE
+from percmae.jobs.names import PULL_SECRETS_VARIABLE, STEP_SIZED_VARIABLE
 from percmae.jobs.schema import JobSettings
 from percmae.stages.placement import Placement
 
@@ -77,6 +77,15 @@ def test_what_is_set_on_the_task_reaches_the_job() -> None:
     assert found.volumes[0]["name"] == found.volume_mounts[0]["name"] == "cache"
 
 
+def test_a_step_that_has_its_tasks_resources_itself_keeps_them_from_its_job() -> None:
+    own = [{"name": STEP_SIZED_VARIABLE, "value": "true"}]
+    resources = {"limits": {"nvidia.com/gpu": "8", "memory": "1Gi", "cpu": "1"}}
+    task = TaskConfig(resources=resources, env=own, node_selector={"zone": "a"})
+    assert settings(gpus=1, task=task) == settings(
+        gpus=1, task=TaskConfig(node_selector={"zone": "a"})
+    )
+
+
 def test_another_vendors_devices() -> None:
     found = settings(task=TaskConfig(resources={"limits": {"amd.com/gpu": 2}}))
     assert (found.gpus, found.gpu_resource) == (2, "amd.com/gpu")
@@ -105,14 +114,22 @@ def test_the_job_uses_the_steps_secret_and_config_map() -> None:
             {"name": "AWS_SECRET_ACCESS_KEY", "valueFrom": secret("secret")},
             {"name": "AWS_ENDPOINT_URL", "valueFrom": address},
             {"name": "AWS_REGION", "valueFrom": address},
+            {"name": "AWS_SESSION_TOKEN", "valueFrom": secret("token")},
         ]
     )
     found = settings(task=task)
     assert found.env == []
+    assert found.store_session_token == "token"
     assert found.store_secret == "mlpipeline-minio-artifact"
     assert (found.store_access_key, found.store_secret_key) == ("access", "secret")
     assert found.store_config == "store-of-kfp"
     assert settings(job=["store_secret=mine"], task=task).store_secret == "mine"
+
+
+def test_a_session_token_from_elsewhere_is_passed_on() -> None:
+    token = {"secretKeyRef": {"name": "session", "key": "token"}}
+    task = TaskConfig(env=[{"name": "AWS_SESSION_TOKEN", "valueFrom": token}])
+    assert [entry["name"] for entry in settings(task=task).env] == ["AWS_SESSION_TOKEN"]
 
 
 def test_an_empty_task_changes_nothing() -> None:

@@ -68,5 +68,4 @@ def _downstream(args: argparse.Namespace) -> Work:
         parent, args.verb, args.recipe, args.config, args.overrides, args.tag
     )
     base = without_own_settings(parent, args.verb, config.recipe)
-    untrained = getattr(args, "untrained", False)
-    return training(config, args.data, args.to, args.run, untrained, base)
+    return training(config, args.data, args.to, args.run, args.features, base)

@@ -78,11 +78,8 @@ def _downstream(args: argparse.Namespace) -> None:
     _spread_over_gpus(config)
     from percmae.engine import finetune
 
-    common = (config, parent, args.data, args.to, args.resume)
-    if args.verb == "probe":
-        _trained(finetune.probe(*common, untrained=args.untrained).uri)
-    else:
-        _trained(finetune.finetune(*common).uri)
+    work = finetune.probe if args.verb == "probe" else finetune.finetune
+    _trained(work(config, parent, args.data, args.to, args.resume, args.features).uri)
 
 
 def _evaluate(args: argparse.Namespace) -> None:

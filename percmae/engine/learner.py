@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from percmae.data.stream import Batch
+from percmae.data.stream import Batch, Loader, Source
 from percmae.losses.objective import Micro, Terms
 
 
@@ -30,6 +30,10 @@ class Learner(ABC):
     @abstractmethod
     def train(self, mode: bool) -> None:
         """Put the networks into training or evaluation mode."""
+
+    def source(self, loader: Loader) -> Source:
+        """Where the batches of training come from; called once, before the first step."""
+        return loader
 
     def pictures(self) -> dict[str, Tensor]:
         """Pictures (3, H, W) of how things stand, by name."""

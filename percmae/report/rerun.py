@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 
+from percmae.config import naming
 from percmae.errors import ConfigError
 from percmae.plain import read_yaml
 from percmae.report.read import ReportedRun
@@ -48,8 +49,7 @@ def _command(run: ReportedRun) -> str:
     options += ["--recipe", config.recipe]
     if config.tag:
         options += ["--tag", config.tag]
-    if run.record.baseline:
-        options.append("--untrained")
+    options += naming.options(run.stage, run.record.built_on)
     # What a file of weights does not tell, and the command may have.
     told = "model.encoder.heads" if run.record.parent_sha256 is not None else None
     given = [

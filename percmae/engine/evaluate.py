@@ -19,6 +19,7 @@ from percmae.engine.metrics import psnr, ssim
 from percmae.engine.pictures import denormalise, paste_visible, reconstruction_grid
 from percmae.engine.precision import autocast
 from percmae.engine.pretrain import FIXED_MASK_SEED
+from percmae.engine.representation import representation
 from percmae.engine.tracking import png
 from percmae.engine.weights import network_weights
 from percmae.errors import DataError, UserError
@@ -52,7 +53,8 @@ def evaluate(run: str, data: str) -> EvaluationResult:
     """Figures of a finished run on the test set of the dataset whose manifest is ``data``.
 
     A probe or fine-tuning gives a ClassifierEvaluation; a pretraining run gives a
-    ReconstructionEvaluation (visible patches pasted, under fixed masks), and a picture. Written to
+    ReconstructionEvaluation (visible patches pasted, under fixed masks; k-NN and an embedding of
+    the encoder's features), and a picture. Written to
     ``<run>/evaluation.json`` (and ``mae_recon_out/evaluation.png``); an evaluation of the same
     weights on the same data is reused.
 
@@ -153,8 +155,11 @@ def _reconstruction(run: Run, dataset: Dataset, world: World) -> Evaluation:
     if grid is not None:
         (run.path / PICTURES / EVALUATION_PICTURE).write_bytes(png(grid))
     means = {name: float(torch.cat(v).mean()) if v else None for name, v in figures.items()}
+    neighbours, embedding = representation(generator, run, dataset, world)
     return ReconstructionEvaluation(
         **_identity(run, dataset),
+        knn=neighbours,
+        embedding=embedding,
         reconstruction=Reconstruction(
             **means,
             samples=count,

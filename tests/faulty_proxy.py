@@ -82,6 +82,7 @@ class FaultyProxy:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or head and body come 40 ms apart
     proxy: FaultyProxy
 
     def handle_one_request(self) -> None:

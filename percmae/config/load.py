@@ -6,6 +6,7 @@ run that is built upon, variant, user file, overrides.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import hashlib
@@ -280,6 +281,11 @@ def _presets(kind: str) -> Any:
 
 
 def _read_preset(kind: str, name: str) -> dict[str, Any]:
+    return copy.deepcopy(_preset(kind, name))
+
+
+@cache  # reading YAML is most of what loading a config takes
+def _preset(kind: str, name: str) -> dict[str, Any]:
     return read_yaml((_presets(kind) / f"{name}.yaml").read_bytes(), f"preset {name}") or {}
 
 

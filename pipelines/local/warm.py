@@ -4,14 +4,17 @@ Starting Python and importing torch takes several seconds of CPU, which every st
 would pay. Here a server, a process of its own that starts no thread, pays them once and forks. A
 step is then a process like any other, with its own session, environment, folder, output and exit
 code. (The standard library's fork server imports the caller's main module into each process, skips
-atexit, and loses exit codes between threads.)
+atexit, and loses exit codes between threads.) What was imported is kept out of garbage collection
+and is not taken apart when a step ends: with torch that took longer than most steps work.
 
 As a program, ``python -m pipelines.local.warm SOCKET MODULE…``, this is the server.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -21,7 +24,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,6 +33,8 @@ from typing import Any, NoReturn
 from percmae.errors import PercmaeError, UserError
 
 _EXECUTOR = "kfp.dsl.executor_main"
+# What each step imports, and the steps that train nothing.
+_MODULES = ("percmae.stages.steps", "percmae.data.ingest", "percmae.report.page")
 # What a training or an evaluation imports, directly or when it first makes an optimiser.
 TRAINING_MODULES = (
     *("percmae.engine.pretrain", "percmae.engine.finetune", "percmae.engine.evaluate"),
@@ -96,7 +102,7 @@ class ForkServer:
         self._lock = threading.Lock()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(theirs.fileno()), _EXECUTOR, *modules],
+                [sys.executable, "-m", __name__, str(theirs.fileno()), *modules],
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(sys.path)},
                 pass_fds=[theirs.fileno()],
@@ -197,12 +203,37 @@ def run_component(request: Mapping[str, Any]) -> None:
 def main(descriptor: str, *modules: str) -> None:
     """The server, and in its forks the steps."""
     os.environ["_KFP_RUNTIME"] = "true"  # makes kfp import only what a step needs
-    for module in modules:
+    for module in (_EXECUTOR, *_MODULES, *modules):
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
+    # Forks share these objects' memory for as long as nothing looks at each of them.
+    gc.collect()
+    gc.freeze()
     request = serve(socket.socket(fileno=int(descriptor)))
     if request is not None:
-        run_component(request)
+        _end(run_component, request)
+
+
+def _end(work: Callable[[Mapping[str, Any]], None], request: Mapping[str, Any]) -> NoReturn:
+    """Call ``work``, then end this process as Python does, but for taking its objects apart."""
+    code: object = 0
+    try:
+        work(request)
+    except SystemExit as end:
+        code = end.code
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code if isinstance(code, int) else code is not None)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,8 @@ class KubeServer:
         server = self
 
         class Handler(BaseHTTPRequestHandler):
+            disable_nagle_algorithm = True  # or head and body come 40 ms apart
+
             def log_message(self, *args: object) -> None:
                 pass
 

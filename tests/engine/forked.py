@@ -7,6 +7,7 @@ signals from outside, are in test_torchrun.py and test_processes.py.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import socket
@@ -108,6 +109,7 @@ def _process(
     import torch
 
     torch.set_num_threads(1)
+    gc.freeze()
     sys.exit(work(*arguments))
 
 

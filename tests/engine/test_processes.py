@@ -130,7 +130,7 @@ def wait_for_checkpoint(to: Path, *processes: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
-LONG = ("optim.epochs=10", "checkpoint.every_steps=5", "trainer.val_interval=10")
+LONG = ("optim.epochs=6", "checkpoint.every_steps=5", "trainer.val_interval=6")
 
 
 def test_kill_9_then_the_same_command_goes_on(tiny_dataset: Dataset, tmp_path: Path) -> None:

@@ -27,9 +27,9 @@ from .test_processes import command, figures, losses, wait_for_checkpoint
 pytestmark = pytest.mark.slow
 
 PEER_LOST = PeerLost.exit_code
-# 156 steps, most of them after the first checkpoint, so that a signal finds the run at work.
+# 104 steps, most of them after the first checkpoint, so that a signal finds the run at work.
 LONG = (
-    *("optim.epochs=12", "checkpoint.every_steps=20", "trainer.val_interval=12"),
+    *("optim.epochs=8", "checkpoint.every_steps=10", "trainer.val_interval=8"),
     *("tracking.images=0", "tracking.knn_samples=0"),
 )
 HALF = "data.batch_size=8"
@@ -156,8 +156,12 @@ def test_a_pod_told_to_stop_saves_and_the_job_goes_on_from_there(
     assert all("percmae: stopped: stopped at step" in text for text in said)
     record = Run.open(str(tmp_path / "mae")).record
     assert record.status == "running"
-    assert 20 <= record.step < 156
-    codes, said = ended(start(arguments))
+    assert 10 <= record.step < 104
+    if stopped == 0:
+        codes, said = ended(start(arguments))
+    else:  # the same processes, without torchrun's and Python's start
+        done = percmae(arguments, tmp_path / "again", size=2)
+        codes, said = [one.returncode for one in done], [one.stderr for one in done]
     assert codes == [0, 0], said
     assert f"going on from step {record.step} of" in said[0]
     assert losses(tmp_path / "mae") == pytest.approx(losses(whole), rel=1e-4)
@@ -175,7 +179,7 @@ def test_an_elastic_job_goes_on_with_the_pods_that_are_left(
     assert said[0].count("percmae: stopped: stopped at step") == 1
     assert said[0].count("going on from step") == 1
     record = Run.open(str(tmp_path / "mae")).record
-    assert (record.status, record.step) == ("complete", 156)
+    assert (record.status, record.step) == ("complete", 104)
 
 
 @pytest.mark.parametrize("lost", ["a worker", "a pod", "the first pod"])
@@ -199,7 +203,6 @@ def test_when_a_process_is_killed_both_pods_end_in_a_way_that_restarts_them(
     ("override", "said"),
     [
         ("optim.lr=fast", "config key optim.lr"),  # seen by each process
-        ("trainer.num_nodes=3", "the job has 2 node(s)"),
         ("data.batch_size=4000", "lower data.batch_size"),  # seen when all have met
     ],
 )
@@ -211,13 +214,22 @@ def test_bad_input_is_final_in_every_pod(
     assert all(said in text for text in errors)
 
 
-def test_input_that_only_one_process_reads_is_final_in_every_pod(
-    tmp_path: Path, tiny_dataset: Dataset, start: Start
+@pytest.mark.parametrize(
+    ("override", "data", "said"),
+    [
+        ((), "nothing/manifest.json", "manifest.json"),  # which one process reads for all
+        (("trainer.num_nodes=3",), None, "the job has 1 node(s)"),
+    ],
+)
+def test_bad_input_is_final_in_every_process(
+    tmp_path: Path, tiny_dataset: Dataset, override: tuple[str, ...], data: str | None, said: str
 ) -> None:
-    arguments = command(tiny_dataset, tmp_path)
-    arguments[arguments.index("--data") + 1] = str(tmp_path / "nothing" / "manifest.json")
-    codes, errors = ended(start(arguments))
-    assert codes == [2, 2], errors
+    arguments = command(tiny_dataset, tmp_path, *override)
+    if data:
+        arguments[arguments.index("--data") + 1] = str(tmp_path / data)
+    done = percmae(arguments, tmp_path / "said", size=2)
+    assert [one.returncode for one in done] == [2, 2], done
+    assert said in done[0].stderr
 
 
 def test_a_pod_whose_master_never_comes_begins_again(

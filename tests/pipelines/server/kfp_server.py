@@ -353,6 +353,7 @@ def handler_of(server: Server) -> type[BaseHTTPRequestHandler]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # or head and body come 40 ms apart
 
         def log_message(self, *args: Any) -> None:
             pass

@@ -73,7 +73,7 @@ def _downstream(args: argparse.Namespace) -> None:
 
     parent = parent_of(args.run)
     config = downstream_config(
-        parent, args.verb, args.recipe, args.config, args.overrides, args.tag
+        parent, args.verb, args.recipe, args.config, args.overrides, args.tag, args.features
     )
     _spread_over_gpus(config)
     from percmae.engine import finetune

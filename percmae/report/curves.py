@@ -64,7 +64,7 @@ def efficiency_chart(report: Json) -> Json | None:
         return None
     series = []
     for features, text, ink in (
-        ("pretrained", "fine-tuned from pretraining", "green"),
+        ("pretrained", "fine-tuned", "green"),
         ("untrained", "from scratch", "orange"),
     ):
         rows = [row for row in tuned if row["features"] == features]

@@ -52,10 +52,12 @@ def _command(run: ReportedRun) -> str:
     options += naming.options(run.stage, run.record.built_on)
     # What a file of weights does not tell, and the command may have.
     told = "model.encoder.heads" if run.record.parent_sha256 is not None else None
+    # Where a control may differ from the preset without being told.
+    own = "optim.layer_decay" if run.kind.startswith("finetune") and run.record.baseline else None
     given = [
         f"{key}={json.dumps(value)}"
         for key, value in leaves(config).items()
-        if value != preset[key] and (run.stage in stages_of(key) or key == told)
+        if key == own or (value != preset[key] and (run.stage in stages_of(key) or key == told))
     ]
     if f"seed={config.seed}" not in given:
         given.append(f"seed={config.seed}")

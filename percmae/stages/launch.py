@@ -41,7 +41,7 @@ def train(
     if parent is None:
         work = training(config, data, to)
     else:
-        base = downstream_config(parent, config.stage, config.recipe)
+        base = downstream_config(parent, config.stage, config.recipe, features=features)
         work = training(config, data, to, parent.uri, features, base)
     launch(work, settings, placement.pipeline_run)
     finished = Run.find(to, identity)

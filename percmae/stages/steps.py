@@ -199,11 +199,10 @@ def _downstream(
     from percmae.runs.record import Run
 
     parent = Run.open(pretrained.metadata["uri"])
-    chosen = overrides_for(kind.stage, overrides)
-    config = downstream_config(parent, kind.stage, overrides=chosen)
-    fewer = settings_for(config, kind.label_fraction)
-    if fewer:
-        config = downstream_config(parent, kind.stage, overrides=[*chosen, *fewer])
+    chosen, how = overrides_for(kind.stage, overrides), {"features": kind.features}
+    config = downstream_config(parent, kind.stage, overrides=chosen, **how)
+    if fewer := settings_for(config, kind.label_fraction):
+        config = downstream_config(parent, kind.stage, overrides=[*chosen, *fewer], **how)
     to = parent.path.parent.uri
     _train(config, dataset, to, model, metrics, placement, parent, kind.features)
 

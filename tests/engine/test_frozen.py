@@ -147,7 +147,8 @@ def test_a_probe_of_pixels_is_a_logistic_regression_on_them(
 def test_few_labels_from_scratch(parent: Run, tiny_dataset: Dataset, tmp_path: Path) -> None:
     """Fewer images than a step takes: steps of all of them, in as many passes as asked for."""
     few = ["data.label_fraction=0.05", "data.batch_size=32"]
-    config = downstream_config(parent, "finetune", overrides=[*SHORT, *few])
+    config = downstream_config(parent, "finetune", overrides=[*SHORT, *few], features="untrained")
+    assert config.optim.layer_decay == 1, "there is nothing learned to be spared"
     run = finetune(config, parent, tiny_dataset.uri, str(tmp_path), features="untrained").run
     assert run.record.name == "p_mae_finetune_labels-5pct_untrained"
     images = len(tiny_dataset.labelled(0.05))

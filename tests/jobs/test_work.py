@@ -176,9 +176,11 @@ def test_a_downstream_command_gives_back_exactly_the_config(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = parents[parent]
-    config, base = (downstream_config(run, stage, overrides=o) for o in (overrides, ()))
     choices = get_args(Features) if stage == "probe" else ("pretrained", "untrained")
     for features in choices:
+        config, base = (
+            downstream_config(run, stage, overrides=o, features=features) for o in (overrides, ())
+        )
         work = training(config, DATA, RUNS, run.uri, features, base)
         assert carried_out(work, monkeypatch) == (config, run, DATA, RUNS, "auto", features)
         assert len([text for text in work.arguments if "=" in text]) == len(overrides)

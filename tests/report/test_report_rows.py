@@ -72,7 +72,7 @@ def test_goals_are_judged_by_the_figures(whole: tuple[dict, str], tmp_path: Path
 def test_the_page_has_the_curve_and_the_picture(whole: tuple[dict, str]) -> None:
     page = whole[1]
     labels = re.findall(r'<svg[^>]*aria-label="([^"]*)"', page)
-    assert labels[0].startswith("Test top-1 over the share of the labels. fine-tuned from pretr")
+    assert labels[0].startswith("Test top-1 over the share of the labels. fine-tuned, seed 0")
     assert labels[1] == "40 test images by t-SNE, coloured by class"
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))

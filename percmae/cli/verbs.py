@@ -89,11 +89,13 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(document))
         return
-    figures = document.get("reconstruction") or {
-        name: document[name] for name in ("top1", "top5", "loss", "ece")
-    }
+    if "reconstruction" in document:
+        neighbours = {f"knn_{name}": value for name, value in document.get("knn", {}).items()}
+        figures = document["reconstruction"] | neighbours
+    else:
+        figures = {name: document[name] for name in ("top1", "top5", "loss", "ece")}
     for name, value in figures.items():
-        print(f"{name:12} {value:.4f}" if isinstance(value, float) else f"{name:12} {value}")
+        print(f"{name:18} {value:.4f}" if isinstance(value, float) else f"{name:18} {value}")
 
 
 def _reconstruct(args: argparse.Namespace) -> None:

@@ -308,6 +308,8 @@ def reconstruct(
     if not isinstance(evaluation, ReconstructionEvaluation):
         raise UserError(f"{run}: only a pretraining reconstructs images")
     _log(metrics, evaluation.reconstruction.model_dump(include={"psnr", "ssim"}))
+    if evaluation.knn is not None:
+        _log(metrics, {"knn_top1": evaluation.knn.top1})
     grid = read_picture(run)
     if grid is None:
         raise UserError(f"{run}: its evaluation has left no picture; evaluate it again")

@@ -26,6 +26,7 @@ from percmae.runs.evaluation import ClassifierEvaluation
 from percmae.runs.record import Run
 
 from .conftest import changed
+from .forked import percmae
 
 FIXED = ["data.augment.crop_scale=[1,1]", "data.augment.crop_aspect=[1,1]"]
 SHORT = ["data.workers=0", "trainer.threads=1", "optim.epochs=3", "data.batch_size=16"]
@@ -182,3 +183,20 @@ def test_one_label_is_too_few_for_a_step() -> None:
     config = load_config("mae", "demo", "finetune", overrides=["data.label_fraction=0.1"])
     with pytest.raises(UserError, match="the training set has 1"):
         Plan.make(with_smaller_steps(config, 1, 1), 1, 1)
+
+
+def test_two_processes_share_the_features(
+    parent: Run, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    """And learn what one process would with the doubled batch."""
+    losses = []
+    for size, batch in ((1, 16), (2, 8)):
+        to = tmp_path / str(size)
+        command = ["probe", "--run", parent.uri, "--data", tiny_dataset.uri, "--to", str(to)]
+        # Each process normalises its own batch.
+        own = [f"data.batch_size={batch}", "classifier.batch_norm=false"]
+        done = percmae([*command, *SHORT, *FIXED, *own], to, size=size)
+        assert [one.returncode for one in done] == [0] * size, [one.stderr for one in done]
+        record = Run.open(str(to / "p_mae_probe")).record
+        losses.append((record.metrics["train/loss"], record.metrics["val/loss"]))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)

@@ -6,6 +6,8 @@ mean is said here.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +16,7 @@ from kfp import dsl
 from kfp.dsl import TaskConfigField, TaskConfigPassthrough
 
 from components import IMAGE
+from percmae.jobs.names import STEP_SIZED_VARIABLE
 
 TEXTS = {
     "pretrained": "The pretraining run; sizes, recipe, tag and seed are taken from it.",
@@ -57,3 +60,27 @@ def launching(function: Callable[..., None]) -> Any:
         install_kfp_package=False,
         task_config_passthroughs=PASSED_ON,
     )
+
+
+def step_sized(component: Any) -> Any:
+    """A copy of such a component whose tasks' resources are for the step's own pod.
+
+    The component itself stays as it is, for pipelines that size the job by its task. What is passed
+    on, KFP gives to the job alone or to both, so the copy tells its step to leave them to itself.
+    """
+    spec = component.component_spec
+    passed = [
+        dataclasses.replace(each, apply_to_task=True)
+        if each.field is TaskConfigField.RESOURCES
+        else each
+        for each in spec.task_config_passthroughs
+    ]
+    container = spec.implementation.container
+    own = dataclasses.replace(container, env={**(container.env or {}), STEP_SIZED_VARIABLE: "true"})
+    sized = copy.copy(component)
+    sized.component_spec = dataclasses.replace(
+        spec,
+        task_config_passthroughs=passed,
+        implementation=dataclasses.replace(spec.implementation, container=own),
+    )
+    return sized

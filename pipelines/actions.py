@@ -9,14 +9,12 @@ import argparse
 import dataclasses
 import shlex
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from components import IMAGE
 from percmae.errors import PercmaeError, UserError
-from percmae.jobs.names import STORE
-from percmae.storage import local_path
 from pipelines import EXPERIMENT, NAME
-from pipelines.pod import POLICIES, PodSettings, pod_settings
+from pipelines.options import add_step_options, given, only_in_kfp, pod_of_words
 from pipelines.server.api import HOST_VARIABLE, TOKEN_VARIABLE, Connection
 
 if TYPE_CHECKING:
@@ -61,12 +59,13 @@ _CRONJOB_ARGUMENTS = (
 
 def _compile(args: argparse.Namespace) -> None:
     from percmae.jobs.check import warn_unpinned
+    from percmae.storage import local_path
     from pipelines.train import compile_pipeline
 
     output = str(local_path(args.output, "--output"))
     if not output.endswith((".yaml", ".yml")):
         raise UserError(f"--output {output}: KFP takes files whose name ends in .yaml")
-    compile_pipeline(output, args.image, _pod(args))
+    compile_pipeline(output, args.image, pod_of_words(args))
     warn_unpinned(args.image)
     print(args.output)
 
@@ -78,7 +77,7 @@ def _submit(args: argparse.Namespace) -> None:
         _connection(args),
         args.param,
         args.image,
-        _pod(args),
+        pod_of_words(args),
         experiment=args.experiment,
         name=args.name,
         service_account=args.service_account,
@@ -91,7 +90,7 @@ def _schedule(args: argparse.Namespace) -> None:
     from pipelines.server import drift, schedule
 
     if args.list:
-        schedules = drift.deployed_schedules(_connection(args), args.image, _given(args), IMAGE)
+        schedules = drift.deployed_schedules(_connection(args), args.image, given(args), IMAGE)
         print(drift.table(schedules) if schedules else "no schedules")
         return
     if args.delete is not None:
@@ -104,7 +103,14 @@ def _schedule(args: argparse.Namespace) -> None:
     if args.cronjob:
         print(_cronjob(args), end="")
         return
-    wanted = (_connection(args), args.name, args.cron, args.param, args.image or IMAGE, _pod(args))
+    wanted = (
+        _connection(args),
+        args.name,
+        args.cron,
+        args.param,
+        args.image or IMAGE,
+        pod_of_words(args),
+    )
     options = {
         "pinned": args.pinned,
         "experiment": args.experiment,
@@ -138,11 +144,12 @@ def _cronjob(args: argparse.Namespace) -> str:
     from percmae.jobs.cron import cron_job, launcher_settings
     from percmae.jobs.crontab import parse_cron
 
-    if args.param or args.train_image:
+    if args.param or only_in_kfp(args):
         raise UserError(
-            "--cronjob takes --run, the words of `percmae run`, and no --param or --train-image"
+            "--cronjob takes --run, the words of `percmae run`, and no "
+            + " or ".join(["--param", *only_in_kfp(args)])
         )
-    given = {
+    settings_given = {
         "image": args.image,
         "namespace": args.namespace,
         "store_secret": args.store_secret,
@@ -153,7 +160,7 @@ def _cronjob(args: argparse.Namespace) -> str:
         "image_pull_policy": args.image_pull_policy,
     }
     settings = launcher_settings(
-        args.job, **{name: value for name, value in given.items() if value is not None}
+        args.job, **{name: value for name, value in settings_given.items() if value is not None}
     )
     cronjob = cron_job(
         args.name,
@@ -171,32 +178,13 @@ def _connection(args: argparse.Namespace) -> Connection:
     return Connection(**{name: getattr(args, name) for name in names})
 
 
-def _pod(args: argparse.Namespace) -> PodSettings:
-    return PodSettings(**_given(args))
-
-
-def _given(args: argparse.Namespace) -> dict[str, Any]:
-    """The fields of PodSettings that the command line has."""
-    return pod_settings(
-        store_secret=args.store_secret,
-        store_access_key=args.store_access_key,
-        store_secret_key=args.store_secret_key,
-        store_config=args.store_config,
-        image_pull_policy=args.image_pull_policy,
-        image_pull_secrets=args.image_pull_secret,
-        train_image=args.train_image,
-        node_selector=args.node_selector,
-        tolerations=args.toleration,
-    )
-
-
 def add_actions(action: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the three to a command line; ``action`` makes a subparser of name, help and function."""
     sub = action("compile", "Write the pipeline as YAML for the KFP UI or client.", _compile)
     sub.add_argument(
         "--output", default=f"{NAME}.yaml", metavar="FILE", help="default: %(default)s"
     )
-    _step_options(sub, IMAGE)
+    add_step_options(sub, IMAGE)
 
     how = {"formatter_class": argparse.RawDescriptionHelpFormatter}
     sub = action(
@@ -216,7 +204,7 @@ def add_actions(action: Callable[..., argparse.ArgumentParser]) -> None:
         help="follow the run to its end; exit code 1 and the failed steps when it fails",
     )
     _connection_options(sub)
-    _step_options(sub, IMAGE)
+    add_step_options(sub, IMAGE)
 
     sub = action(
         "schedule",
@@ -228,7 +216,7 @@ def add_actions(action: Callable[..., argparse.ArgumentParser]) -> None:
     )
     _schedule_options(sub)
     _connection_options(sub)
-    _step_options(sub, None)
+    add_step_options(sub, None)
 
 
 def _param_option(sub: argparse.ArgumentParser) -> None:
@@ -317,58 +305,3 @@ def _connection_options(sub: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--ca", metavar="FILE", help="certificate authority of an https host")
     group.add_argument("--ui", metavar="URL", help="what links begin with (default: the host)")
-
-
-def _step_options(sub: argparse.ArgumentParser, image: str | None) -> None:
-    group = sub.add_argument_group("the steps' pods")
-    group.add_argument(
-        "--image",
-        default=image,
-        help=f"container image of all steps, best pinned by digest (default: {IMAGE})",
-    )
-    group.add_argument(
-        "--store-secret",
-        metavar="NAME",
-        help="secret with the store's keys, for steps and the jobs they launch (default: "
-        f"{PodSettings.store_secret}, which KFP brings along; of a CronJob: {STORE})",
-    )
-    for option, default in (
-        ("--store-access-key", PodSettings.store_access_key),
-        ("--store-secret-key", PodSettings.store_secret_key),
-    ):
-        text = f"the entry of that secret (default: {default})"
-        group.add_argument(option, metavar="ENTRY", help=text)
-    group.add_argument(
-        "--store-config",
-        metavar="NAME",
-        help="ConfigMap with AWS_ENDPOINT_URL and AWS_REGION (default: "
-        f"{PodSettings.store_config})",
-    )
-    group.add_argument(
-        "--image-pull-secret",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="for a private registry, of steps and the jobs they launch; may be repeated",
-    )
-    group.add_argument(
-        "--train-image",
-        metavar="IMAGE",
-        help="of the jobs that steps launch, where a run's parameter train_image names none "
-        "(default: percmae's own)",
-    )
-    group.add_argument("--image-pull-policy", metavar="P", help=f"one of {', '.join(POLICIES)}")
-    group.add_argument(
-        "--node-selector",
-        action="append",
-        default=[],
-        metavar="LABEL=VALUE",
-        help="only nodes with this label; steps that launch a job hand it on; may be repeated",
-    )
-    group.add_argument(
-        "--toleration",
-        action="append",
-        default=[],
-        metavar="KEY[=VALUE][:EFFECT]",
-        help="a taint to put up with; steps that launch a job hand it on; may be repeated",
-    )

@@ -1,11 +1,12 @@
-"""What the pods of the pipeline's steps need of a cluster: the store's keys, memory, a place.
+"""What the pods of the pipeline's steps need of a cluster: the store's keys, sizes, a place.
 
 KFP keeps this apart from the pipeline itself, in a second YAML document (the platform spec).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from percmae.errors import ConfigError
@@ -15,26 +16,25 @@ from percmae.jobs.names import (
     PULL_SECRETS_VARIABLE,
     SECRET_KEY,
     STORE,
+    PullPolicy,
 )
-from percmae.jobs.parts import EFFECTS
-from percmae.jobs.schema import PullPolicy
+from pipelines.step import STEPS, Steps, apply, steps_of, tasks, with_words
 
 POLICIES = get_args(PullPolicy)
 
 
-START_SECONDS = 600
-"""Seconds after which KFP ends a step that does little: its pod has a node, but cannot start."""
-
-
 @dataclass(frozen=True)
 class PodSettings:
-    """The same for all steps.
+    """The same for all steps, but for ``steps``.
 
     store_secret, store_access_key, store_secret_key: the secret with the store's keys, and its
     entries. store_config: the ConfigMap with AWS_ENDPOINT_URL and AWS_REGION. Only names: nothing
     secret is compiled into a pipeline, and it fits any namespace that has them. shm: size of the
     memory-backed /dev/shm. train_image: of the jobs that they launch, where a run names none.
-    tolerations: (key, value or "" for any, effect or "" for any).
+    tolerations: (key, value or "" for any, effect or "" for any). steps: of each step's pod, by the
+    name of its component. parallelism: seeds that are worked on at a time; 0 for all. run_ttl,
+    run_deadline: seconds for which what is left of a run in the cluster is kept after its end, and
+    which it may take in all (KFP 2.17 or newer); None leaves them to KFP, or sets none.
     """
 
     store_secret: str = KFP_SECRET
@@ -47,13 +47,16 @@ class PodSettings:
     node_selector: tuple[tuple[str, str], ...] = ()
     tolerations: tuple[tuple[str, str, str], ...] = ()
     train_image: str = ""
+    steps: Steps = STEPS
+    parallelism: int = 0
+    run_ttl: int | None = None
+    run_deadline: int | None = None
 
 
-def configure(task: Any, pod: PodSettings | None, store: bool = True, short: bool = False) -> Any:
+def configure(task: Any, pod: PodSettings | None, store: bool = True) -> Any:
     """Give a step's task these settings and return it; None leaves it as it is, for local runs.
 
-    store: whether it reaches the store; without, it starts where there are no keys. short: whether
-    it does little, so that what has not ended within START_SECONDS could not start.
+    store: whether it reaches the store; without, it starts where there are no keys.
     """
     if pod is None:
         return task
@@ -61,8 +64,7 @@ def configure(task: Any, pod: PodSettings | None, store: bool = True, short: boo
 
     if store:
         _give_store(task, pod)
-    if short:
-        kubernetes.set_timeout(task, START_SECONDS)
+    apply(task, dict(pod.steps)[task.component_spec.name])
     if pod.image_pull_policy is not None:
         kubernetes.set_image_pull_policy(task, pod.image_pull_policy)
     if pod.image_pull_secrets:
@@ -96,16 +98,25 @@ def _give_store(task: Any, pod: PodSettings) -> None:
 _ACCESS, _SECRET, _SHM = "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "/dev/shm"
 
 
-def pod_of(platform: dict[str, Any], inputs: dict[str, dict[str, Any]]) -> PodSettings:
-    """The settings that a compiled pipeline was made with: its platform spec, its parameters.
+def pod_of(pipeline: dict[str, Any], platform: dict[str, Any]) -> PodSettings:
+    """The settings that a compiled pipeline was made with: its spec and platform spec.
 
     The defaults for what they do not say, as those that somebody else has made.
     """
+    inputs = pipeline.get("root", {}).get("inputDefinitions", {}).get("parameters", {})
     kubernetes = platform.get("platforms", {}).get("kubernetes", {})
+    run = kubernetes.get("pipelineConfig", {})
+    loops = [task["iteratorPolicy"] for task in tasks(pipeline) if "iteratorPolicy" in task]
     steps = kubernetes.get("deploymentSpec", {}).get("executors", {}).values()
     step: dict[str, Any] = next((each for each in steps if "secretAsEnv" in each), {})
     train_image = inputs.get("train_image", {}).get("defaultValue", PodSettings.train_image)
-    found: dict[str, Any] = {"train_image": train_image}
+    found: dict[str, Any] = {
+        "train_image": train_image,
+        "steps": steps_of(pipeline, kubernetes),
+        "parallelism": max((int(loop.get("parallelismLimit", 0)) for loop in loops), default=0),
+        "run_ttl": run.get("resourceTtlOnCompletion"),
+        "run_deadline": run.get("activeDeadlineSeconds"),
+    }
     for secret in step.get("secretAsEnv", [])[:1]:
         keys = {entry["envVar"]: entry["secretKey"] for entry in secret["keyToEnv"]}
         found |= {
@@ -139,8 +150,8 @@ def pod_settings(
 ) -> dict[str, Any]:
     """Fields of PodSettings from words as on a command line, without those that were not given.
 
-    node_selector: ``label=value``; tolerations: ``key[=value][:effect]`` as kubectl writes taints.
-    Raises ConfigError for one that is not of this form.
+    node_selector: ``label=value``; tolerations: ``key[=value][:effect]`` as kubectl writes taints;
+    steps: words for :func:`with_given`. Raises ConfigError for one that is not of this form.
     """
     policy = values.get("image_pull_policy")
     if policy is not None and policy not in POLICIES:
@@ -148,7 +159,17 @@ def pod_settings(
     values["node_selector"] = tuple(_label(text) for text in node_selector or ())
     values["tolerations"] = tuple(_toleration(text) for text in tolerations or ())
     values["image_pull_secrets"] = tuple(image_pull_secrets or ())
-    return {name: value for name, value in values.items() if value not in (None, ())}
+    return {name: value for name, value in values.items() if value not in (None, (), [])}
+
+
+def with_given(pod: PodSettings, given: Mapping[str, Any]) -> PodSettings:
+    """Settings with what :func:`pod_settings` has made of words.
+
+    Raises ConfigError for words about steps that Kubernetes or KFP would refuse.
+    """
+    changed = dict(given)
+    changed["steps"] = with_words(pod.steps, changed.pop("steps", ()))
+    return replace(pod, **changed)
 
 
 def _label(text: str) -> tuple[str, str]:
@@ -159,6 +180,8 @@ def _label(text: str) -> tuple[str, str]:
 
 
 def _toleration(text: str) -> tuple[str, str, str]:
+    from percmae.jobs.parts import EFFECTS  # not for --help
+
     taint, _, effect = text.partition(":")
     key, _, value = taint.partition("=")
     if not key or (effect and effect not in EFFECTS):

@@ -18,6 +18,7 @@ from components.clean.component import clean
 from components.evaluate.component import evaluate
 from components.finetune.component import finetune
 from components.ingest.component import ingest
+from components.launching import step_sized
 from components.pretrain.component import pretrain
 from components.probe.component import probe
 from components.reconstruct.component import reconstruct
@@ -40,20 +41,26 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
 
     pod: what the steps' pods need of a cluster; None for a run on this machine.
     """
+    limits = pod if pod is not None else PodSettings()
 
-    jobs_image = pod.train_image if pod is not None else ""
+    def step(component: Any) -> Any:
+        # The size of a job is given by the pipeline's parameters, so that of a task is free.
+        return component if pod is None else step_sized(component)
 
-    def in_image(task: dsl.PipelineTask, title: str, **how: bool) -> dsl.PipelineTask:
+    def in_image(task: dsl.PipelineTask, title: str, store: bool = True) -> dsl.PipelineTask:
         # KFP's cache is off: it would take a step as done for equal inputs, although the store has
         # lost its result, and not for the same archives under another address. The steps
         # look for themselves (percmae.stages) and end within seconds when nothing is to be done.
         task.set_container_image(image).set_caching_options(False).set_display_name(title)
-        return configure(task, pod, **how)
+        return configure(task, pod, store)
 
     @dsl.pipeline(
         name=NAME,
         display_name="Perceptual MAE: train",
         description="Pretrain, probe, fine-tune and evaluate on ImageNet archives, over seeds.",
+        pipeline_config=dsl.PipelineConfig(
+            ttl_seconds_after_finished=limits.run_ttl, active_deadline_seconds=limits.run_deadline
+        ),
     )
     def train(
         archive_train: str = f"{BUCKET}/archives/{ARCHIVES['train']}",
@@ -70,7 +77,7 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
         fine_tune: bool = True,
         label_fractions: list[float] = [1.0],  # noqa: B006
         launcher: str = "pytorchjob",
-        train_image: str = jobs_image,
+        train_image: str = limits.train_image,
         nodes: int = 1,
         gpus: int = 1,
         job: list[str] = [],  # noqa: B006
@@ -114,11 +121,11 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
         }
         launch = {**where, "pipeline_run": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
         last = clean(pipeline_run=dsl.PIPELINE_JOB_ID_PLACEHOLDER, launcher=launcher, job=job)
-        in_image(last, "Clean up", store=False, short=True)
+        in_image(last, "Clean up", store=False)
         with dsl.ExitHandler(last, name="Whatever happens"):
             # Its pod needs what all the others do: where it cannot start, the run ends with it.
             checked = check(seeds=seeds, label_fractions=label_fractions, **what, **where)
-            in_image(checked, "Check the parameters", short=True)
+            in_image(checked, "Check the parameters")
             ingested = ingest(
                 archive_train=archive_train,
                 archive_val=archive_val,
@@ -130,10 +137,13 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
             shards = ingested.outputs["dataset"]
 
             def evaluated(model: Any, title: str) -> None:
-                in_image(evaluate(model=model, dataset=shards, **launch), f"Evaluate {title}")
+                in_image(step(evaluate)(model=model, dataset=shards, **launch), f"Evaluate {title}")
 
-            with dsl.ParallelFor(seeds, name="For each seed") as seed:
-                pretrained = pretrain(dataset=shards, seed=seed, **what, **launch)
+            loop = dsl.ParallelFor(
+                seeds, name="For each seed", parallelism=limits.parallelism or None
+            )
+            with loop as seed:
+                pretrained = step(pretrain)(dataset=shards, seed=seed, **what, **launch)
                 in_image(pretrained, "Pretrain")
                 encoder = pretrained.outputs["model"]
                 common = {
@@ -142,10 +152,10 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
                     "overrides": overrides,
                     **launch,
                 }
-                pictured = reconstruct(model=encoder, dataset=shards, **launch)
+                pictured = step(reconstruct)(model=encoder, dataset=shards, **launch)
                 in_image(pictured, "Evaluate reconstructions")
                 probed, control, pixels = (
-                    in_image(probe(**common, features=features), title).outputs["model"]
+                    in_image(step(probe)(**common, features=features), title).outputs["model"]
                     for features, title in PROBES.items()
                 )
                 for model, title in ((probed, "probe"), (control, "untrained probe")):
@@ -158,7 +168,9 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
                     dsl.ParallelFor(label_fractions, name="For each share of labels") as fraction,
                 ):
                     for untrained, title in ((False, "fine-tuned"), (True, "from scratch")):
-                        tuned = finetune(**common, label_fraction=fraction, untrained=untrained)
+                        tuned = step(finetune)(
+                            **common, label_fraction=fraction, untrained=untrained
+                        )
                         in_image(tuned, f"Train, {title}")
                         evaluated(tuned.outputs["model"], title)
             # Collecting from the loop makes the report wait for all of it, evaluations included.

@@ -6,14 +6,12 @@ run that is built upon, variant, user file, overrides.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import difflib
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache, reduce
-from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,6 +21,7 @@ from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
 from percmae.config.check import check
+from percmae.config.presets import preset_names, read_preset
 from percmae.config.schema import Config, Stage, Variant
 from percmae.errors import ConfigError
 from percmae.plain import read_yaml
@@ -42,11 +41,6 @@ class Layers:
 
     config: Config
     origin: dict[str, str]
-
-
-def preset_names(kind: str) -> list[str]:
-    """Names of the presets of a kind (recipes, variants, sizes) that ship with percmae."""
-    return sorted(p.name[:-5] for p in _presets(kind).iterdir() if p.name.endswith(".yaml"))
 
 
 def load_config(
@@ -90,21 +84,21 @@ def load_layers(
     _known("stage", stage, TRAININGS)
     merged: dict[str, Any] = {"stage": stage, "variant": variant, "recipe": recipe}
     origin = dict.fromkeys(merged, "command line")
-    sections = _read_preset("recipes", recipe)
+    sections = read_preset("recipes", recipe)
     for section in ("all", stage):
         _merge(merged, origin, sections.get(section) or {}, f"recipe {recipe}")
     fitted = (sections.get("variants") or {}).get(variant) or {}
     _merge(merged, origin, fitted.get(stage) or {}, f"recipe {recipe}, variant {variant}")
     if size is not None:
         _known("size", size, preset_names("sizes"))
-        _merge(merged, origin, _read_preset("sizes", size), f"size {size}")
+        _merge(merged, origin, read_preset("sizes", size), f"size {size}")
         tuned = (sections.get("sizes") or {}).get(size) or {}
         _merge(merged, origin, tuned.get(stage) or {}, f"recipe {recipe}, size {size}")
     if base is not None:
         _merge(merged, origin, base, "the run built upon")
     # A variant is about pretraining (its loss, its networks), not about the classifier.
     if stage == "pretrain":
-        _merge(merged, origin, _read_preset("variants", variant), f"variant {variant}")
+        _merge(merged, origin, read_preset("variants", variant), f"variant {variant}")
     if file is not None:
         values = _read_file(Path(file))
         _refuse_foreign(_changes(values, merged), stage, open_keys, f"config file {file}: ")
@@ -221,19 +215,14 @@ def stages_of(key: str) -> tuple[str, ...]:
     return stages
 
 
-@cache
-def heads_of_width(width: int) -> int | None:
-    """Attention heads of the size preset whose encoder has this width; None where there is none."""
-    encoders = (_read_preset("sizes", name)["model"]["encoder"] for name in preset_names("sizes"))
-    return {encoder["width"]: encoder["heads"] for encoder in encoders}.get(width)
-
-
 def leaves(config: Config) -> dict[str, Any]:
     """Dotted key to value, in the schema's order; lists are values."""
     return dict(_leaves(to_dict(config)))
 
 
-_all_fields = cache(lambda: dict(_fields(Config)))
+@cache
+def _all_fields() -> dict[str, FieldInfo]:
+    return dict(_fields(Config))
 
 
 @cache
@@ -243,8 +232,9 @@ def _adapter() -> TypeAdapter[Config]:
 
 def _counts(key: str, value: Any) -> bool:
     """Whether a setting's value changes what is computed."""
-    mark = _marks(_all_fields()[key]).get("digest", True)
-    return mark is True or (bool(mark) and value != _all_fields()[key].default)
+    field = _all_fields()[key]
+    mark = _marks(field).get("digest", True)
+    return mark is True or (bool(mark) and value != field.default)
 
 
 def _marks(field: FieldInfo) -> JsonDict:
@@ -274,19 +264,6 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _presets(kind: str) -> Any:
-    return resources.files("percmae") / "configs" / kind
-
-
-def _read_preset(kind: str, name: str) -> dict[str, Any]:
-    return copy.deepcopy(_preset(kind, name))
-
-
-@cache  # reading YAML is most of what loading a config takes
-def _preset(kind: str, name: str) -> dict[str, Any]:
-    return read_yaml((_presets(kind) / f"{name}.yaml").read_bytes(), f"preset {name}") or {}
 
 
 def _read_file(path: Path) -> dict[str, Any]:

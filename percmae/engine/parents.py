@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from percmae.config import Config, to_dict
-from percmae.config.load import heads_of_width
+from percmae.config.presets import heads_of_width
 from percmae.engine.weights import autoencoder_file, tell
 from percmae.models.naming import left_out
 from percmae.models.sizes import encoder_config

@@ -42,7 +42,7 @@ def torchrun(arguments: list[str]) -> int:
 
     def work() -> None:
         nonlocal code
-        code = _counted(_parse(arguments))
+        code = _counted(arguments)
 
     return exit_code(work) or code
 
@@ -57,8 +57,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     split = arguments.index("--")
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]
-    for option in (RUN_FOLDER, BACKOFF_LIMIT):  # ours
-        parser.add_argument(option, type=int if option == BACKOFF_LIMIT else str)
     # Behind another --, so that no option of percmae is taken for one of torchrun's (--run).
     given = [*arguments[:split], "--module", "--", "percmae", *arguments[split + 1 :]]
     options = parser.parse_args(given)
@@ -89,22 +87,35 @@ def _refuse(message: str) -> NoReturn:
     raise UserError(f"torchrun's options (or PET_* variables): {message}")
 
 
-def _counted(options: argparse.Namespace) -> int:
+def _counted(arguments: list[str]) -> int:
     """As :func:`_run`; a start too many of this pod ends at once, where the pod was told a limit.
 
-    Raises also TooManyRestarts, StoreError.
+    Counted before torch is there, whose import alone may take more memory than the pod has. Raises
+    also TooManyRestarts, StoreError.
     """
-    if options.run_folder is None:
-        return _run(options)
-    restarts = Restarts(options.run_folder, options.backoff_limit)
+    own, others = _own(arguments)
+    if own.run_folder is None:
+        return _run(_parse(others))
+    restarts = Restarts(own.run_folder, own.backoff_limit)
     restarts.begin()
     try:
-        code = _run(options)
+        code = _run(_parse(others))
     except PercmaeError as error:
         restarts.end(error.exit_code)
         raise
     restarts.end(code)
     return code
+
+
+def _own(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options that are ours, and the arguments without them."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.error = _refuse  # type: ignore[method-assign]
+    parser.add_argument(RUN_FOLDER)
+    parser.add_argument(BACKOFF_LIMIT, type=int)
+    own, others = parser.parse_known_args(arguments[:end])
+    return own, [*others, *arguments[end:]]
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from percmae import __version__
 
 Object = dict[str, Any]
 """A Kubernetes object, or a part of one, as its API has it."""
 Objects = list[Object]
+PullPolicy = Literal["Always", "IfNotPresent", "Never"]
 
 
 class Resource(NamedTuple):
@@ -72,6 +73,8 @@ STORE_NOTES = {
 
 PULL_SECRETS_VARIABLE = "PERCMAE_IMAGE_PULL_SECRETS"
 """Variable of who launches: secrets for the registry of the jobs' images, with commas between."""
+STEP_SIZED_VARIABLE = "PERCMAE_STEP_SIZED"
+"""Variable of a step: what is set as its task's resources sizes the step's own pod, not its job."""
 
 PYTORCH = "pytorch"
 """What the training operator requires as name of the container that trains."""
@@ -98,6 +101,13 @@ TTL_ANNOTATION = "percmae.dev/ttl"
 """Annotation of a TrainJob: seconds to keep it when it has ended."""
 DIGEST_ANNOTATION = "percmae.dev/spec-digest"
 """Annotation of a job: what it was made of, so that a launcher knows its own job again."""
+UNDISTURBED = {
+    "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+    "karpenter.sh/do-not-disrupt": "true",
+}
+"""Annotations of pods whose work is long, so that what makes room on nodes takes others first: a
+training that is moved loses what it has done since its last checkpoint, of several pods that of
+all."""
 
 LONGEST_LABEL = 63
 """Characters of a name that is a DNS label: of a pod's host, a Service, a label's value."""

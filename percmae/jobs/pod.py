@@ -16,6 +16,7 @@ from percmae.jobs.names import (
     PART_OF_LABEL,
     RUN_LABEL,
     SHUTDOWN_TIMEOUT,
+    UNDISTURBED,
     Object,
     Objects,
 )
@@ -23,12 +24,6 @@ from percmae.jobs.parts import OWN_VOLUMES
 from percmae.jobs.schema import JobSettings
 from percmae.jobs.work import Work
 
-# A training that is moved loses what it has done since its last checkpoint, and for several pods
-# that of all: what makes room on nodes asks for other pods first.
-_STAYS = {
-    "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
-    "karpenter.sh/do-not-disrupt": "true",
-}
 # Istio's sidecar, which every pod in a profile of Kubeflow would get, does not end with the work.
 # Its newer versions look for a label, older ones for an annotation.
 _NO_SIDECAR = {"sidecar.istio.io/inject": "false"}
@@ -49,7 +44,7 @@ def pod_template(work: Work, settings: JobSettings, command: list[str], name: st
         spec["imagePullSecrets"] = [{"name": secret} for secret in settings.image_pull_secrets]
     metadata: Object = {
         "labels": {**_NO_SIDECAR, **labels_of(work, settings)},
-        "annotations": {**_NO_SIDECAR, **_STAYS, **settings.annotations},
+        "annotations": {**_NO_SIDECAR, **UNDISTURBED, **settings.annotations},
     }
     return {"metadata": metadata, "spec": spec}
 

@@ -11,12 +11,11 @@ from pydantic.dataclasses import dataclass
 
 from percmae import __version__
 from percmae.config.variants import SETTINGS
-from percmae.jobs.names import ACCESS_KEY, SECRET_KEY, STORE, Objects
+from percmae.jobs.names import ACCESS_KEY, SECRET_KEY, STORE, Objects, PullPolicy
 from percmae.jobs.syntax import memory
 
 JobKind = Literal["pytorchjob", "trainjob", "job"]
 KINDS: tuple[str, ...] = get_args(JobKind)
-PullPolicy = Literal["Always", "IfNotPresent", "Never"]
 TRAIN_IMAGE = f"percmae-train:{__version__}"
 """Image of the jobs unless another is given (``docker/``)."""
 USING_A_GPU = ("evaluate", "reconstruct")

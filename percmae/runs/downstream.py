@@ -7,6 +7,7 @@ from typing import Any
 from percmae.config import Config, to_dict
 from percmae.config.load import load_layers
 from percmae.config.naming import Features
+from percmae.config.presets import size_of
 from percmae.errors import ConfigError, UserError
 from percmae.runs.parent import Parent, WeightsFile
 
@@ -22,11 +23,12 @@ def downstream_config(
 ) -> Config:
     """The configuration of a probe or fine-tuning of ``parent``.
 
-    Network sizes, image size and normalisation are those of the parent; of a run the recipe, tag
-    and seed too where none is given. From scratch (features ``untrained``) all layers learn at one
-    rate unless another ``optim.layer_decay`` is given: the recipe's spares what has been learned
-    before. Raises UserError when it is no pretraining run, ConfigError as
-    :func:`percmae.config.load_config` does, and where the heads of a file's encoder are not known.
+    Network sizes, image size and normalisation are those of the parent, and so is what the recipe
+    changes with the size; of a run the recipe, tag and seed too where none is given. From scratch
+    (features ``untrained``) all layers learn at one rate unless another ``optim.layer_decay`` is
+    given: the recipe's spares what has been learned before. Raises UserError when it is no
+    pretraining run, ConfigError as :func:`percmae.config.load_config` does, and where the heads of
+    a file's encoder are not known.
     """
     config = parent.config
     if config.stage != "pretrain":
@@ -40,8 +42,9 @@ def downstream_config(
     recipe = recipe or config.recipe
     # No tensor tells the heads.
     own = ["model.encoder.heads"] if isinstance(parent, WeightsFile) else []
+    size = size_of(config.model.encoder)
     layers = load_layers(
-        config.variant, recipe, stage, file, overrides, tag, base=base, open_keys=own
+        config.variant, recipe, stage, file, overrides, tag, size, base, open_keys=own
     )
     told = "heads" in base["model"]["encoder"]
     if not told and layers.origin["model.encoder.heads"] not in ("command line", str(file)):

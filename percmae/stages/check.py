@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from percmae.config import TRAININGS, Config, load_config
+from percmae.config.presets import size_of
 from percmae.errors import ConfigError, UserError
 from percmae.runs.downstream import inherited
 from percmae.stages.placement import LOCAL, Placement
@@ -46,9 +47,10 @@ def check_training(
     _check_fractions(label_fractions)
     _check_texts("overrides", overrides, "optim.epochs=3")
     config = pretrain_config(variant, recipe, size, tag, overrides, int(seeds[0]))
+    known = size_of(config.model.encoder)
     for stage in TRAININGS[1:]:
         chosen = overrides_for(stage, overrides)
-        load_config(variant, recipe, stage, overrides=chosen, base=inherited(config))
+        load_config(variant, recipe, stage, overrides=chosen, size=known, base=inherited(config))
     return config.run_name
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from percmae.config.load import nearest
 from percmae.errors import ConfigError
-from percmae.jobs.names import PULL_SECRETS_VARIABLE, Object, Objects
-from percmae.jobs.parts import OWN_VARIABLES, OWN_VOLUMES
-from percmae.jobs.schema import KINDS, JobSettings
-from percmae.jobs.settings import job_settings
-from percmae.stages.scope import job_settings_for
+from percmae.jobs.names import (
+    PULL_SECRETS_VARIABLE,
+    STEP_SIZED_VARIABLE,
+    Object,
+    Objects,
+)
+
+if TYPE_CHECKING:
+    from percmae.jobs.schema import JobSettings
 
 LOCAL = "local"
 
@@ -52,6 +55,12 @@ class Placement:
         """Of a stage's job; None where the step does the work itself. Raises ConfigError."""
         if self.launcher == LOCAL:
             return None
+        # Here, so that a command line shows the defaults above without them.
+        from percmae.config.load import nearest
+        from percmae.jobs.schema import KINDS
+        from percmae.jobs.settings import job_settings
+        from percmae.stages.scope import job_settings_for
+
         if self.launcher not in KINDS:
             known = (LOCAL, *KINDS)
             raise ConfigError(
@@ -73,33 +82,44 @@ def _of_task(task: TaskConfig | None) -> dict[str, Any]:
     """Job settings from what a pipeline's author has set on the task."""
     if task is None:
         return {}
+    from percmae.jobs.parts import OWN_VARIABLES, OWN_VOLUMES  # as above
+
     values: dict[str, Any] = {
         "affinity": task.affinity,
         "tolerations": task.tolerations,
         "node_selector": task.node_selector,
     }
-    resources = task.resources or {}
-    limits, requests = resources.get("limits") or {}, resources.get("requests") or {}
-    # A name with a domain is a device: nvidia.com/gpu, amd.com/gpu.
-    for name, count in {**requests, **limits}.items():
-        if "/" in name:
-            values |= {"gpu_resource": name, "gpus": int(count)}
     # The job has keys, homes and shared memory of its own: of the same secret and ConfigMap.
     env = {entry["name"]: entry for entry in task.env or []}
+    if STEP_SIZED_VARIABLE not in env:
+        values |= _sizes(task.resources or {})
     for name, source, settings in _STORE:
         reference = (env.get(name) or {}).get("valueFrom", {}).get(source) or {}
         values |= {setting: reference.get(part) for setting, part in settings.items()}
-    taken = {*OWN_VARIABLES, *(name for name, *_ in _STORE), *_STORE_TOO, PULL_SECRETS_VARIABLE}
+    taken = {*OWN_VARIABLES, *(name for name, *_ in _STORE), *_STORE_TOO}
+    taken |= {PULL_SECRETS_VARIABLE, STEP_SIZED_VARIABLE}
     values["env"] = [entry for name, entry in env.items() if name not in taken]
     own = OWN_VOLUMES.values()
     mounts = [mount for mount in task.volume_mounts or [] if mount["mountPath"] not in own]
     named = {mount["name"] for mount in mounts}
     values["volume_mounts"] = mounts
     values["volumes"] = [v for v in task.volumes or [] if v["name"] in named]
-    values["cpu"] = requests.get("cpu") or limits.get("cpu")
-    values["cpu_limit"] = limits.get("cpu")
-    values["memory"] = limits.get("memory") or requests.get("memory")
     return {key: value for key, value in values.items() if value}
+
+
+def _sizes(resources: Object) -> dict[str, Any]:
+    """Job settings from a container's resources."""
+    limits, requests = resources.get("limits") or {}, resources.get("requests") or {}
+    values: dict[str, Any] = {
+        "cpu": requests.get("cpu") or limits.get("cpu"),
+        "cpu_limit": limits.get("cpu"),
+        "memory": limits.get("memory") or requests.get("memory"),
+    }
+    # A name with a domain is a device: nvidia.com/gpu, amd.com/gpu.
+    for name, count in {**requests, **limits}.items():
+        if "/" in name:
+            values |= {"gpu_resource": name, "gpus": int(count)}
+    return values
 
 
 # Which variables of a step say where the store's keys and address are kept, and in what.

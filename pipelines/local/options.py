@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from percmae.stages.check import check_placement, check_training
 from percmae.stages.placement import Placement
-from percmae.storage import local_path
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,10 @@ class RunOptions:
 
     def check(self, variant: str) -> str:
         """The name of a variant's runs; raises UserError for what could not work."""
+        # Here, so that --help, which shows the defaults above, does without.
+        from percmae.stages.check import check_placement, check_training
+        from percmae.storage import local_path
+
         local_path(self.to, "--to")
         check_placement(self.placement, self.store)
         what = (self.recipe, self.size, self.seeds, self.overrides, self.label_fractions)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -11,7 +10,7 @@ from typing import Any
 from percmae.errors import ConfigError, UserError
 from percmae.jobs.crontab import Cron, from_kfp, parse_cron
 from pipelines import EXPERIMENT, NAME
-from pipelines.pod import PodSettings, pod_of
+from pipelines.pod import PodSettings, pod_of, with_given
 from pipelines.server.api import Connection, Kfp, connect
 from pipelines.server.package import Change, Package, changes, compiled, fits, parameters
 from pipelines.server.submit import Uploaded, version_title
@@ -101,9 +100,9 @@ def deployed_schedules(
 ) -> list[DeployedSchedule]:
     """The pipeline's schedules in KFP.
 
-    image: what the repo's pipeline would run in; pod: fields of PodSettings. What is not given is
-    as it is deployed, so that only other differences are drift. default: the image where nothing is
-    deployed.
+    image: what the repo's pipeline would run in; pod: as pipelines.pod.pod_settings gives it. What
+    is not given is as it is deployed, so that only other differences are drift. default: the image
+    where nothing is deployed.
     """
     with connect(where) as kfp:
         pipeline_id = kfp.pipeline(NAME)
@@ -116,7 +115,7 @@ def deployed_schedules(
                 version = _version_of(run, versions)
                 deployed = Package.from_api(version.pipeline_spec if version else None)
                 with_image = image or next(iter(deployed.images), default)
-                settings = dataclasses.replace(pod_of(deployed.platform, deployed.inputs), **pod)
+                settings = with_given(pod_of(deployed.pipeline, deployed.platform), pod)
                 found.append(_row(run, version, deployed, compiled(with_image, settings)[1]))
         return found
 

@@ -24,9 +24,11 @@ from percmae.errors import ConfigError
 from percmae.jobs.names import PIPELINE_IMAGE
 from percmae.jobs.schema import TRAIN_IMAGE
 from percmae.plain import read_yaml
+from percmae.progress import warn
 from percmae.stages.check import check_placement, check_training
 from percmae.stages.placement import LOCAL, Placement
-from pipelines.pod import PodSettings
+from pipelines.pod import PodSettings, pod_of
+from pipelines.step import StepSettings
 
 OURS = tuple(image.partition(":")[0] for image in (PIPELINE_IMAGE, TRAIN_IMAGE))
 """Names of our images, without a registry."""
@@ -216,15 +218,15 @@ def _check_training(package: Package, values: dict[str, Any]) -> None:
     placement = Placement(whole["launcher"], whole["train_image"], nodes, gpus, whole["job"])
     check_placement(placement, whole["store"])
     if placement.launcher == LOCAL:
-        _check_local(package.images)
+        _check_local(package)
     names = ("variant", "tag", "recipe", "size", "seeds", "overrides")
     fractions = whole.get("label_fractions", (1.0,))
     check_training(**{name: whole[name] for name in names}, label_fractions=fractions)
 
 
-def _check_local(images: list[str]) -> None:
-    """Steps that train themselves need both torch and KFP, which no image of ours has."""
-    for image in images:
+def _check_local(package: Package) -> None:
+    """Steps that train themselves need both torch and KFP, which no image of ours has, and room."""
+    for image in package.images:
         name = image.partition("@")[0].rpartition("/")[2].partition(":")[0]
         if name in OURS:
             lacks = "torch" if name == OURS[0] else "KFP"
@@ -233,6 +235,13 @@ def _check_local(images: list[str]) -> None:
                 "launcher=job (no operator needed), pytorchjob or trainjob, or give an --image of "
                 "your own with both"
             )
+    made = dict(pod_of(package.pipeline, package.platform).steps)
+    if made["pretrain"].memory_limit == StepSettings.memory_limit:
+        warn(
+            f"launcher=local: steps train in their own pods, which get {StepSettings.memory_limit} "
+            "of memory and no GPU, enough to wait for a job: say more with --step memory=…, "
+            "--step pretrain.gpus=1 and the like"
+        )
 
 
 def changes(deployed: Package, wanted: Package) -> list[Change]:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from percmae.config import config_from_dict, digest, load_config, to_dict, to_yaml
-from percmae.config.load import docs, leaves, load_layers, preset_names
+from percmae.config.load import docs, leaves, load_layers
+from percmae.config.presets import preset_names
 from percmae.errors import ConfigError
 
 

@@ -20,6 +20,7 @@ from percmae.data.shards import Dataset
 from percmae.engine import torchrun as module
 from percmae.errors import PeerLost
 from percmae.runs.record import Run
+from percmae.runs.restarts import TooManyRestarts
 
 from .forked import GENEROUS, free_port, percmae
 from .test_processes import command, figures, losses, wait_for_checkpoint
@@ -343,6 +344,25 @@ def test_a_pod_that_is_killed_again_and_again_ends_for_good(
     assert last.returncode == 1, last.stderr
     assert "has started 2 times" in last.stderr
     assert not counts(run)
+
+
+def test_a_start_is_counted_before_torch_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pod with less memory than its import takes is killed in it, and would be without end."""
+    run = tmp_path / "mae"
+
+    def killed() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_import_quietly", killed)
+    counting = ["--nnodes", "1", "--run-folder", str(run), "--backoff-limit", "1", "--", "pretrain"]
+    for starts in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            module._counted(counting)
+        assert [json.loads(file.read_text())["starts"] for file in counts(run)] == [starts]
+    with pytest.raises(TooManyRestarts, match="has started 2 times"):
+        module._counted(counting)
 
 
 def counts(run: Path) -> list[Path]:

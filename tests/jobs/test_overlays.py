@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -270,6 +271,25 @@ def test_the_largest_job_fits_into_the_quota(overlay: str) -> None:
     (defaults,) = of_kind(objects, "LimitRange")["percmae"]["spec"]["limits"]
     assert "cpu" not in defaults["default"], "it would become a CPU limit of trainings"
     assert "max" not in defaults
+
+
+def test_a_quota_beside_kfp_finds_what_its_own_containers_do_not_say(tmp_path: Path) -> None:
+    """Disks are for nobody but the namespace to size: KFP can say nothing of them for a step."""
+    shutil.copytree(K8S, tmp_path / "k8s")
+    overlay = tmp_path / "k8s/overlays/kfp"
+    file = overlay / "kustomization.yaml"
+    parts = yaml.safe_load(file.read_text())
+    parts["components"].append("../../components/limits")
+    file.write_text(yaml.safe_dump(parts))
+    objects = build(str(overlay), KUBECTLS[0])
+    limits = of_kind(objects, "LimitRange")["percmae"]
+    validate(limits)
+    assert limits["metadata"]["namespace"] == "kubeflow"
+    (defaults,) = limits["spec"]["limits"]
+    assert defaults["defaultRequest"].keys() == {"cpu", "memory", "ephemeral-storage"}
+    disk = quantity(defaults["default"]["ephemeral-storage"])
+    assert quantity(defaults["defaultRequest"]["ephemeral-storage"]) < disk
+    assert quantity(JobSettings().scratch) < disk
 
 
 def test_policies_let_every_job_reach_the_store_and_each_other() -> None:

@@ -18,7 +18,8 @@ def test_help_is_quick() -> None:
     """It loads nothing heavy."""
     code = (
         "import sys; from pipelines.__main__ import _parser; _parser('x').format_help(); "
-        "sys.exit(', '.join({'kfp', 'torch', 'kubernetes', 'minio'} & set(sys.modules)) or 0)"
+        "heavy = {'kfp', 'torch', 'kubernetes', 'minio', 'pydantic', 'numpy'}; "
+        "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -37,3 +38,6 @@ def test_a_cronjob_for_clusters_without_kfp(capsys: pytest.CaptureFixture[str]) 
     assert container["command"][3:] == run.replace("'", "").split()
     assert container["image"] == IMAGE
     assert container["resources"]["limits"] == {"memory": "2Gi"}
+    said = "--cronjob takes --run, the words of `percmae run`, and no --param or --step"
+    assert main(["schedule", *words, "--step", "memory=2Gi"]) == 2
+    assert said in capsys.readouterr().err

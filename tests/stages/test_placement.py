@@ -8,7 +8,7 @@ import pytest
 from kfp.dsl import TaskConfig
 
 from percmae.errors import ConfigError
-from percmae.jobs.names import PULL_SECRETS_VARIABLE
+from percmae.jobs.names import PULL_SECRETS_VARIABLE, STEP_SIZED_VARIABLE
 from percmae.jobs.schema import JobSettings
 from percmae.stages.placement import Placement
 
@@ -75,6 +75,15 @@ def test_what_is_set_on_the_task_reaches_the_job() -> None:
     assert found.affinity == {"nodeAffinity": {}}
     assert found.env == [{"name": "NCCL_DEBUG", "value": "INFO"}]
     assert found.volumes[0]["name"] == found.volume_mounts[0]["name"] == "cache"
+
+
+def test_a_step_that_has_its_tasks_resources_itself_keeps_them_from_its_job() -> None:
+    own = [{"name": STEP_SIZED_VARIABLE, "value": "true"}]
+    resources = {"limits": {"nvidia.com/gpu": "8", "memory": "1Gi", "cpu": "1"}}
+    task = TaskConfig(resources=resources, env=own, node_selector={"zone": "a"})
+    assert settings(gpus=1, task=task) == settings(
+        gpus=1, task=TaskConfig(node_selector={"zone": "a"})
+    )
 
 
 def test_another_vendors_devices() -> None:

@@ -12,6 +12,7 @@ from percmae.errors import ConfigError
 from percmae.jobs.names import PULL_SECRETS_VARIABLE
 from pipelines.pod import PodSettings
 from pipelines.server import package
+from pipelines.step import STEPS, with_words
 
 
 def test_version_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,11 +61,17 @@ def test_a_package_knows_the_image_of_its_jobs_and_the_secrets_for_it() -> None:
         ("registry.example.com/own:1", None),
     ],
 )
-def test_steps_train_themselves_in_an_image_that_can(image: str, lacks: str | None) -> None:
+def test_steps_train_themselves_in_an_image_that_can(
+    image: str, lacks: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
     _, found = package.compiled(image, PodSettings())
     given = ["launcher=local", "recipe=demo"]
     if lacks is None:
         assert package.parameters(found, given) == {"launcher": "local", "recipe": "demo"}
+        assert "get 1Gi of memory and no GPU" in capsys.readouterr().err
+        large = PodSettings(steps=with_words(STEPS, ["pretrain.memory=8Gi"]))
+        package.parameters(package.compiled(image, large)[1], given)
+        assert capsys.readouterr().err == ""
         return
     with pytest.raises(ConfigError, match=f"steps would train in {image}, which lacks {lacks}; "):
         package.parameters(found, given)

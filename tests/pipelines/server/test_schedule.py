@@ -232,6 +232,7 @@ def test_what_is_not_given_is_as_it_is_deployed(
     kfp: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = ("--store-secret", "keys", "--toleration", "a=b:NoSchedule", "--image-pull-secret", "r")
+    made += ("--step", "probe.memory=2Gi", "--parallelism", "1", "--run-ttl", "60")
     assert sent(kfp, *SUNDAYS, *made) == 0
     capsys.readouterr()
     for words, drift in (
@@ -239,10 +240,13 @@ def test_what_is_not_given_is_as_it_is_deployed(
         (made, "none"),
         (("--store-secret", "others"), "pipeline"),
         (("--toleration", "c"), "pipeline"),
+        (("--step", "probe.memory=2Gi"), "none"),
+        (("--step", "memory=2Gi"), "pipeline"),
+        (("--parallelism", "0"), "pipeline"),
     ):
         assert sent(kfp, "--list", *words, image=None) == 0
         _, row = capsys.readouterr().out.splitlines()
-        assert re.search(rf"  {drift}( \(\d+ fields\))?$", row), (words, row)
+        assert re.search(rf"  {drift}( \(\d+ fields?\))?$", row), (words, row)
 
 
 def test_a_parameter_given_as_its_default_is_no_change(

@@ -1,0 +1,53 @@
+"""A training with too little memory that is applied: killed for real, and not for ever."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kube import wait
+from trainings import SMALL, TRAIN, Laptop
+
+from percmae.config import load_config
+from percmae.jobs.settings import job_settings
+from percmae.jobs.spec import job_object
+from percmae.jobs.work import training
+from percmae.storage import StorePath
+
+
+def test_a_training_that_is_killed_for_its_memory_again_and_again(
+    here: Laptop, tmp_path: Path
+) -> None:
+    """The operator would make its pod anew without end; the pod counts its starts in the store."""
+    to = "s3://percmae/oom"
+    config = load_config("mae", "demo", tag="oom")
+    # Less than torch takes; enough to count.
+    given = [f"image={TRAIN}", "gpus=0", "backoff_limit=2", *SMALL, "memory=100Mi", "shm=16Mi"]
+    made = job_object(
+        training(config, "s3://percmae/none/manifest.json", to),
+        job_settings(given, namespace=here.cluster.namespace),
+    )
+    name = made["metadata"]["name"]
+    counts = StorePath(f"{to}/oom_mae/restarts", here.store)
+    killed: set[str] = set()
+    starts: set[int] = set()
+
+    def ended() -> bool:
+        for pod in here.cluster.pods(name):
+            for container in pod["status"].get("containerStatuses", []):
+                last = container["state"].get("terminated", {})
+                if last.get("reason") == "OOMKilled":
+                    killed.add(pod["metadata"]["uid"])
+        starts.update(entry.path.read_json()["starts"] for entry in counts.iter())
+        status = here.cluster.get("pytorchjob", name).get("status", {})
+        conditions = {c["type"] for c in status.get("conditions", []) if c["status"] == "True"}
+        assert "Succeeded" not in conditions
+        return "Failed" in conditions
+
+    here.cluster.apply(made)
+    wait(ended, 600, lambda: (killed, starts, here.cluster("get", "pods")))
+    assert killed, "by the kernel, not by us"
+    assert starts <= {1, 2, 3}
+    said = here.cluster("logs", f"{name}-master-0")
+    assert "has started 3 times" in said
+    assert "raise job setting memory" in said
+    assert not list(counts.iter()), "the next job counts anew"

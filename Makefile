@@ -28,7 +28,7 @@ GPU_PACKAGES := annotated-types pydantic pydantic_core typing-inspection
 GPU_PLATFORMS := manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64
 
 .DEFAULT_GOAL := help
-.PHONY: help run compare test test-fast lint format golden manifests images image-list test-images test-cluster bench gpu-check test-gpu-check gpu-wheels clean
+.PHONY: help run compare test test-fast lint format golden manifests lock images image-list test-images test-cluster bench gpu-check test-gpu-check gpu-wheels clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -59,8 +59,11 @@ format: $(VENV)/.installed-dev ## Put the code into shape
 golden: $(VENV)/.installed-dev ## Compile the pipeline anew into the golden file of the tests
 	$(BIN)/python -m pipelines compile --output tests/pipelines/golden/train.yaml
 
-manifests: $(VENV)/.installed-run ## Render the jobs in k8s/; your own: ARGS="--to DIR image=NAME@sha256:…"
+manifests: $(VENV)/.installed-run ## Render jobs and overlays in k8s/; your own jobs: ARGS="--to DIR image=NAME@sha256:…"
 	@$(BIN)/python -m percmae.jobs.manifests $(ARGS)
+
+lock: $(VENV)/.installed-dev ## Find versions and hashes of what the images install (ARGS=--upgrade: the newest)
+	@$(BIN)/python docker/lock.py $(ARGS)
 
 images: ## Build the container images (PLATFORM=cpu|cuda REGISTRY= VERSION= BUILDER= BUILD_ARGS=)
 	@docker/build.sh

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Build the images: docker/build.sh [train|pipeline …], both by default. Prints their names.
+# Build the images: docker/build.sh [train|pipeline …], both by default. Prints their names, and
+# writes what is in them (CycloneDX) to build/sbom/.
 #
 # Environment variables (all may be left out):
 #   PLATFORM    cpu (default) or cuda
@@ -61,5 +62,8 @@ for target in $targets; do
     # The builder and BUILD_ARGS are commands and options in one string: split at spaces.
     # shellcheck disable=SC2086
     $builder -f docker/Dockerfile --target "$target" -t "$name" "$@" ${BUILD_ARGS:-} . >&2
+    # shellcheck disable=SC2086
+    $builder -f docker/Dockerfile --target "$target-sbom" --output "type=local,dest=build/sbom" \
+        "$@" ${BUILD_ARGS:-} . >&2
     echo "$name"
 done

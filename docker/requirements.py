@@ -1,8 +1,4 @@
-"""What an image installs, read from pyproject.toml, so that there is no second list to keep.
-
-    python docker/requirements.py build|train|data|pipeline [pyproject.toml]
-
-Prints one requirement a line. Only the standard library: it runs before anything is installed.
+"""What an image asks for, read from pyproject.toml: docker/lock.py finds the versions for it.
 
 build     what makes the wheel of percmae
 train     all that training needs
@@ -13,10 +9,7 @@ pipeline  kfp and the Kubernetes client, and percmae's own needs without what on
 from __future__ import annotations
 
 import re
-import sys
-import tomllib
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 TRAINING_ONLY = ("safetensors", "tensorboard", "timm", "torch", "torchvision")
@@ -64,12 +57,3 @@ def _named(names: Iterable[str], listed: Iterable[str]) -> list[str]:
 def _without(names: Iterable[str], listed: Iterable[str]) -> list[str]:
     left_out = _named(names, listed)
     return [requirement for requirement in listed if requirement not in left_out]
-
-
-def main(what: str, file: str = "pyproject.toml") -> None:
-    """The command."""
-    print(*requirements(tomllib.loads(Path(file).read_text(encoding="utf-8")), what), sep="\n")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -15,6 +15,8 @@ from percmae.jobs.names import (
     KFP_SECRET,
     PULL_SECRETS_VARIABLE,
     SECRET_KEY,
+    SESSION_TOKEN,
+    SESSION_TOKEN_VARIABLE,
     STORE,
     PullPolicy,
 )
@@ -88,6 +90,8 @@ def _give_store(task: Any, pod: PodSettings) -> None:
 
     keys = {pod.store_access_key: _ACCESS, pod.store_secret_key: _SECRET}
     kubernetes.use_secret_as_env(task, pod.store_secret, keys)
+    token = {SESSION_TOKEN: SESSION_TOKEN_VARIABLE}  # of keys that expire
+    kubernetes.use_secret_as_env(task, pod.store_secret, token, optional=True)
     for name in ("AWS_ENDPOINT_URL", "AWS_REGION"):
         # AWS S3 itself has no endpoint to set. A ConfigMap that is not there at all is a mistake.
         optional = name == "AWS_ENDPOINT_URL"

@@ -16,6 +16,7 @@ from percmae.doctor.kfp import absent_service, pipelines
 from percmae.doctor.tries import try_operator, try_pod
 from percmae.jobs.client import Client, Refused
 from percmae.jobs.names import (
+    ACCESS_KEY,
     BUCKET,
     BUCKET_VARIABLE,
     EVENT,
@@ -28,7 +29,9 @@ from percmae.jobs.names import (
     NAMESPACE,
     POD,
     PYTORCH_JOB,
+    SECRET_KEY,
     STORE_NOTES,
+    STORE_ROOT,
     TRAIN_JOB,
     Object,
     Resource,
@@ -253,32 +256,39 @@ def _store_secret(context: Context) -> Iterator[Line]:
     settings = context.settings
     name, keys = settings.store_secret, (settings.store_access_key, settings.store_secret_key)
     if name is None:
-        found = f"not asked for: service account {settings.service_account} has to have a role"
-        yield True, Finding(True, "Secret of the store", found)
+        role = f"not asked for: service account {settings.service_account} has to have a role"
+        yield True, Finding(True, "Secret of the store", role)
         return
+    found = _secret(context, name, keys, "percmae")
+    if found.fine and context.kfp and name != KFP_SECRET:
+        said = f"{found.found}; submit, schedule and compile take --store-secret {name}"
+        found = found._replace(found=said)
+    yield True, found
+    # A MinIO of ours has a root user, whose keys no job has.
+    if context.find("statefulsets", "minio", "apps/v1") is not None:
+        yield True, _secret(context, STORE_ROOT, (ACCESS_KEY, SECRET_KEY), "root")
+
+
+def _secret(context: Context, name: str, keys: tuple[str, str], user: str) -> Finding:
+    """Whether a secret has both entries; ``user``: for the command that makes it."""
     fix = (
-        f"{context.kubectl} create secret generic {name} --from-literal={keys[0]}=percmae "
+        f"{context.kubectl} create secret generic {name} --from-literal={keys[0]}={user} "
         f'--from-literal={keys[1]}="$(openssl rand -hex 20)"'
     )
     what = f"Secret {name}"
     secret = context.find("secrets", name)
     if secret is None:
-        yield True, Finding(False, what, "none", fix)
-        return
+        return Finding(False, what, "none", fix)
     # Looked at for being there, never shown.
     data = secret.get("data") or {}
     missing = [key for key in keys if not data.get(key)]
     unchanged = [k for k in keys if data.get(k) == base64.b64encode(b"CHANGE-ME").decode()]
     again = f"{context.kubectl} delete secret {name}; {fix}"
     if missing:
-        yield True, Finding(False, what, f"without {' and '.join(missing)}", again)
-    elif unchanged:
-        yield True, Finding(False, what, "still the template's CHANGE-ME", again)
-    else:
-        found = f"has {keys[0]} and {keys[1]}"
-        if context.kfp and name != KFP_SECRET:
-            found += f"; submit, schedule and compile take --store-secret {name}"
-        yield True, Finding(True, what, found)
+        return Finding(False, what, f"without {' and '.join(missing)}", again)
+    if unchanged:
+        return Finding(False, what, "still the template's CHANGE-ME", again)
+    return Finding(True, what, f"has {keys[0]} and {keys[1]}")
 
 
 def _first(data: dict[str, str], *keys: str) -> str | None:
@@ -286,11 +296,12 @@ def _first(data: dict[str, str], *keys: str) -> str | None:
 
 
 def _storage_class(context: Context) -> Iterator[Line]:
-    claim = context.find("persistentvolumeclaims", "minio")
+    claims = ((name, context.find("persistentvolumeclaims", name)) for name in _VOLUMES)
+    store, claim = next((each for each in claims if each[1] is not None), ("", None))
     if claim is not None:
         phase = claim.get("status", {}).get("phase", "unknown")
-        command = f"{context.kubectl} describe persistentvolumeclaim minio"
-        yield False, Finding(phase == "Bound", "volume of minio", phase, f"see why: {command}")
+        command = f"{context.kubectl} describe persistentvolumeclaim {store}"
+        yield False, Finding(phase == "Bound", f"volume of {store}", phase, f"see why: {command}")
     classes = (context.client.get("/apis/storage.k8s.io/v1/storageclasses") or {}).get("items", [])
     names = [item["metadata"]["name"] for item in classes]
     default = [item["metadata"]["name"] for item in classes if _is_default(item)]
@@ -302,6 +313,10 @@ def _storage_class(context: Context) -> Iterator[Line]:
     waits = claim is not None and claim.get("status", {}).get("phase") != "Bound"
     own = claim is not None and bool(claim.get("spec", {}).get("storageClassName"))
     yield waits and not own, Finding(bool(default), "default StorageClass", found, fix)
+
+
+_VOLUMES = ("minio", "seaweedfs")
+"""Of the stores in k8s/components/store."""
 
 
 def _is_default(item: Object) -> bool:

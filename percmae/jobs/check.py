@@ -107,7 +107,7 @@ def _check_names(settings: JobSettings) -> None:
             raise ConfigError(f"job setting image_pull_secrets: {name} is given twice")
     if settings.queue is not None:  # the value of a label as well
         subdomain(settings.queue, "job setting queue", 63)
-    for key in ("store_access_key", "store_secret_key"):
+    for key in ("store_access_key", "store_secret_key", "store_session_token"):
         entry(getattr(settings, key), f"job setting {key}")
 
 

@@ -3,8 +3,9 @@
     python -m percmae.jobs.manifests                       (make manifests: the committed files)
     python -m percmae.jobs.manifests --to mine image=registry/percmae-train@sha256:… kind=job
 
-The first form takes no settings, so that what is committed follows from the code alone. The second
-writes the same files with any job settings of your own.
+The first form takes no settings, so that what is committed follows from the code alone; where there
+is kubectl it also writes each overlay as one file. The second writes the same jobs with any job
+settings of your own.
 
 A job launched by a pipeline has a name made of its work, so that a retry finds it. Here a person
 types the name, so it is the file's: ``pretrain-mae`` lies in pretrain-mae.yaml and runs in pod
@@ -36,10 +37,12 @@ from percmae.jobs.names import (
     NAMESPACE,
     Object,
 )
+from percmae.jobs.overlays import MARK, RENDERED, write_overlays
 from percmae.jobs.settings import job_settings
 from percmae.jobs.spec import job_object, object_digest
 from percmae.jobs.trainjob import training_runtime
 from percmae.jobs.work import Work, command, training
+from percmae.progress import warn
 from percmae.storage import local_path
 
 RUNTIME = "trainer/runtime.yaml"
@@ -137,7 +140,7 @@ def write(root: Path, overrides: list[str] | None = None) -> list[Path]:
                 (folder / name).write_text(text, encoding="utf-8")
                 written.append(folder / name)
             for old in folder.glob("*.yaml"):
-                if old not in written and old.read_text(encoding="utf-8").startswith(_MARK):
+                if old not in written and old.read_text(encoding="utf-8").startswith(MARK):
                     old.unlink()
         archives = root / KFP_ARCHIVES
         archives.parent.mkdir(parents=True, exist_ok=True)
@@ -161,7 +164,7 @@ def _kfp_archives(overrides: list[str]) -> str:
     store: dict[str, Any] = {"namespace": KFP_NAMESPACE, "store_secret": KFP_SECRET}
     settings = job_settings(overrides, work.stage, **small, **store)
     header = (
-        f"{_MARK}; do not edit.\n# The pipeline's own archives, for a first run beside Kubeflow "
+        f"{MARK}; do not edit.\n# The pipeline's own archives, for a first run beside Kubeflow "
         f"Pipelines.\n#\n#   kubectl apply -f k8s/{KFP_ARCHIVES}\n"
     )
     return header + _yaml(job_object(work, settings))
@@ -171,7 +174,7 @@ def _runtime(overrides: list[str]) -> str:
     """What TrainJobs (kind=trainjob runtime=percmae) take from the cluster."""
     settings = job_settings(overrides)
     header = (
-        f"{_MARK}; do not edit.\n# Needs Kubeflow Trainer 2; jobs take it by job setting "
+        f"{MARK}; do not edit.\n# Needs Kubeflow Trainer 2; jobs take it by job setting "
         f"runtime=percmae.\n#\n#   kubectl apply -f k8s/{RUNTIME}\n"
     )
     return header + _yaml(training_runtime(settings))
@@ -222,12 +225,9 @@ def _with_archives(job: Object) -> Object:
     return job
 
 
-_MARK = "# Rendered by `make manifests`"
-
-
 def _text(place: Folder, work: Work, job: Object) -> str:
     path = f"k8s/{place.folder}/{work.name}.yaml"
-    header = f"{_MARK}; do not edit.\n# Needs {place.needs}.\n#\n#   kubectl apply -f {path}\n"
+    header = f"{MARK}; do not edit.\n# Needs {place.needs}.\n#\n#   kubectl apply -f {path}\n"
     return header + _yaml(job)
 
 
@@ -255,7 +255,13 @@ def _main(args: argparse.Namespace) -> None:
         raise UserError(
             "there is no k8s/base here: run this at the top of a checkout, or give --to"
         )
-    for path in write(root, args.overrides):
+    written = write(root, args.overrides)
+    if args.to is None:
+        overlays = write_overlays(root)
+        if overlays is None:
+            warn(f"there is no kubectl here: {root / RENDERED} is left as it is")
+        written += overlays or []
+    for path in written:
         print(path)
 
 

@@ -15,6 +15,7 @@ from percmae.jobs.names import (
     LONGEST_LABEL,
     PART_OF_LABEL,
     RUN_LABEL,
+    SESSION_TOKEN_VARIABLE,
     SHUTDOWN_TIMEOUT,
     UNDISTURBED,
     Object,
@@ -127,17 +128,20 @@ def container(work: Work, settings: JobSettings, command: list[str], name: str) 
 
 def _environment(work: Work, settings: JobSettings) -> Objects:
     """Environment variables: the store's keys by reference, and a home that can be written to."""
-    keys = {
-        "AWS_ACCESS_KEY_ID": settings.store_access_key,
-        "AWS_SECRET_ACCESS_KEY": settings.store_secret_key,
+    keys: dict[str, Object] = {
+        "AWS_ACCESS_KEY_ID": {"key": settings.store_access_key},
+        "AWS_SECRET_ACCESS_KEY": {"key": settings.store_secret_key},
+        SESSION_TOKEN_VARIABLE: {"key": settings.store_session_token, "optional": True},
     }
     if settings.store_secret is None:  # keys given here would go before those of a role
         keys = {}
+    if any(entry.get("name") == SESSION_TOKEN_VARIABLE for entry in settings.env):
+        keys.pop(SESSION_TOKEN_VARIABLE, None)
     seconds = str(max(1, settings.grace - 5))
     return [
         *(
-            {"name": name, "valueFrom": {"secretKeyRef": {"name": settings.store_secret, "key": k}}}
-            for name, k in keys.items()
+            {"name": name, "valueFrom": {"secretKeyRef": {"name": settings.store_secret, **entry}}}
+            for name, entry in keys.items()
         ),
         {"name": "HOME", "value": "/tmp"},
         *([{"name": SHUTDOWN_TIMEOUT, "value": seconds}] if work.trains else []),

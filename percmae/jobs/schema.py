@@ -11,7 +11,14 @@ from pydantic.dataclasses import dataclass
 
 from percmae import __version__
 from percmae.config.variants import SETTINGS
-from percmae.jobs.names import ACCESS_KEY, SECRET_KEY, STORE, Objects, PullPolicy
+from percmae.jobs.names import (
+    ACCESS_KEY,
+    SECRET_KEY,
+    SESSION_TOKEN,
+    STORE,
+    Objects,
+    PullPolicy,
+)
 from percmae.jobs.syntax import memory
 
 JobKind = Literal["pytorchjob", "trainjob", "job"]
@@ -150,6 +157,8 @@ class JobSettings:
     """Entry of that secret with the access key."""
     store_secret_key: str = SECRET_KEY
     """Entry of that secret with the secret key."""
+    store_session_token: str = SESSION_TOKEN
+    """Entry of that secret with the session token of keys that expire; it need not be there."""
     env: Objects = Field(default_factory=list)
     """Further environment variables, as in a container; secrets by valueFrom only."""
     volumes: Objects = Field(default_factory=list)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from percmae.errors import ConfigError
 from percmae.jobs.names import (
     PULL_SECRETS_VARIABLE,
+    SESSION_TOKEN_VARIABLE,
     STEP_SIZED_VARIABLE,
     Object,
     Objects,
@@ -98,6 +99,11 @@ def _of_task(task: TaskConfig | None) -> dict[str, Any]:
         values |= {setting: reference.get(part) for setting, part in settings.items()}
     taken = {*OWN_VARIABLES, *(name for name, *_ in _STORE), *_STORE_TOO}
     taken |= {PULL_SECRETS_VARIABLE, STEP_SIZED_VARIABLE}
+    # The token of the same secret; one from elsewhere is the job's to have as it is.
+    token = (env.get(SESSION_TOKEN_VARIABLE) or {}).get("valueFrom", {}).get("secretKeyRef") or {}
+    if token and token.get("name") == values["store_secret"]:
+        values["store_session_token"] = token.get("key")
+        taken.add(SESSION_TOKEN_VARIABLE)
     values["env"] = [entry for name, entry in env.items() if name not in taken]
     own = OWN_VOLUMES.values()
     mounts = [mount for mount in task.volume_mounts or [] if mount["mountPath"] not in own]

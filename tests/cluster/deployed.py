@@ -36,16 +36,24 @@ class Deployed(Kube):
     """A namespace with our manifests in it."""
 
     def create_secret(self, secretkey: str = "") -> None:
-        """As k8s/base/secret.example.yaml says."""
-        keys = {"accesskey": "percmae", "secretkey": secretkey or secrets.token_hex(20)}
+        """As k8s/base/secret.example.yaml says: of what reads and writes."""
+        self._create_keys("percmae-store", "percmae", secretkey)
+
+    def create_root_secret(self) -> None:
+        """As k8s/components/store/minio/secret.example.yaml says: of MinIO's root user."""
+        self._create_keys("percmae-store-root", "root")
+
+    def _create_keys(self, name: str, accesskey: str, secretkey: str = "") -> None:
+        keys = {"accesskey": accesskey, "secretkey": secretkey or secrets.token_hex(20)}
         given = [f"--from-literal={name}={value}" for name, value in keys.items()]
-        self("create", "secret", "generic", "percmae-store", *given)
+        self("create", "secret", "generic", name, *given)
 
     def with_store(self, secretkey: str = "") -> None:
         """The store of overlays/minimal with its bucket, ready, and nothing that shows runs."""
         # The keys first: a pod that waits for them looks again after ten seconds.
         self.apply(*overlay("base/namespace", self.namespace))
         self.create_secret(secretkey)
+        self.create_root_secret()
         objects = overlay("overlays/minimal", self.namespace)
         self.apply(*(each for each in objects if each["metadata"]["name"] != "tensorboard"))
         self.wait_for_store()

@@ -27,7 +27,8 @@ def can(cluster: Deployed, account: str, *what: str) -> bool:
 def test_before_there_is_a_secret_pods_wait_and_say_why(cluster: Deployed) -> None:
     def reason() -> str:
         (pod,) = cluster.get("pods", selector="app.kubernetes.io/component=bucket")
-        (state,) = pod.get("status", {}).get("containerStatuses") or [{"state": {}}]
+        # The first of its containers makes the user of the bucket.
+        (state,) = pod.get("status", {}).get("initContainerStatuses") or [{"state": {}}]
         return str(state["state"].get("waiting", {}).get("reason"))
 
     cluster.wait(lambda: reason() == "CreateContainerConfigError", 180, "bucket waits for the keys")
@@ -35,6 +36,7 @@ def test_before_there_is_a_secret_pods_wait_and_say_why(cluster: Deployed) -> No
 
 def test_with_the_secret_everything_comes_up_by_itself(cluster: Deployed) -> None:
     cluster.create_secret()
+    cluster.create_root_secret()
     cluster.wait_for_store()
     assert "is there" in cluster("logs", "job/percmae-bucket")
     cluster.wait(lambda: cluster.ready("deployment", "tensorboard"), 300, "TensorBoard is ready")

@@ -89,6 +89,20 @@ def test_a_secret_that_will_not_do(
     assert line.startswith(f"Secret percmae-store: {found}  → kubectl -n percmae delete secret")
 
 
+def test_minios_root_user_has_a_secret_of_its_own(
+    server: KubeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.objects[f"/apis/apps/v1{NS.removeprefix('/api/v1')}/statefulsets/minio"] = {}
+    assert doctor_cluster() is False
+    (line,) = lines(capsys, "MISSING")
+    assert line.startswith(
+        "Secret percmae-store-root: none  → kubectl -n percmae create secret generic "
+        "percmae-store-root --from-literal=accesskey=root "
+    )
+    server.objects[f"{NS}/secrets/percmae-store-root"] = secret(accesskey="r", secretkey="s")
+    assert doctor_cluster() is True
+
+
 def test_no_secret_is_wanted_where_a_role_gives_the_keys(
     server: KubeServer, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ from types import ModuleType
 import pytest
 from dockerfile import DOCKER, read_dockerfile
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from percmae import __version__
 from percmae.jobs.schema import TRAIN_IMAGE, USER
@@ -21,6 +22,13 @@ from percmae.jobs.schema import TRAIN_IMAGE, USER
 ROOT = DOCKER.parent
 FILE = read_dockerfile()
 IMAGES = ("train", "pipeline")
+SBOM = "/usr/share/percmae/sbom.json"
+IN_THE_IMAGE = {
+    "python_version": "3.11",
+    "python_full_version": "3.11.13",
+    "sys_platform": "linux",
+    "platform_machine": "x86_64",
+}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -38,7 +46,7 @@ def lists() -> ModuleType:
 def test_every_base_is_a_stage_or_pinned() -> None:
     known: set[str] = set()
     for stage in FILE.stages.values():
-        assert stage.base in known or stage.base == "${BASE_IMAGE}", stage.base
+        assert stage.base in known | {"${BASE_IMAGE}", "scratch"}, stage.base
         known.add(stage.name)
     # A full version (or a digest): such tags are not moved to another Python or Debian.
     pinned = r"docker\.io/library/python(:\d+\.\d+\.\d+-slim-bookworm|@sha256:[0-9a-f]{64})"
@@ -70,21 +78,24 @@ def test_nothing_is_fetched_by_address() -> None:
 
 def test_packages_are_installed_before_the_source_is_there() -> None:
     steps = FILE.stages["percmae"].steps
-    install = next(i for i, (_, rest) in enumerate(steps) if "install -r" in rest)
+    install = next(i for i, (_, rest) in enumerate(steps) if " install " in rest)
     assert install < steps.index(("COPY", "percmae percmae"))
     for stage in FILE.stages.values():
         if stage.name.endswith("-packages") or stage.name == "torch":
             # Lists only: otherwise every change of the source would install everything again.
-            assert all(rest.startswith("--from=lists ") for rest in stage.all("COPY")), stage.name
+            copied = [path for rest in stage.all("COPY") for path in rest.split()[:-1]]
+            assert copied
+            assert all(path.endswith(".lock") for path in copied), stage.name
 
 
 def test_what_is_copied_is_there_and_not_ignored() -> None:
     sent = [
-        line[1:]
+        str(path.relative_to(ROOT))
         for line in (ROOT / ".dockerignore").read_text().splitlines()
         if line.startswith("!")
+        for path in ROOT.glob(line[1:])
     ]
-    copied = set()
+    copied = {source for image in IMAGES for source in mounted(image)}
     for stage in FILE.stages.values():
         for rest in stage.all("COPY"):
             if not rest.startswith("--from="):
@@ -94,6 +105,26 @@ def test_what_is_copied_is_there_and_not_ignored() -> None:
     # The packages that pyproject.toml says are installed.
     packages = PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
     assert {name.rstrip("*") for name in packages} <= copied
+
+
+def mounted(image: str) -> list[str]:
+    """What of the checkout an image's own steps see, and do not keep."""
+    steps = " ".join(FILE.stages[image].all("RUN"))
+    return re.findall(r"--mount=type=bind,source=([^, ]+),", steps)
+
+
+def test_an_image_lists_what_it_holds_before_what_changes_with_the_source() -> None:
+    for image in IMAGES:
+        assert mounted(image) == ["docker/sbom.py"]
+        steps = FILE.stages[image].steps
+        made = next(i for i, (_, rest) in enumerate(steps) if "sbom.py" in rest)
+        packages = [i for i, (_, rest) in enumerate(steps) if "-packages /added" in rest]
+        assert max(packages) < made < steps.index(("COPY", "--from=percmae /added /"))
+        assert f"> {SBOM}" in steps[made][1]
+        (label,) = FILE.stages[image].all("LABEL")
+        assert f'dev.percmae.sbom="{SBOM}"' in label
+        ((_, copied),) = FILE.stages[f"{image}-sbom"].steps
+        assert copied == f"--from={image} {SBOM} /percmae-{image}.cdx.json"
 
 
 def test_both_images_have_the_same_labels_and_end_alike() -> None:
@@ -128,6 +159,87 @@ def test_lists_come_from_the_project(lists: ModuleType) -> None:
     assert {lists.name_of(requirement) for requirement in left_out} == set(lists.TRAINING_ONLY)
     assert set(lists.requirements(PROJECT, "data")) < set(extras["local"])
     assert lists.requirements(PROJECT, "build") == PROJECT["build-system"]["requires"]
+
+
+# --- lists of versions and hashes
+
+
+@pytest.fixture(scope="module")
+def locks() -> dict[str, dict[str, list[Requirement]]]:
+    """docker/*.lock: name of the list → package → versions; each for some machines."""
+    found: dict[str, dict[str, list[Requirement]]] = {}
+    for file in DOCKER.glob("*.lock"):
+        packages = found[file.stem] = {}
+        for line in file.read_text().replace("\\\n", "").splitlines():
+            if not line.startswith("#"):
+                requirement, *hashes = line.split(" --hash=")
+                assert hashes, line
+                assert all(re.fullmatch(r"sha256:[0-9a-f]{64}\s*", each) for each in hashes), line
+                made = Requirement(requirement)
+                packages.setdefault(canonicalize_name(made.name), []).append(made)
+    return found
+
+
+LISTS = {
+    "build": ("build",),
+    "train": ("train", "torch", "torch-cuda"),
+    "data": ("data",),
+    "pipeline": ("pipeline",),
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_a_list_has_all_that_is_asked_for(
+    kind: str, lists: ModuleType, locks: dict[str, dict[str, list[Requirement]]]
+) -> None:
+    """Otherwise: make lock, in the same commit as its reason."""
+    for wanted in map(Requirement, lists.requirements(PROJECT, kind)):
+        name = canonicalize_name(wanted.name)
+        found = [each for lock in LISTS[kind] for each in locks[lock].get(name, ())]
+        assert found, f"{name} is in no list: make lock"
+        for each in found:
+            (pin,) = each.specifier
+            assert pin.operator == "=="
+            assert wanted.specifier.contains(pin.version), f"{each}, not {wanted}: make lock"
+        # One of its versions, and one alone, is for the Python of the images.
+        fits = [e for e in found if e.marker is None or e.marker.evaluate(IN_THE_IMAGE)]
+        assert len(fits) == 1, found
+
+
+def test_lists_go_together(locks: dict[str, dict[str, list[Requirement]]]) -> None:
+    assert locks.keys() == {path.stem for path in DOCKER.glob("*.lock")}
+    parts = [set(locks[name]) for name in LISTS["train"]]
+    assert sum(map(len, parts)) == len(set().union(*parts)), "installed one above the other"
+    # The same version in both images, of all that both have.
+    train = {name: pins for part in LISTS["train"] for name, pins in locks[part].items()}
+    for name in train.keys() & locks["pipeline"].keys():
+        assert {r.specifier for r in train[name]} == {
+            r.specifier for r in locks["pipeline"][name]
+        }, name
+    assert not {"torch", "kfp"} & set(locks["torch"])
+    assert "torch" not in locks["pipeline"]
+    assert "kfp" not in train
+
+
+def test_torch_is_the_one_that_is_locked(locks: dict[str, dict[str, list[Requirement]]]) -> None:
+    defaults = dict(arg.split("=", 1) for arg in FILE.stages["torch"].all("ARG") if "=" in arg)
+    assert defaults["TORCH_LOCK"] == "torch-cuda.lock"
+    for name in ("torch", "torchvision"):
+        (made,) = locks["torch-cuda"][name]
+        assert str(made.specifier) == f"=={defaults[f'{name.upper()}_VERSION']}", "make lock"
+
+
+def test_everything_is_installed_by_its_hash_but_torch_of_another_address() -> None:
+    steps = [step for stage in FILE.stages.values() for step in stage.all("RUN")]
+    installs = [
+        command
+        for step in steps
+        for command in re.findall(r"(?:\$VENV_PIP|pip --python \S+) install ([^;&]*)", step)
+    ]
+    assert len(installs) == 7
+    other = [each for each in installs if "--require-hashes" not in each]
+    torch = '"torch==$TORCH_VERSION" "torchvision==$TORCHVISION_VERSION"'
+    assert [each.strip().endswith((torch, "/wheel/*.whl")) for each in other] == [True, True]
 
 
 def test_a_list_that_has_drifted_is_told(lists: ModuleType) -> None:
@@ -165,7 +277,9 @@ def test_the_script_builds_both_under_the_names_that_jobs_use(builder: Path) -> 
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [TRAIN_IMAGE, f"percmae-pipeline:{__version__}"]
     called = (builder.parent / "called").read_text()
-    assert called.count("--target\ntrain\n") == called.count("--target\npipeline\n") == 1
+    targets = re.findall(r"^--target\n(.*)$", called, re.M)
+    assert targets == ["train", "train-sbom", "pipeline", "pipeline-sbom"]
+    assert called.count("--output\ntype=local,dest=build/sbom\n") == 2
     assert f"VERSION={__version__}\n" in called
     assert re.search(r"REVISION=([0-9a-f]{40}(-modified)?|unknown)\n", called)
     assert "TORCH_INDEX_URL" not in called

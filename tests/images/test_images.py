@@ -119,6 +119,37 @@ def test_no_package_is_there_twice(image: Image) -> None:
     assert "pip" not in found
 
 
+def test_what_packages_need_is_locked_too(image: Image) -> None:
+    """They are installed without looking at what they need: the lists have to be whole."""
+    found = image.python(
+        "from importlib.metadata import distributions, version\n"
+        "from packaging.requirements import Requirement\n"
+        "known = {d.metadata['Name'].lower().replace('_', '-'): d for d in distributions()}\n"
+        "for name, d in known.items():\n"
+        "    for wanted in map(Requirement, d.requires or ()):\n"
+        "        if wanted.marker is None or wanted.marker.evaluate({'extra': ''}):\n"
+        "            there = known.get(wanted.name.lower().replace('_', '-'))\n"
+        "            if there is None or there.version not in wanted.specifier:\n"
+        "                print(name, wanted.name)\n"
+    )
+    left_out = {"mlxtend"} if "train" in image.name else {"percmae"}  # docker/requirements.py
+    assert {line.split()[0] for line in found.splitlines()} == left_out
+
+
+def test_it_has_the_list_of_its_packages(image: Image) -> None:
+    place = image.inspect()["Config"]["Labels"]["dev.percmae.sbom"]
+    text = image.shell('cat "$1"', place)
+    name = image.name.rpartition("/")[2].partition(":")[0]
+    assert (DOCKER.parent / f"build/sbom/{name}.cdx.json").read_text() == text
+    listed = {part["purl"] for part in json.loads(text)["components"]}
+    there = image.python(
+        "from importlib.metadata import version\n"
+        "print(*(version(name) for name in ('minio', 'pydantic')))"
+    ).split()
+    assert {f"pkg:pypi/minio@{there[0]}", f"pkg:pypi/pydantic@{there[1]}"} <= listed
+    assert any(purl.startswith("pkg:deb/debian/tini@") for purl in listed)
+
+
 def test_the_first_process_hands_signals_on(image: Image) -> None:
     """A Python that is the first process and has no handler would not be ended by SIGTERM."""
     name = f"percmae-test-{os.getpid()}"

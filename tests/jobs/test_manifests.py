@@ -61,7 +61,7 @@ def test_the_archives_for_kfp_are_what_is_rendered(tmp_path: Path) -> None:
     (container,) = containers(pod)
     assert container["envFrom"][0]["configMapRef"]["name"] in of_kind(objects, "ConfigMap")
     secrets = [e["valueFrom"]["secretKeyRef"]["name"] for e in container["env"] if "valueFrom" in e]
-    assert secrets == [KFP_SECRET] * 2
+    assert secrets == [KFP_SECRET] * 3
     # Where the pipeline's own defaults look for them.
     assert container["command"][2:] == ["percmae", "sample-data", "--out", f"{BUCKET}/archives"]
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -22,9 +20,12 @@ from percmae.jobs.names import (
     KFP_SECRET,
     LAUNCHER,
     STORE_NOTES,
+    STORE_ROOT,
     Object,
 )
 from percmae.jobs.schema import JobSettings
+from percmae.jobs.settings import job_settings
+from percmae.jobs.spec import job_object
 from pipelines.pod import PodSettings
 
 from .kustomized import (
@@ -37,8 +38,13 @@ from .kustomized import (
     committed,
     containers,
     of_kind,
+    pod_labels,
     pods,
+    selects,
+    unordered,
+    with_components,
 )
+from .works import pretraining
 
 # --- kustomizations
 
@@ -71,21 +77,6 @@ def test_every_kubectl_builds_the_same(overlay: str) -> None:
         assert other == first
 
 
-def unordered(value: Any) -> Any:
-    """Lists of named things by name: patched variables come first or last as kubectl likes."""
-    if isinstance(value, dict):
-        return {key: unordered(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return sorted((unordered(inner) for inner in value), key=_name)
-    return value
-
-
-def _name(value: Any) -> str:
-    if not isinstance(value, dict):
-        return ""
-    return f"{value.get('kind')} {value.get('name') or value.get('metadata', {}).get('name')}"
-
-
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_everything_referred_to_is_there(overlay: str) -> None:
     objects = build(overlay, KUBECTLS[0])
@@ -93,6 +84,7 @@ def test_everything_referred_to_is_there(overlay: str) -> None:
     (config,) = of_kind(objects, "ConfigMap").values()
     secret = config["metadata"].get("annotations", {}).get("percmae.dev/secret", "percmae-store")
     jobs = [job for place in FOLDERS if place.folder == f"{overlay}/jobs" for job in _jobs(place)]
+    # MinIO's root user has one of its own.
     assert list(pods(objects))
     for pod in pods([*objects, *jobs]):
         assert pod["serviceAccountName"] in of_kind(objects, "ServiceAccount")
@@ -104,11 +96,19 @@ def test_everything_referred_to_is_there(overlay: str) -> None:
                 assert source["configMapRef"]["name"] in of_kind(objects, "ConfigMap")
             for entry in container["env"]:
                 if "valueFrom" in entry:
-                    assert entry["valueFrom"]["secretKeyRef"]["name"] == secret
+                    root = _is_root(container, entry)
+                    expected = STORE_ROOT if root else secret
+                    assert entry["valueFrom"]["secretKeyRef"]["name"] == expected
     assert of_kind(objects, "Secret") == {}, "no secret is committed"
     for job in jobs:
         queue = job["metadata"]["labels"].get("kueue.x-k8s.io/queue-name")
         assert queue is None or queue in of_kind(objects, "LocalQueue")
+
+
+def _is_root(container: Object, entry: Object) -> bool:
+    """Whether a variable is MinIO's root user: in MinIO, and in what makes the user of the jobs."""
+    made = container["name"] == "user" and entry["name"].startswith("AWS_")
+    return made or entry["name"].startswith("MINIO_ROOT_")
 
 
 def _jobs(place: Folder) -> list[Object]:
@@ -133,14 +133,8 @@ def test_pods_are_confined(overlay: str) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS[1:])
 def test_openshift_gives_users_and_groups_itself(overlay: str, tmp_path: Path) -> None:
-    parts = {
-        "apiVersion": "kustomize.config.k8s.io/v1beta1",
-        "kind": "Kustomization",
-        "resources": [os.path.relpath(K8S / overlay, tmp_path)],
-        "components": [os.path.relpath(K8S / "components/openshift", tmp_path)],
-    }
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(parts))
-    left = [pod["securityContext"] for pod in pods(build(str(tmp_path), KUBECTLS[0]))]
+    objects = with_components(overlay, ["components/openshift"], tmp_path)
+    left = [pod["securityContext"] for pod in pods(objects)]
     assert left
     for security in left:
         assert not {"runAsUser", "runAsGroup", "fsGroup"} & set(security)
@@ -156,7 +150,7 @@ def test_the_oldest_kubernetes_is_stated() -> None:
 def test_images_are_this_version_or_pinned_by_digest() -> None:
     ours = {f"percmae-{name}:{__version__}" for name in ("train", "pipeline")}
     objects = [
-        *build("base", KUBECTLS[0]),
+        *build("overlays/gpu", KUBECTLS[0]),
         *(job for place in FOLDERS for job in _jobs(place)),
     ]
     images = {c["image"] for pod in pods(objects) for c in containers(pod)}
@@ -191,6 +185,7 @@ def test_the_launcher_has_the_rights_that_doctor_asks_for_and_no_others() -> Non
 
 
 STORES = {
+    "overlays/external-s3": ("https://s3.us-east-1.amazonaws.com", "s3://percmae", "percmae-store"),
     "overlays/kfp": ("http://seaweedfs.kubeflow:9000", "s3://percmae", KFP_SECRET),
     "overlays/kfp-minio": ("http://minio-service.kubeflow:9000", "s3://percmae", KFP_SECRET),
     "overlays/kfp-s3": ("https://s3.us-east-1.amazonaws.com", "s3://percmae", "percmae-store"),
@@ -202,8 +197,8 @@ STORES = {
 }
 
 
-@pytest.mark.parametrize("overlay", NAMESPACES)
-def test_kfps_store_is_said_in_one_place(overlay: str) -> None:
+@pytest.mark.parametrize("overlay", STORES)
+def test_a_store_elsewhere_is_said_in_one_place(overlay: str) -> None:
     objects = build(overlay, KUBECTLS[0])
     config = of_kind(objects, "ConfigMap")["percmae-store"]
     endpoint, bucket, secret = STORES[overlay]
@@ -227,15 +222,19 @@ def test_kfp_steps_may_launch(overlay: str) -> None:
 
 
 def test_the_example_of_the_secret_is_the_one_that_pods_read() -> None:
-    example = yaml.safe_load((K8S / "base/secret.example.yaml").read_text())
-    validate(example)
     defaults = JobSettings()
-    assert example["metadata"]["name"] == defaults.store_secret
     keys = {defaults.store_access_key, defaults.store_secret_key}
-    assert example["stringData"] == dict.fromkeys(keys, "CHANGE-ME")
+    for file, name in (
+        ("base/secret.example.yaml", defaults.store_secret),
+        ("components/store/minio/secret.example.yaml", STORE_ROOT),
+    ):
+        example = yaml.safe_load((K8S / file).read_text())
+        validate(example)
+        assert example["metadata"]["name"] == name
+        assert example["stringData"] == dict.fromkeys(keys, "CHANGE-ME")
 
 
-# --- limits and network
+# --- limits
 
 
 QUANTITY = {"": 1, "m": 1e-3, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
@@ -292,24 +291,48 @@ def test_a_quota_beside_kfp_finds_what_its_own_containers_do_not_say(tmp_path: P
     assert quantity(JobSettings().scratch) < disk
 
 
-def test_policies_let_every_job_reach_the_store_and_each_other() -> None:
-    objects = build("base", KUBECTLS[0])
-    policies = of_kind(objects, "NetworkPolicy")
-    jobs = [job for place in FOLDERS for job in _jobs(place)]
-    labels = [job["metadata"]["labels"] for job in jobs]
-    labels += [t["metadata"]["labels"] for t in _templates(objects) if "percmae" in str(t["spec"])]
-    store = policies["store"]["spec"]["ingress"][0]["from"][0]["podSelector"]["matchLabels"]
-    use = policies["use-the-store"]["spec"]["podSelector"]["matchExpressions"][0]
-    for each in labels:
-        assert store.items() <= each.items()
-        if each["app.kubernetes.io/name"] != "minio":
-            assert each[use["key"]] in use["values"], each
-    together = policies["train-together"]["spec"]["podSelector"]["matchExpressions"][0]
-    assert together["values"] == ["pretrain", "finetune", "probe"]
-    minio = of_kind(objects, "StatefulSet")["minio"]["spec"]["template"]["metadata"]["labels"]
-    selector = policies["store"]["spec"]["podSelector"]["matchLabels"]
-    assert selector.items() <= minio.items()
+# --- what an overlay may have besides
 
 
-def _templates(objects: list[Object]) -> list[Object]:
-    return [o["spec"]["template"] for o in objects if "template" in (o.get("spec") or {})]
+def test_the_job_of_the_bucket_is_no_drift() -> None:
+    job = of_kind(build("overlays/minimal", KUBECTLS[0]), "Job")["percmae-bucket"]
+    # Argo CD compares no hooks and makes them anew at each sync; Flux replaces what has changed.
+    assert job["metadata"]["annotations"] == {
+        "argocd.argoproj.io/hook": "Sync",
+        "argocd.argoproj.io/hook-delete-policy": "BeforeHookCreation",
+        "helm.sh/hook": "post-install,post-upgrade",
+        "helm.sh/hook-delete-policy": "before-hook-creation",
+        "kustomize.toolkit.fluxcd.io/force": "enabled",
+    }
+    assert job["spec"]["ttlSecondsAfterFinished"] == 300
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS[1:])
+def test_with_gitops_the_job_of_the_bucket_stays(overlay: str, tmp_path: Path) -> None:
+    job = of_kind(with_components(overlay, ["components/gitops"], tmp_path), "Job")[
+        "percmae-bucket"
+    ]
+    assert "ttlSecondsAfterFinished" not in job["spec"]
+
+
+def test_a_budget_stops_drains_for_trainings_alone(tmp_path: Path) -> None:
+    objects = with_components("overlays/gpu", ["components/no-eviction"], tmp_path)
+    (budget,) = of_kind(objects, "PodDisruptionBudget").values()
+    validate(budget)
+    validate(budget, OLDEST)
+    # Of pods that no controller with a scale has, only a whole number is taken.
+    assert isinstance(budget["spec"]["minAvailable"], int)
+    for labels in pod_labels([*objects, *_jobs(PLACE["overlays/gpu/jobs"])]):
+        trains = labels["app.kubernetes.io/component"] in ("pretrain", "finetune", "probe")
+        assert selects(budget["spec"]["selector"], labels) == trains
+    assert not of_kind(build("overlays/gpu", KUBECTLS[0]), "PodDisruptionBudget"), "asked for only"
+
+
+def test_the_priority_class_is_one_that_jobs_can_have() -> None:
+    made = yaml.safe_load((K8S / "admin/priority-class.yaml").read_text())
+    validate(made)
+    validate(made, OLDEST)
+    assert made["preemptionPolicy"] == "Never"
+    settings = job_settings([f"priority_class={made['metadata']['name']}"])
+    (pod,) = pods([job_object(pretraining(), settings)])
+    assert pod["priorityClassName"] == made["metadata"]["name"]

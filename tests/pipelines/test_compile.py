@@ -145,12 +145,15 @@ def test_every_step_gets_the_store_and_shared_memory(
     platform = {name: step for name, step in platform.items() if name != "exec-clean"}
     assert {*platform, "exec-clean"} == spec["deploymentSpec"]["executors"].keys()
     for name, step in platform.items():
-        (secret,) = step["secretAsEnv"]
-        assert secret["secretName"] == "mlpipeline-minio-artifact", name
+        secret, token = step["secretAsEnv"]
+        names = {secret["secretName"], token["secretName"]}
+        assert names == {"mlpipeline-minio-artifact"}, name
         assert secret["keyToEnv"] == [
             {"secretKey": "accesskey", "envVar": "AWS_ACCESS_KEY_ID"},
             {"secretKey": "secretkey", "envVar": "AWS_SECRET_ACCESS_KEY"},
         ]
+        assert token["keyToEnv"] == [{"secretKey": "sessiontoken", "envVar": "AWS_SESSION_TOKEN"}]
+        assert (secret["optional"], token["optional"]) == (False, True)
         found = {
             (entry["keyToEnv"][0]["envVar"], entry["optional"])
             for entry in step["configMapAsEnv"]

@@ -114,14 +114,22 @@ def test_the_job_uses_the_steps_secret_and_config_map() -> None:
             {"name": "AWS_SECRET_ACCESS_KEY", "valueFrom": secret("secret")},
             {"name": "AWS_ENDPOINT_URL", "valueFrom": address},
             {"name": "AWS_REGION", "valueFrom": address},
+            {"name": "AWS_SESSION_TOKEN", "valueFrom": secret("token")},
         ]
     )
     found = settings(task=task)
     assert found.env == []
+    assert found.store_session_token == "token"
     assert found.store_secret == "mlpipeline-minio-artifact"
     assert (found.store_access_key, found.store_secret_key) == ("access", "secret")
     assert found.store_config == "store-of-kfp"
     assert settings(job=["store_secret=mine"], task=task).store_secret == "mine"
+
+
+def test_a_session_token_from_elsewhere_is_passed_on() -> None:
+    token = {"secretKeyRef": {"name": "session", "key": "token"}}
+    task = TaskConfig(env=[{"name": "AWS_SESSION_TOKEN", "valueFrom": token}])
+    assert [entry["name"] for entry in settings(task=task).env] == ["AWS_SESSION_TOKEN"]
 
 
 def test_an_empty_task_changes_nothing() -> None:

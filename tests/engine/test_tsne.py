@@ -28,6 +28,14 @@ def test_groups_stay_together_and_apart(monkeypatch: pytest.MonkeyPatch) -> None
     assert torch.equal(places, tsne(points))
 
 
+def test_as_true_to_the_neighbours_as_scikit_learns() -> None:
+    manifold = pytest.importorskip("sklearn.manifold")
+    points, _ = groups(apart=2.0)
+    theirs = manifold.TSNE(init="pca", random_state=0).fit_transform(points.numpy())
+    ours = tsne(points).numpy()
+    assert manifold.trustworthiness(points, ours) > manifold.trustworthiness(points, theirs) - 0.02
+
+
 def test_each_point_has_as_many_neighbours_as_asked_for() -> None:
     points, _ = groups()
     joint = _affinities(torch.cdist(points.double(), points.double()).square(), 20.0)

@@ -87,6 +87,15 @@ _DEFAULTS = {
 }
 
 
+def _fractions(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a list of numbers such as 0.01,0.1,1"
+        ) from None
+
+
 def _seeds(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
@@ -128,7 +137,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         metavar="V,…",
         help="which, in the order of the table (default: all)",
     )
-    _add_options(sub)
+    # For each of the variants: what is told of the method's label efficiency is `run`'s to tell.
+    _add_options(sub, label_fractions=(1.0,))
     return parser
 
 
@@ -143,9 +153,9 @@ def _here(verb: str, description: str, examples: str) -> dict[str, Any]:
     }
 
 
-def _add_options(sub: argparse.ArgumentParser) -> None:
-    """The options that make RunOptions."""
-    sub.set_defaults(**_DEFAULTS)
+def _add_options(sub: argparse.ArgumentParser, **defaults: Any) -> None:
+    """The options that make RunOptions, some with defaults of the verb's own."""
+    sub.set_defaults(**{**_DEFAULTS, **defaults})
     add_presets(sub, _DEFAULTS["recipe"])
     sub.add_argument(
         "--source",
@@ -157,6 +167,13 @@ def _add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--seeds", type=_seeds, metavar="N,…", help=f"default: {seeds}")
     sub.add_argument(
         "--no-fine-tune", dest="fine_tune", action="store_false", help="probe only: quicker"
+    )
+    fractions = ",".join(f"{fraction:g}" for fraction in sub.get_default("label_fractions"))
+    sub.add_argument(
+        "--label-fractions",
+        type=_fractions,
+        metavar="F,…",
+        help=f"shares of the labels to fine-tune on, also from scratch (default: {fractions})",
     )
     sub.add_argument("--to", metavar="DIR", help="where reports go (default: %(default)s)")
     sub.add_argument(

@@ -1,8 +1,10 @@
 """The training pipeline: how the components hang together.
 
-check → ingest → for each seed: pretrain ┬→ finetune ─────────────┬→ evaluate each → report
-                                         ├→ probe ────────────────┤
-                                         └→ probe, untrained ─────┘
+check → ingest → for each seed: pretrain ┬→ probe ────────────────┬→ evaluate each → report
+                                         ├→ probe, untrained ─────┤
+                                         ├→ probe, pixels ────────┤
+                   for each share of the ┼→ finetune ─────────────┤
+                   labels                └→ finetune, untrained ──┘
 """
 
 from typing import Any
@@ -25,6 +27,13 @@ from percmae.data.archives import ARCHIVES
 from percmae.jobs.names import BUCKET
 from pipelines import NAME
 from pipelines.pod import PodSettings, configure
+
+PROBES = {
+    "pretrained": "Probe",
+    "untrained": "Probe, untrained encoder",
+    "pixels": "Probe, pixels",
+}
+"""Title of the probe of each features."""
 
 
 def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
@@ -66,6 +75,7 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
         seeds: list[int] = [0],  # noqa: B006 (KFP copies it)
         overrides: list[str] = [],  # noqa: B006
         fine_tune: bool = True,
+        label_fractions: list[float] = [1.0],  # noqa: B006
         launcher: str = "pytorchjob",
         train_image: str = limits.train_image,
         nodes: int = 1,
@@ -87,6 +97,7 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
             seeds: Training: whole numbers; all is repeated for each, such as [0, 1, 2].
             overrides: Training: settings; "optim.lr=1e-3" in all stages, "probe.optim.lr=1" in one.
             fine_tune: Training: whether to fine-tune the whole encoder as well as to probe it.
+            label_fractions: Training: shares of the labels to fine-tune on, such as [0.01, 0.1, 1].
             launcher: Jobs: what trains; pytorchjob, trainjob, job, or local for the step itself.
             train_image: Jobs: their image, best pinned by digest. Empty for percmae's own.
             nodes: Jobs: pods that train together, one a machine.
@@ -113,7 +124,7 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
         in_image(last, "Clean up", store=False)
         with dsl.ExitHandler(last, name="Whatever happens"):
             # Its pod needs what all the others do: where it cannot start, the run ends with it.
-            checked = check(seeds=seeds, **what, **where)
+            checked = check(seeds=seeds, label_fractions=label_fractions, **what, **where)
             in_image(checked, "Check the parameters")
             ingested = ingest(
                 archive_train=archive_train,
@@ -141,23 +152,35 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
                     "overrides": overrides,
                     **launch,
                 }
-                probed = in_image(step(probe)(**common), "Probe")
-                control = in_image(
-                    step(probe)(**common, untrained=True), "Probe, untrained encoder"
-                )
-                with dsl.If(fine_tune == True, name="If fine-tuning"):  # noqa: E712 (an expression)
-                    tuned = in_image(step(finetune)(**common), "Fine-tune")
-                    evaluated(tuned.outputs["model"], "fine-tuned")
                 pictured = step(reconstruct)(model=encoder, dataset=shards, **launch)
                 in_image(pictured, "Evaluate reconstructions")
-                evaluated(probed.outputs["model"], "probe")
-                evaluated(control.outputs["model"], "untrained probe")
+                probed, control, pixels = (
+                    in_image(step(probe)(**common, features=features), title).outputs["model"]
+                    for features, title in PROBES.items()
+                )
+                for model, title in ((probed, "probe"), (control, "untrained probe")):
+                    evaluated(model, title)
+                evaluated(pixels, "probe of pixels")
+                # The seed does not reach the inner loop: kfp.local 2.17 would put the inner item
+                # in the place of any outer one.
+                with (
+                    dsl.If(fine_tune == True, name="If fine-tuning"),  # noqa: E712 (an expression)
+                    dsl.ParallelFor(label_fractions, name="For each share of labels") as fraction,
+                ):
+                    for untrained, title in ((False, "fine-tuned"), (True, "from scratch")):
+                        tuned = step(finetune)(
+                            **common, label_fraction=fraction, untrained=untrained
+                        )
+                        in_image(tuned, f"Train, {title}")
+                        evaluated(tuned.outputs["model"], title)
             # Collecting from the loop makes the report wait for all of it, evaluations included.
             final = report(
                 pretrained=dsl.Collected(encoder),
-                probes=dsl.Collected(probed.outputs["model"]),
-                controls=dsl.Collected(control.outputs["model"]),
+                probes=dsl.Collected(probed),
+                controls=dsl.Collected(control),
+                pixels=dsl.Collected(pixels),
                 fine_tuned=fine_tune,
+                label_fractions=label_fractions,
                 store=store,
             )
             in_image(final, "Report")

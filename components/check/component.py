@@ -19,6 +19,7 @@ def check(
     nodes: int,
     gpus: int,
     job: list[str],
+    label_fractions: list[float] = [1.0],  # noqa: B006
 ) -> None:
     """Refuse parameters that some later step would refuse, before any data is read.
 
@@ -35,10 +36,12 @@ def check(
         nodes: Pods that train together.
         gpus: GPUs a pod.
         job: Further settings of the jobs as key=value.
+        label_fractions: Shares of the labels to fine-tune on.
     """
     from percmae.stages import steps
 
     steps.check(
         variant, recipe, size, tag, seeds, overrides, store,
         steps.Placement(launcher, train_image, nodes, gpus, job),
+        label_fractions,
     )  # fmt: skip

@@ -20,6 +20,8 @@ def finetune(
     task_config: dsl.TaskConfig,
     model: Output[Model],
     metrics: Output[Metrics],
+    label_fraction: float = 1.0,
+    untrained: bool = False,
 ) -> None:
     """Fine-tune a pretrained encoder on the labels; reuses a finished run.
 
@@ -27,6 +29,8 @@ def finetune(
         dataset: What to train on.
         model: Names the run; the weights stay in the store.
         metrics: The last training and validation figures.
+        label_fraction: Share of each class's training images whose labels are used.
+        untrained: The control: from scratch, from the weights that pretraining began with.
     """
     from percmae.stages import steps
 
@@ -37,4 +41,6 @@ def finetune(
         model,
         metrics,
         steps.Placement(launcher, train_image, nodes, gpus, job, task_config, pipeline_run),
+        label_fraction,
+        untrained,
     )

@@ -20,7 +20,7 @@ def probe(
     task_config: dsl.TaskConfig,
     model: Output[Model],
     metrics: Output[Metrics],
-    untrained: bool = False,
+    features: str = "pretrained",
 ) -> None:
     """Train a linear layer on a frozen encoder; reuses a finished run.
 
@@ -28,7 +28,8 @@ def probe(
         dataset: What to train on.
         model: Names the run; the weights stay in the store.
         metrics: The last training and validation figures.
-        untrained: The control: the same probe on the encoder as it was before pretraining.
+        features: Of the pretrained encoder, or a control: untrained, the encoder as it was before
+            pretraining; pixels, the image's own.
     """
     from percmae.stages import steps
 
@@ -39,5 +40,5 @@ def probe(
         model,
         metrics,
         steps.Placement(launcher, train_image, nodes, gpus, job, task_config, pipeline_run),
-        untrained,
+        features,
     )

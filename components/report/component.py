@@ -11,7 +11,9 @@ def report(
     pretrained: Input[list[Model]],
     probes: Input[list[Model]],
     controls: Input[list[Model]],
+    pixels: Input[list[Model]],
     fine_tuned: bool,
+    label_fractions: list[float],
     store: str,
     page: Output[HTML],
     metrics: Output[Metrics],
@@ -22,11 +24,15 @@ def report(
         pretrained: The pretraining runs, one a seed.
         probes: Their linear probes.
         controls: The probes of the untrained encoders.
-        fine_tuned: Whether there are fine-tuned runs too.
+        pixels: The probes of the images' own pixels.
+        fine_tuned: Whether there are fine-tuned runs too, and their controls.
+        label_fractions: Shares of the labels that these learned from.
         store: URI below which reports are kept.
         page: The report.
         metrics: Mean accuracies over the seeds.
     """
     from percmae.stages import steps
 
-    steps.report(pretrained, probes, controls, fine_tuned, store, page, metrics)
+    steps.report(
+        pretrained, [*probes, *controls, *pixels], fine_tuned, label_fractions, store, page, metrics
+    )

@@ -102,9 +102,20 @@ def build_parser() -> argparse.ArgumentParser:
         _training(sub, "auto")
         if name == "probe":
             sub.add_argument(
+                "--features",
+                default="pretrained",
+                choices=["pretrained", "untrained", "pixels"],
+                help="of the pretrained encoder (default), or of a control: the encoder before its "
+                "pretraining, or the image's own pixels",
+            )
+        else:
+            sub.add_argument(
                 "--untrained",
-                action="store_true",
-                help="the control: the same probe on the encoder before its pretraining",
+                dest="features",
+                action="store_const",
+                const="untrained",
+                default="pretrained",
+                help="the control: the same from scratch, from the weights pretraining began with",
             )
 
     sub = verb("evaluate", "figures of a finished run on the test set")

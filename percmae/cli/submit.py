@@ -65,8 +65,7 @@ def _downstream(args: argparse.Namespace) -> Work:
 
     parent = parent_of(args.run)
     config = downstream_config(
-        parent, args.verb, args.recipe, args.config, args.overrides, args.tag
+        parent, args.verb, args.recipe, args.config, args.overrides, args.tag, args.features
     )
-    base = without_own_settings(parent, args.verb, config.recipe)
-    untrained = getattr(args, "untrained", False)
-    return training(config, args.data, args.to, args.run, untrained, base)
+    base = without_own_settings(parent, args.verb, config.recipe, args.features)
+    return training(config, args.data, args.to, args.run, args.features, base)

@@ -73,16 +73,13 @@ def _downstream(args: argparse.Namespace) -> None:
 
     parent = parent_of(args.run)
     config = downstream_config(
-        parent, args.verb, args.recipe, args.config, args.overrides, args.tag
+        parent, args.verb, args.recipe, args.config, args.overrides, args.tag, args.features
     )
     _spread_over_gpus(config)
     from percmae.engine import finetune
 
-    common = (config, parent, args.data, args.to, args.resume)
-    if args.verb == "probe":
-        _trained(finetune.probe(*common, untrained=args.untrained).uri)
-    else:
-        _trained(finetune.finetune(*common).uri)
+    work = finetune.probe if args.verb == "probe" else finetune.finetune
+    _trained(work(config, parent, args.data, args.to, args.resume, args.features).uri)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -92,11 +89,13 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(document))
         return
-    figures = document.get("reconstruction") or {
-        name: document[name] for name in ("top1", "top5", "loss", "ece")
-    }
+    if "reconstruction" in document:
+        neighbours = {f"knn_{name}": value for name, value in document.get("knn", {}).items()}
+        figures = document["reconstruction"] | neighbours
+    else:
+        figures = {name: document[name] for name in ("top1", "top5", "loss", "ece")}
     for name, value in figures.items():
-        print(f"{name:12} {value:.4f}" if isinstance(value, float) else f"{name:12} {value}")
+        print(f"{name:18} {value:.4f}" if isinstance(value, float) else f"{name:18} {value}")
 
 
 def _reconstruct(args: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any, get_args
 
@@ -179,9 +179,10 @@ def to_yaml(config: Config) -> str:
 def digest(config: Config) -> str:
     """``sha256:…`` of everything that changes what the run computes.
 
-    Stable over processes, key order and operational settings (workers, log rhythm, tag …).
+    Stable over processes, key order, operational settings (workers, log rhythm, tag …) and later
+    ones at their default.
     """
-    values = {k: v for k, v in _leaves(to_dict(config)) if k not in _operational()}
+    values = {k: v for k, v in _leaves(to_dict(config)) if _counts(k, v)}
     del values["recipe"]  # a name; what it stands for is in the other keys
     canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
@@ -190,9 +191,9 @@ def digest(config: Config) -> str:
 def docs() -> Iterator[tuple[str, str, str]]:
     """``(dotted key, type, docstring)`` of every field, in the schema's order."""
     for key, field in _fields(Config):
-        annotation = field.annotation
-        kind = getattr(annotation, "__name__", None) if not get_args(annotation) else None
-        yield key, kind or str(annotation).replace("typing.", ""), field.description or ""
+        of = field.annotation
+        kind = None if get_args(of) else getattr(of, "__name__", None)
+        yield key, kind or str(of).replace("typing.", ""), field.description or ""
 
 
 def stages_of(key: str) -> tuple[str, ...]:
@@ -220,13 +221,20 @@ def leaves(config: Config) -> dict[str, Any]:
 
 
 @cache
+def _all_fields() -> dict[str, FieldInfo]:
+    return dict(_fields(Config))
+
+
+@cache
 def _adapter() -> TypeAdapter[Config]:
     return TypeAdapter(Config)
 
 
-@cache
-def _operational() -> frozenset[str]:
-    return frozenset(key for key, field in _fields(Config) if _marks(field).get("digest") is False)
+def _counts(key: str, value: Any) -> bool:
+    """Whether a setting's value changes what is computed."""
+    field = _all_fields()[key]
+    mark = _marks(field).get("digest", True)
+    return mark is True or (bool(mark) and value != field.default)
 
 
 def _marks(field: FieldInfo) -> JsonDict:
@@ -235,8 +243,7 @@ def _marks(field: FieldInfo) -> JsonDict:
 
 
 def _sections(cls: Any) -> dict[str, FieldInfo]:
-    found: dict[str, FieldInfo] = cls.__pydantic_fields__
-    return found
+    return dict(cls.__pydantic_fields__)
 
 
 def _is_section(field: FieldInfo) -> bool:
@@ -284,9 +291,7 @@ def parse_override(override: str) -> dict[str, Any]:
         value = read_yaml(text, key) if text.strip() else None
     except ConfigError:
         value = text
-    nested: Any = value
-    for part in reversed(key.split(".")):
-        nested = {part: nested}
+    nested: Any = reduce(lambda inner, part: {part: inner}, reversed(key.split(".")), value)
     return dict(nested)
 
 
@@ -361,7 +366,7 @@ def _check_text(key: str, value: str) -> None:
 
 
 def _nearest_key(dotted: str) -> str:
-    keys = [key for key, _ in _fields(Config)]
+    keys = list(_all_fields())
     same_leaf = [k for k in keys if k.rsplit(".", 1)[-1] == dotted.rsplit(".", 1)[-1]]
     if same_leaf:
         return f"; did you mean {same_leaf[0]!r}?"
@@ -373,8 +378,5 @@ def explain(error: ValidationError, what: str = "config key") -> str:
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"] if not str(part).startswith("constrained"))
     given = json.dumps(first["input"], default=str)
-    return f"{what} {key}={given}: {_plain(first['msg'])}"
-
-
-def _plain(message: str) -> str:
-    return message[0].lower() + message[1:].replace("valid dictionary", "mapping")
+    message = first["msg"][0].lower() + first["msg"][1:].replace("valid dictionary", "mapping")
+    return f"{what} {key}={given}: {message}"

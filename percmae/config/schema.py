@@ -2,7 +2,8 @@
 
 The docstrings are the documentation: ``percmae config show --docs`` prints them. Fields marked
 ``OPERATIONAL`` change how a run is carried out but not what it computes; they stay out of the
-config's digest, so changing one does not make a finished run stale.
+config's digest, so changing one does not make a finished run stale. So does, at its default, one
+marked ``LATER``, which came after runs had been made without it.
 
 Fields marked ``PRETRAIN``, ``FINETUNE`` or ``DOWNSTREAM`` are settings of those stages alone: in
 another they have no effect, or it takes them over from the run it builds upon (its network's
@@ -18,6 +19,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from pydantic.config import JsonDict
 from pydantic.dataclasses import dataclass
 
+from percmae.config.naming import Features, Kind
 from percmae.config.variants import (
     SETTINGS,
     AdversarialSettings,
@@ -27,6 +29,7 @@ from percmae.config.variants import (
 )
 
 OPERATIONAL: JsonDict = {"digest": False}
+LATER: JsonDict = {"digest": "unless default"}
 PRETRAIN: JsonDict = {"stages": ["pretrain"]}
 FINETUNE: JsonDict = {"stages": ["finetune"]}
 DOWNSTREAM: JsonDict = {"stages": ["finetune", "probe"]}
@@ -34,8 +37,6 @@ DOWNSTREAM: JsonDict = {"stages": ["finetune", "probe"]}
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Variant = Literal["mae", "ssim", "perceptual", "ls_gan", "msg_gan", "stylegan2_ada"]
 Stage = Literal["pretrain", "finetune", "probe"]
-UNTRAINED = "_untrained"
-"""What the name of a control ends with: of the probe on an untrained encoder."""
 ImageFormat = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM"]
 """What may be opened, by Pillow's names: decoders of pictures, none of which starts a program."""
 FORMATS: tuple[ImageFormat, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -96,6 +97,11 @@ class Data:
     fine-tuning interpolates the position embeddings."""
     batch_size: PositiveInt = 64
     """Images a process (a GPU) takes in one forward pass."""
+    label_fraction: Annotated[
+        float, Field(gt=0.0, le=1.0, json_schema_extra={**DOWNSTREAM, **LATER})
+    ] = 1.0
+    """Share of the training images whose labels are used, the same of each class and at least one;
+    those of a smaller share are among those of a larger one (docs/method.md, "Few labels")."""
     workers: Annotated[NonNegativeInt, Field(json_schema_extra=OPERATIONAL)] = 8
     """Loader processes for each training process; 0 decodes in the training process itself."""
     pin_memory: Annotated[bool, Field(json_schema_extra=OPERATIONAL)] = True
@@ -217,7 +223,7 @@ class Optim:
     step_factor: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
     """Factor at each step of schedule step."""
     epochs: PositiveInt = 800
-    """Passes over the training set."""
+    """Passes over the training set, or over that share of it whose labels are used."""
     max_steps: PositiveInt | None = None
     """Stop after this many optimiser steps, if that comes first."""
     clip_grad: Annotated[float, Field(gt=0)] | None = None
@@ -373,6 +379,12 @@ class Config:
 
     @property
     def run_name(self) -> str:
-        """``<tag>_<variant>``, with ``_probe`` or ``_finetune`` behind it for those stages."""
+        """``<tag>_<variant>``, with the kind behind it for what builds upon a pretraining."""
+        return self.name_on("pretrained")
+
+    def name_on(self, features: Features) -> str:
+        """The run's name where it builds upon these features."""
         base = self.name or (f"{self.tag}_{self.variant}" if self.tag else self.variant)
-        return base if self.stage == "pretrain" else f"{base}_{self.stage}"
+        if self.stage == "pretrain":
+            return base
+        return f"{base}_{Kind(self.stage, self.data.label_fraction, features)}"

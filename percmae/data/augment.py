@@ -50,6 +50,8 @@ def build_transform(augment: Augment, image_size: int, train: bool, stage: str) 
         return Transform(transforms.Compose(steps), min_side=resized)
     if stage == "finetune":
         return Transform(_finetune(augment, image_size), _min_side(augment, image_size))
+    if is_fixed(augment, stage):
+        return Transform(_fixed(augment, image_size), _min_side(augment, image_size))
     steps = [
         transforms.RandomResizedCrop(
             image_size,
@@ -61,6 +63,28 @@ def build_transform(augment: Augment, image_size: int, train: bool, stage: str) 
         _Normalise(augment),
     ]
     return Transform(transforms.Compose(steps), _min_side(augment, image_size))
+
+
+def is_fixed(augment: Augment, stage: str) -> bool:
+    """Whether an image looks the same in each epoch of a stage's training."""
+    whole = augment.crop_scale == [1, 1] and augment.crop_aspect == [1, 1]
+    return stage != "finetune" and whole and augment.flip in (0, 1)
+
+
+def _fixed(augment: Augment, image_size: int) -> Callable[[Image.Image], Tensor]:
+    """What a random crop of the whole image comes to: its largest square, the middle one."""
+    normalise = _Normalise(augment)
+
+    def transform(image: Image.Image) -> Tensor:
+        side = min(image.size)
+        top, left = (image.height - side) // 2, (image.width - side) // 2
+        size, interpolation = [image_size, image_size], _interpolation(augment)
+        square = transforms.functional.resized_crop(
+            image, top, left, side, side, size, interpolation
+        )
+        return normalise(ImageOps.mirror(square) if augment.flip else square)
+
+    return transform
 
 
 def _finetune(augment: Augment, image_size: int) -> Callable[[Image.Image], Tensor]:

@@ -136,6 +136,17 @@ class Dataset:
             chosen = np.setdiff1d(np.arange(len(whole)), chosen, assume_unique=True)
         return whole.subset(name, chosen)
 
+    def labelled(self, fraction: float) -> Split:
+        """The training images whose labels are used: a share in (0, 1] of each class, 1 or more.
+
+        Which, depends on the dataset's digest alone, and those of a smaller share are among those
+        of a larger one.
+        """
+        train = self.split("train")
+        if fraction == 1:
+            return train
+        return train.subset("train", _labelled(train.labels, fraction, self.digest))
+
     def require_formats(self, formats: Sequence[str]) -> None:
         """Raise DataError where its images may be of a format that is not among these."""
         more = [name for name in self.formats if name not in formats]
@@ -254,9 +265,28 @@ def _val_slice(samples: int, digest: str) -> np.ndarray:
     """
     share = max(round(samples * VAL_SHARE), min(samples // 10, VAL_AT_LEAST))
     count = max(share, 1) if samples > 1 else 0
+    return np.sort(np.argsort(_hashes(samples, digest), kind="stable")[:count])
+
+
+def _labelled(labels: np.ndarray, fraction: float, digest: str) -> np.ndarray:
+    """Sorted positions of a share of each class, at least one: those with the smallest hash.
+
+    labels: class of each training sample, int64 (n,).
+    """
+    by_class = np.lexsort((_mix(_hashes(len(labels), digest)), labels))
+    ordered = labels[by_class]
+    counts = np.bincount(labels)
+    taken = np.maximum(np.rint(fraction * counts).astype(np.int64), 1)
+    # The place of each sample among those of its class.
+    places = np.arange(len(labels)) - np.searchsorted(ordered, ordered)
+    return np.sort(by_class[places < taken[ordered]])
+
+
+def _hashes(samples: int, digest: str) -> np.ndarray:
+    """A hash of (digest, position) for each position, uint64 (n,)."""
     key = np.uint64(int(digest.removeprefix("sha256:")[:16], 16))
-    order = np.argsort(_mix(np.arange(samples, dtype=np.uint64) + key), kind="stable")
-    return np.sort(order[:count])
+    with np.errstate(over="ignore"):
+        return _mix(np.arange(samples, dtype=np.uint64) + key)
 
 
 def _mix(values: np.ndarray) -> np.ndarray:

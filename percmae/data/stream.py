@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -44,6 +44,15 @@ class Batch(NamedTuple):
     """(B,) int64."""
     ids: Tensor
     """(B,) int64, positions in the split."""
+
+
+class Source(Protocol):
+    """What batches come from."""
+
+    def batches(
+        self, start_epoch: int = 0, start_batch: int = 0, epochs: int | None = 1
+    ) -> Generator[tuple[int, int, Batch], None, None]:
+        """See :meth:`Loader.batches`."""
 
 
 def epoch_order(

@@ -14,7 +14,7 @@ from percmae.engine.distributed import World
 from percmae.engine.learner import Learner
 from percmae.engine.loaders import train_loader
 from percmae.engine.loop import Loop
-from percmae.engine.plan import Plan
+from percmae.engine.plan import Plan, with_smaller_steps
 from percmae.progress import note, warn
 from percmae.runs.record import Identity, Run, RunResult, existing_run
 
@@ -40,13 +40,20 @@ def carry_out(
         return RunResult(run, reused=True)
     config = identity.config
     trained = learner(run is None)
-    loader = train_loader(config, dataset, world)
-    plan = Plan.make(config, len(loader.split), world.size)
+    samples = len(dataset.labelled(config.data.label_fraction))
+    smaller = with_smaller_steps(config, samples, world.size)
+    loader = train_loader(smaller, dataset, world)
+    plan = Plan.make(smaller, samples, world.size)
+    if smaller is not config and world.main:
+        note(
+            f"data.label_fraction={config.data.label_fraction:g} leaves {samples:,} images: "
+            f"steps of {plan.batch:,}"
+        )
     _warn_of_schedule(config)
     fresh = run is None
     run = run or world.first(lambda: Run.create(to, identity, _versions()))
     try:
-        Loop(trained, config, run, loader, world, plan).run()
+        Loop(trained, config, run, trained.source(loader), world, plan).run()
     except Exception:
         if fresh and world.main:
             run.forget()

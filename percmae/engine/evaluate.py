@@ -16,9 +16,15 @@ from percmae.engine.distributed import World, distributed, mask_noise
 from percmae.engine.finetune import score, trained_classifier
 from percmae.engine.loaders import eval_loader
 from percmae.engine.metrics import psnr, ssim
-from percmae.engine.pictures import denormalise, paste_visible, reconstruction_grid
+from percmae.engine.pictures import (
+    denormalise,
+    makes_whole_images,
+    paste_visible,
+    reconstruction_grid,
+)
 from percmae.engine.precision import autocast
 from percmae.engine.pretrain import FIXED_MASK_SEED
+from percmae.engine.representation import representation
 from percmae.engine.tracking import png
 from percmae.engine.weights import network_weights
 from percmae.errors import DataError, UserError
@@ -52,7 +58,8 @@ def evaluate(run: str, data: str) -> EvaluationResult:
     """Figures of a finished run on the test set of the dataset whose manifest is ``data``.
 
     A probe or fine-tuning gives a ClassifierEvaluation; a pretraining run gives a
-    ReconstructionEvaluation (visible patches pasted, under fixed masks), and a picture. Written to
+    ReconstructionEvaluation (visible patches pasted, under fixed masks; k-NN and an embedding of
+    the encoder's features), and a picture. Written to
     ``<run>/evaluation.json`` (and ``mae_recon_out/evaluation.png``); an evaluation of the same
     weights on the same data is reused.
 
@@ -147,14 +154,16 @@ def _reconstruction(run: Run, dataset: Dataset, world: World) -> Evaluation:
         figures["psnr"].append(psnr(pasted, originals).cpu())
         figures["ssim"].append(ssim(pasted, originals).cpu())
         if grid is None:
-            grid = reconstruction_grid(
-                originals[:PICTURED], reconstructed[:PICTURED], mask[:PICTURED]
-            )
+            first = (originals[:PICTURED], reconstructed[:PICTURED], mask[:PICTURED])
+            grid = reconstruction_grid(*first, makes_whole_images(run.config))
     if grid is not None:
         (run.path / PICTURES / EVALUATION_PICTURE).write_bytes(png(grid))
     means = {name: float(torch.cat(v).mean()) if v else None for name, v in figures.items()}
+    neighbours, embedding = representation(generator, run, dataset, world)
     return ReconstructionEvaluation(
         **_identity(run, dataset),
+        knn=neighbours,
+        embedding=embedding,
         reconstruction=Reconstruction(
             **means,
             samples=count,
@@ -186,7 +195,8 @@ def reconstruct(run: str, images: list[str], to: str) -> None:
         generator = _generator(opened, world)
         patches = generator.patches
         noise = mask_noise(FIXED_MASK_SEED, 0, range(len(batch)), len(batch), patches)
-        grid = reconstruction_grid(*_pictures(generator, opened, batch, noise, world))
+        made = _pictures(generator, opened, batch, noise, world)
+        grid = reconstruction_grid(*made, makes_whole_images(config))
     StorePath(to).write_bytes(png(grid))
 
 

@@ -6,20 +6,23 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from percmae.config import Config
+from percmae.config.naming import Features
 from percmae.data.shards import Dataset
-from percmae.data.stream import Batch, Loader
+from percmae.data.stream import Batch, Loader, Source
 from percmae.engine.calls import training_call
 from percmae.engine.carry_out import carry_out
 from percmae.engine.distributed import World, distributed
+from percmae.engine.frozen import FeatureSource, frozen_features
 from percmae.engine.learner import Learner
 from percmae.engine.loaders import eval_loader
 from percmae.engine.metrics import ClassifierScores
 from percmae.engine.optim import build_optimizer, parameter_groups
 from percmae.engine.precision import autocast
 from percmae.engine.weights import network_weights
+from percmae.errors import UserError
 from percmae.losses.objective import Micro, Terms
 from percmae.models import build_model
 from percmae.models.classifier import Classifier
@@ -44,6 +47,19 @@ class ClassifyLearner(Learner):
         groups = parameter_groups(model, config.optim, model.layer_of, model.layers)
         self.optimizers = {"classifier": build_optimizer(config.optim, groups)}
         self._mixup = self._build_mixup()
+        self._val: Source = val
+
+    def source(self, loader: Loader) -> Source:
+        """The loader, or the features of its images where a frozen encoder gives them for good."""
+        features = None
+        if self.model.probe:
+            features = frozen_features(self.model, self.config, loader, self.world)
+        if features is None:
+            return loader
+        self._val = frozen_features(self.model, self.config, self.val, self.world) or self.val
+        head = _OnFeatures(self.model)
+        self.calls["classifier"] = training_call(head, self.config, self.world, compiled=True)
+        return features
 
     def _build_mixup(self) -> Any:
         settings = self.config.classifier
@@ -72,33 +88,56 @@ class ClassifyLearner(Learner):
         return terms
 
     def validate(self) -> dict[str, float]:
-        scores = score(self.model, self.config, self.val, self.world)
+        scores = score(self.model, self.config, self._val, self.world)
         return {"loss": scores.loss, "top1": scores.top(1), "top5": scores.top(5)}
 
     def train(self, mode: bool) -> None:
         self.model.train(mode)
 
 
+class _OnFeatures(nn.Module):
+    """A classifier that is called with features (N, D) instead of images."""
+
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.model.classify(features)
+
+
 @torch.no_grad()
-def score(model: Classifier, config: Config, loader: Loader, world: World) -> ClassifierScores:
-    """Predictions of a model in evaluation mode over a loader, gathered over the processes."""
+def score(model: Classifier, config: Config, source: Source, world: World) -> ClassifierScores:
+    """Predictions of a model in evaluation mode over a source, gathered over the processes."""
     scores = ClassifierScores(model.head.linear.out_features, world.device)
-    for _, _, batch in loader.batches():
+    call = model.classify if isinstance(source, FeatureSource) else model
+    for _, _, batch in source.batches():
         with autocast(config, world.device):
-            logits = model(batch.images.to(world.device))
+            logits = call(batch.images.to(world.device))
         scores.add(logits.float(), batch.labels.to(world.device))
     return scores.gathered(world)
 
 
-def finetune(config: Config, parent: Parent, data: str, to: str, resume: str = "auto") -> RunResult:
+def finetune(
+    config: Config,
+    parent: Parent,
+    data: str,
+    to: str,
+    resume: str = "auto",
+    features: Features = "pretrained",
+) -> RunResult:
     """Fine-tune the whole network from ``parent``'s encoder on the dataset of manifest ``data``.
 
     parent: a pretraining run, or a file of weights. Where ``data.image_size`` is not its own, the
-    position embeddings are interpolated. Writes ``<to>/<name>_finetune/``. Raises UserError for bad
-    input (a run without a checkpoint, a class count that is not the dataset's, sizes that do not
-    fit the weights).
+    position embeddings are interpolated. features: ``untrained`` is the control, training from
+    scratch: the network as it was before pretraining, namely a run's own initial weights, from its
+    seed; of a file, an encoder of its sizes drawn from this run's seed. Writes
+    ``<to>/<name>_finetune/``. Raises UserError for bad input (a run without a checkpoint, a class
+    count that is not the dataset's, sizes that do not fit the weights, pixels to be fine-tuned).
     """
-    return _train(config, parent, data, to, resume, untrained=False)
+    if features == "pixels":
+        raise UserError("pixels have no encoder to fine-tune; give them to a probe")
+    return _train(config, parent, data, to, resume, features)
 
 
 def probe(
@@ -107,26 +146,27 @@ def probe(
     data: str,
     to: str,
     resume: str = "auto",
-    untrained: bool = False,
+    features: Features = "pretrained",
 ) -> RunResult:
     """Train a linear head on ``parent``'s frozen encoder; see :func:`finetune`.
 
-    untrained: the control, the same probe on the encoder as it was before pretraining: a run's own
-    initial weights, from its seed; of a file, an encoder of its sizes drawn from this run's seed.
+    features: or on those of a control, ``untrained`` or the ``pixels`` of the image, normalised, in
+    which case the probe is a logistic regression and nothing of ``parent`` is used but its
+    settings.
     """
-    return _train(config, parent, data, to, resume, untrained)
+    return _train(config, parent, data, to, resume, features)
 
 
 def _train(
-    config: Config, parent: Parent, data: str, to: str, resume: str, untrained: bool
+    config: Config, parent: Parent, data: str, to: str, resume: str, features: Features
 ) -> RunResult:
     with distributed(config) as world:
         dataset = world.first(lambda: Dataset.open(data))
-        identity = identity_of(config, dataset, parent, untrained)
+        identity = identity_of(config, dataset, parent, features)
         config = identity.config
 
         def learner(fresh: bool) -> ClassifyLearner:
-            model = _model(config, parent, dataset, untrained, world)
+            model = _model(config, parent, dataset, features, world)
             val = eval_loader(config, dataset, "val", world)
             return ClassifyLearner(config, model, world, val)
 
@@ -134,16 +174,16 @@ def _train(
 
 
 def _model(
-    config: Config, parent: Parent, dataset: Dataset, untrained: bool, world: World
+    config: Config, parent: Parent, dataset: Dataset, features: Features, world: World
 ) -> Classifier:
     torch.manual_seed(config.seed)
-    model = Classifier(config, len(dataset.classes))
+    model = Classifier(config, len(dataset.classes), features)
+    if features == "pixels":
+        return model
     file = parent if isinstance(parent, WeightsFile) else None
     weights: Tensors
-    if untrained:
-        # What pretraining started from: the generator drawn from the parent's own seed.
-        torch.manual_seed(config.seed if file else parent.config.seed)
-        weights = build_model(parent.config).state_dict()
+    if features == "untrained":
+        weights = before_pretraining(parent.config, config.seed if file else parent.config.seed)
     else:
         weights = file.encoder if file else network_weights(parent.uri, "generator")
     what = f"encoder of {'file' if file else 'run'} {parent.uri}"
@@ -154,9 +194,16 @@ def _model(
     return model
 
 
+def before_pretraining(config: Config, seed: int) -> Tensors:
+    """What a pretraining started from: the generator's weights drawn from the seed."""
+    torch.manual_seed(seed)
+    weights: Tensors = build_model(config).state_dict()
+    return weights
+
+
 def trained_classifier(run: Run) -> Classifier:
     """The classifier of a complete or running probe or fine-tuning, in evaluation mode."""
     classes = cast("int", run.config.classifier.classes)
-    model = Classifier(run.config, classes)
+    model = Classifier(run.config, classes, run.record.built_on)
     model.load_state_dict(network_weights(run.uri, "classifier"))
     return model.eval()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from percmae.data.stream import Batch
+from percmae.data.stream import Batch, Loader, Source
 from percmae.losses.objective import Micro, Terms
 
 
@@ -38,6 +38,10 @@ class Learner(ABC):
         values: means over so many steps; epoch: steps in one.
         """
         return None
+
+    def source(self, loader: Loader) -> Source:
+        """Where the batches of training come from; called once, before the first step."""
+        return loader
 
     def pictures(self) -> dict[str, Tensor]:
         """Pictures (3, H, W) of how things stand, by name."""

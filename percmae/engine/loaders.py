@@ -13,10 +13,10 @@ from percmae.errors import DataError
 
 
 def train_loader(config: Config, dataset: Dataset, world: World) -> Loader:
-    """Batches of the training split in the order of (seed, epoch)."""
+    """Batches of the training images whose labels are used, in the order of (seed, epoch)."""
     dataset.require_formats(config.data.formats)
     return Loader(
-        dataset.split("train"),
+        dataset.labelled(config.data.label_fraction),
         build_transform(config.data.augment, config.data.image_size, True, config.stage),
         batch_size=config.data.batch_size,
         seed=config.seed,
@@ -28,6 +28,24 @@ def train_loader(config: Config, dataset: Dataset, world: World) -> Loader:
         pin_memory=config.data.pin_memory and world.device.type == "cuda",
         timeout=config.data.timeout,
         formats=config.data.formats,
+    )
+
+
+def in_order(loader: Loader, batch_size: int) -> Loader:
+    """All images of a loader's split in its own order, under the loader's transform."""
+    return Loader(
+        loader.split,
+        loader.transform,
+        batch_size=batch_size,
+        seed=loader.seed,
+        shuffle=False,
+        drop_last=False,
+        rank=loader.rank,
+        world=loader.world,
+        workers=loader.workers,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        formats=loader.formats,
     )
 
 

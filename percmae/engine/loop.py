@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from percmae.config import Config
-from percmae.data.stream import Batch, Loader
+from percmae.data.stream import Batch, Source
 from percmae.engine.checkpoint import Checkpoints, State, archive
 from percmae.engine.distributed import World, seed_step
 from percmae.engine.finite import NotFinite, Watch
@@ -76,10 +76,10 @@ class Loop:
     """One run from where it stands to its end; see :meth:`run`."""
 
     def __init__(
-        self, learner: Learner, config: Config, run: Run, loader: Loader, world: World, plan: Plan
+        self, learner: Learner, config: Config, run: Run, source: Source, world: World, plan: Plan
     ) -> None:
         self.learner, self.config, self.run_folder = learner, config, run
-        self.loader, self.world, self.plan = loader, world, plan
+        self.source, self.world, self.plan = source, world, plan
         peak = effective_lr(config.optim, plan.batch)
         self.schedule = Schedule(config.optim, peak, plan.epoch, plan.total)
         self.checkpoints = Checkpoints(run.path / CHECKPOINTS, config.checkpoint)
@@ -168,7 +168,7 @@ class Loop:
         epoch, step = divmod(self.step, plan.epoch)
         whole = plan.epoch * plan.accumulate
         micros: list[Batch] = []
-        with closing(self.loader.batches(epoch, step * plan.accumulate, epochs=None)) as batches:
+        with closing(self.source.batches(epoch, step * plan.accumulate, epochs=None)) as batches:
             for _, index, batch in self._on_device(batches):
                 if index >= whole:  # what an epoch has beyond its whole steps
                     continue

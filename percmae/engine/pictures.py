@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from percmae.config import Augment
+from percmae.config import Augment, Config
 
 COLUMNS = ("original", "masked", "reconstruction", "reconstruction with visible patches pasted")
 _GAP = 2  # pixels between pictures
@@ -33,15 +33,25 @@ def paste_visible(originals: Tensor, reconstructions: Tensor, mask: Tensor) -> T
     return originals * (1 - removed) + reconstructions * removed
 
 
-def reconstruction_grid(originals: Tensor, reconstructions: Tensor, mask: Tensor) -> Tensor:
+def reconstruction_grid(
+    originals: Tensor, reconstructions: Tensor, mask: Tensor, whole: bool
+) -> Tensor:
     """One picture (3, rows, columns) in [0, 1]; each image a row of four (see COLUMNS).
 
-    originals, reconstructions: (N, 3, H, W) in [0, 1]; mask (N, L), 1 where a patch was removed.
+    originals, reconstructions: (N, 3, H, W) in [0, 1]; mask (N, L), 1 where a patch was removed;
+    whole: whether the network has learned to make the visible patches too. Where it has not, they
+    are left grey: what it says there is noise.
     """
     removed = pixel_mask(mask, originals.shape[-1])
     masked = originals * (1 - removed) + _GREY * removed
     pasted = paste_visible(originals, reconstructions, mask)
-    return _framed([originals, masked, reconstructions, pasted])
+    made = reconstructions if whole else reconstructions * removed + _GREY * (1 - removed)
+    return _framed([originals, masked, made, pasted])
+
+
+def makes_whole_images(config: Config) -> bool:
+    """Whether the loss of the variant is taken over visible patches as well as removed ones."""
+    return config.variant != "mae"
 
 
 def scales_grid(originals: Tensor, scales: list[Tensor]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from percmae.config import Config
 from percmae.errors import UserError
@@ -57,3 +57,24 @@ class Plan:
             steps(config.trainer.val_interval), config.checkpoint.every_steps or epoch,
             steps(config.tracking.images_every), milestone * epoch if milestone else None,
         )  # fmt: skip
+
+
+def with_smaller_steps(config: Config, samples: int, processes: int) -> Config:
+    """The config with steps no larger than the share of the labels that it asks for.
+
+    samples: images of that share. A step has fewer micro-batches then or, where not even one would
+    be full, a smaller one. What no step can be made of is left for :meth:`Plan.make` to refuse.
+    """
+    optim, batch = config.optim, config.data.batch_size
+    micro = batch * processes
+    accumulate = optim.total_batch // micro if optim.total_batch else optim.accumulate
+    if config.data.label_fraction == 1 or samples >= micro * accumulate:
+        return config
+    fewer = samples // micro
+    if not fewer:
+        # Pairs, which is what mixing takes, and batch normalisation at the least.
+        batch = samples // processes // 2 * 2
+        if not batch:
+            return config
+    optim = replace(optim, total_batch=None, accumulate=max(fewer, 1))
+    return replace(config, data=replace(config.data, batch_size=batch), optim=optim)

@@ -21,7 +21,12 @@ from percmae.engine.knn import KNN, build_knn
 from percmae.engine.learner import Learner
 from percmae.engine.loaders import eval_loader
 from percmae.engine.optim import Group, build_optimizer, parameter_groups
-from percmae.engine.pictures import denormalise, reconstruction_grid, scales_grid
+from percmae.engine.pictures import (
+    denormalise,
+    makes_whole_images,
+    reconstruction_grid,
+    scales_grid,
+)
 from percmae.engine.weights import initial_weights
 from percmae.losses.build import build_objective
 from percmae.losses.objective import Draws, Micro, Objective, Terms
@@ -120,7 +125,8 @@ class PretrainLearner(Learner):
         augment = self.config.data.augment
         originals = denormalise(images, augment)
         scales = [denormalise(image, augment) for image in reconstructed]
-        pictures = {"reconstruction": reconstruction_grid(originals, scales[0], mask)}
+        whole = makes_whole_images(self.config)
+        pictures = {"reconstruction": reconstruction_grid(originals, scales[0], mask, whole)}
         if len(scales) > 1:
             pictures["scales"] = scales_grid(originals, scales)
         return {name: picture.cpu() for name, picture in pictures.items()}

@@ -10,7 +10,7 @@ from typing import Any
 
 from percmae.config import Config, digest, load_config
 from percmae.config.load import leaves
-from percmae.config.schema import UNTRAINED
+from percmae.config.naming import Features, key_part, options
 from percmae.jobs.names import LONGEST_JOB_NAME
 
 _MARK = 8
@@ -50,12 +50,12 @@ def training(
     data: str,
     to: str,
     run: str | None = None,
-    untrained: bool = False,
+    features: Features = "pretrained",
     base: Config | None = None,
 ) -> Work:
     """A pretraining, or a fine-tuning or probe of ``run``.
 
-    data: the dataset's manifest; to: folder of the runs; untrained: the probe's control; base: what
+    data: the dataset's manifest; to: folder of the runs; features: what it builds upon; base: what
     the stage's settings would be without overrides of its own (needed where they come from
     ``run``). The result's identity takes no note of operational settings such as data.workers.
     """
@@ -66,13 +66,13 @@ def training(
         assert run is not None, "a probe or fine-tuning builds upon a run"
         assert base is not None, "and takes settings from it"
         given = ["--run", run, "--recipe", config.recipe]
-        given += ["--untrained"] if untrained else []
+        given += options(config.stage, features)
     if config.tag is not None:
         given += ["--tag", config.tag]
     arguments = [config.stage, *given, "--data", data, "--to", to, "--resume", "auto"]
     arguments += differences(config, base)
-    identity = [digest(config), config.run_name, data, to, run, untrained]
-    name = config.run_name + (UNTRAINED if untrained else "")
+    identity = [digest(config), config.run_name, data, to, run, key_part(features)]
+    name = config.name_on(features)
     short = _short(name, config.stage)
     folder = f"{to.rstrip('/')}/{name}"
     return Work(config.stage, tuple(arguments), short, _hash(identity), True, config, folder)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from percmae.config import Config
+from percmae.config.naming import Features
 from percmae.models.layers import NORM_EPS, init_linear, sincos_positions
+from percmae.models.mae import CHANNELS
 from percmae.models.weights import Tensors, classifier_tensors, load_strict
 from percmae.vision import load_timm
 
@@ -32,18 +33,35 @@ class Head(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Encoder and head: (N, 3, H, W) to logits (N, classes).
+    """Features and head: (N, 3, H, W) to logits (N, classes).
 
     Under ``probe`` the encoder is frozen and stays in evaluation mode whatever mode the classifier
-    is put in; the head trains.
+    is put in; the head trains. features ``pixels`` puts the flattened image in the place of an
+    encoder: the probe is then a logistic regression.
     """
 
-    def __init__(self, config: Config, classes: int) -> None:
+    def __init__(self, config: Config, classes: int, features: Features = "pretrained") -> None:
         super().__init__()
         model, settings = config.model, config.classifier
         self.probe = config.stage == "probe"
+        self.grid = config.data.image_size // model.patch_size
+        self.encoder: nn.Module
+        if features == "pixels":
+            self.encoder, width = nn.Flatten(), CHANNELS * config.data.image_size**2
+        else:
+            self.encoder, width = self._vit(config), model.encoder.width
+        self.dropout = nn.Dropout(settings.dropout)
+        self.head = Head(width, classes, settings.batch_norm and features != "pixels")
+        nn.init.trunc_normal_(self.head.linear.weight, std=HEAD_STD[config.stage])
+        nn.init.zeros_(self.head.linear.bias)
+        if self.probe:
+            self.encoder.requires_grad_(False)
+            self.encoder.eval()
+
+    def _vit(self, config: Config) -> nn.Module:
+        model, settings = config.model, config.classifier
         vit = load_timm().models.vision_transformer.VisionTransformer
-        self.encoder: nn.Module = vit(
+        encoder: nn.Module = vit(
             img_size=config.data.image_size,
             patch_size=model.patch_size,
             num_classes=0,
@@ -57,25 +75,14 @@ class Classifier(nn.Module):
             norm_layer=partial(nn.LayerNorm, eps=NORM_EPS),
             weight_init="skip",
         )
-        self.grid = config.data.image_size // model.patch_size
-        self._init_encoder(model.encoder.width, self.grid)
-        self.dropout = nn.Dropout(settings.dropout)
-        self.head = Head(model.encoder.width, classes, settings.batch_norm)
-        nn.init.trunc_normal_(self.head.linear.weight, std=HEAD_STD[config.stage])
-        nn.init.zeros_(self.head.linear.bias)
-        if self.probe:
-            self.encoder.requires_grad_(False)
-            self.encoder.eval()
-
-    def _init_encoder(self, width: int, grid: int) -> None:
-        """The initialisation the masked autoencoder has, for the untrained control."""
-        encoder = self.encoder
+        # The initialisation the masked autoencoder has.
         encoder.apply(init_linear)
         state = encoder.state_dict()
         nn.init.xavier_uniform_(state["patch_embed.proj.weight"].flatten(1))
         nn.init.zeros_(state["patch_embed.proj.bias"])
         nn.init.normal_(state["cls_token"], std=0.02)
-        state["pos_embed"].copy_(sincos_positions(width, grid))
+        state["pos_embed"].copy_(sincos_positions(model.encoder.width, self.grid))
+        return encoder
 
     def load_encoder(self, generator: Tensors, pool: str, what: str) -> None:
         """Take the encoder from a masked autoencoder's state dict, strictly.
@@ -93,6 +100,10 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.probe):
             features = self.encoder(images)
+        return self.classify(features)
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits (N, classes) of features (N, D) that the encoder has given."""
         return self.head(self.dropout(features))
 
     def layer_of(self, name: str) -> int:
@@ -106,4 +117,4 @@ class Classifier(nn.Module):
     @property
     def layers(self) -> int:
         """Index of the topmost layer, depth + 1."""
-        return len(cast("nn.ModuleList", self.encoder.blocks)) + 1
+        return len(getattr(self.encoder, "blocks", ())) + 1

@@ -6,7 +6,7 @@ import io
 import logging
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,11 @@ _INKS = {
     "green": "#060606",
     "grey": "#070707",
 }
+# For classes; told apart on light and dark ground (matplotlib's own ten).
+_CLASSES = (
+    *("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd"),
+    *("#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf"),
+)
 _DASHES = ("-", (0, (5, 2)), (0, (1.2, 1.6)), (0, (6, 2, 1.2, 2)))
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "http://www.w3.org/1999/xlink"
@@ -52,11 +57,12 @@ def line_chart(
     y_label: str,
     percent: bool = False,
     guess: float | None = None,
+    shares: bool = False,
 ) -> str:
     """SVG text of curves; ``name`` makes its element ids unique in the page.
 
     percent: values are shares to be shown as %; guess: height of the random-guess line, in the
-    values' unit.
+    values' unit; shares: the x axis is of shares in (0, 1], each as many times the one before.
     """
     with _figure(4.9, 3.0) as (figure, axes):
         dash = _dashes({item.seed for item in series})
@@ -74,9 +80,43 @@ def line_chart(
         if guess is not None:
             axes.axhline(guess, color=_INKS["muted"], linewidth=1.1, linestyle=(0, (2, 3)))
         _axis_style(axes, [v for item in series for _, v in item.points], percent)
+        if shares:
+            ticks = sorted({x for item in series for x, _ in item.points})
+            axes.set_xscale("log")
+            axes.set_xticks(ticks, [f"{100 * tick:g} %" for tick in ticks])
+            axes.set_xticks([], minor=True)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         _legend(figure, series, dash, guess is not None)
+        return _svg(figure, name, alt)
+
+
+def scatter(
+    name: str,
+    alt: str,
+    points: Sequence[Sequence[float]],
+    labels: Sequence[int],
+    classes: Sequence[str],
+) -> str:
+    """SVG text of points (x, y), coloured by class; classes: names, at most as many as colours.
+
+    The axes have no unit, so they are not drawn.
+    """
+    with _figure(4.9, 4.2) as (figure, axes):
+        for number, (text, ink) in enumerate(zip(classes, _CLASSES, strict=False)):
+            mine = [point for point, label in zip(points, labels, strict=True) if label == number]
+            if mine:
+                x, y = zip(*mine, strict=True)
+                axes.plot(x, y, "o", color=ink, markersize=3.2, markeredgewidth=0, label=text)
+        axes.set_axis_off()
+        figure.legend(
+            loc="outside lower center",
+            ncols=5,
+            frameon=False,
+            fontsize=9,
+            handletextpad=0.2,
+            columnspacing=0.8,
+        )
         return _svg(figure, name, alt)
 
 

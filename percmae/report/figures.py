@@ -6,6 +6,9 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
+from percmae.config.naming import Kind
+from percmae.report.goals import judge_goals
+from percmae.report.kinds import KNN, label, ordered
 from percmae.report.read import ReportedRun
 from percmae.report.stats import Json, stats
 from percmae.report.verdict import judge
@@ -13,12 +16,6 @@ from percmae.runs.evaluation import ClassifierEvaluation, ReconstructionEvaluati
 
 FORMAT = "percmae-report/1"
 
-LABELS = {
-    "probe": "Linear probe, pretrained encoder",
-    "probe_untrained": "Linear probe, untrained encoder",
-    "finetune": "Fine-tuned, pretrained encoder",
-    "finetune_untrained": "Fine-tuned, untrained encoder",
-}
 MANY_CLASSES = 100
 """Above this many classes report.json lists the most frequent confusions, not every count."""
 
@@ -29,26 +26,30 @@ def collect(runs: list[ReportedRun]) -> Json:
     All shares (top1, top5, ece) are in 0..1, psnr in dB, seconds in s. Figures over seeds are
     objects of :func:`percmae.report.stats.stats`.
     """
-    by_kind = {kind: [run for run in runs if run.kind == kind] for kind in ("pretrain", *LABELS)}
-    judged = {kind: _judged(by_kind[kind]) for kind in LABELS}
-    table = [_row(kind, rows) for kind, rows in judged.items() if rows]
+    by_kind = {
+        str(kind): [run for run in runs if run.kind == str(kind)]
+        for kind in ordered(run.record.kind for run in runs)
+    }
+    pretrained = by_kind.get("pretrain", [])
+    judged = {kind: _judged(found) for kind, found in by_kind.items() if kind != "pretrain"}
+    judged = {kind: found for kind, found in judged.items() if found}
     data = _data(runs)
     data["last_resort"] = runs[0].record.data.last_resort
-    if data["random_guess"]:
-        table.append({"row": "random_guess", "label": "Random guess", **data["random_guess"]})
+    table = _table(data, judged, by_kind)
     return {
         "format": FORMAT,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "name": _title(by_kind["pretrain"] or runs),
+        "name": _title(pretrained or runs),
         "variant": runs[0].variant,
         "tag": _shared(run.record.tag for run in runs),
         "seeds": sorted({run.seed for run in runs}),
         "data": data,
         "verdict": judge(table, data["samples"].get("test")),
+        "goals": judge_goals(table),
         "table": table,
-        "reconstruction": _reconstruction(by_kind["pretrain"]),
-        "classes": {kind: _classes(rows) for kind, rows in judged.items() if rows},
-        "confusion": {kind: _confusion(rows) for kind, rows in judged.items() if rows},
+        "reconstruction": _reconstruction(pretrained),
+        "classes": {kind: _classes(rows) for kind, rows in judged.items()},
+        "confusion": {kind: _confusion(rows) for kind, rows in judged.items()},
         "runs": [_run(run) for kind in by_kind for run in by_kind[kind]],
         "versions": _versions(runs),
         "missing": [*([_LAST_RESORT] if data["last_resort"] else []), *_missing(by_kind)],
@@ -68,10 +69,51 @@ def _judged(runs: list[ReportedRun]) -> Judged:
     return [(run.seed, run.judged) for run in runs if run.judged is not None]
 
 
-def _row(kind: str, judged: Judged) -> Json:
+def _table(
+    data: Json, judged: dict[str, Judged], by_kind: dict[str, list[ReportedRun]]
+) -> list[Json]:
+    """Rows from the floors up: a guess, probes and neighbours, then what was fine-tuned."""
+    guess: Json = {"row": "random_guess", "label": "Random guess", **data["random_guess"]}
+    rows = [_row(by_kind[kind][0].record.kind, found) for kind, found in judged.items()]
+    probe = next((i for i, row in enumerate(rows) if row["row"] == "probe"), None)
+    tuned = next((i for i, row in enumerate(rows) if row["stage"] == "finetune"), len(rows))
+    place = tuned if probe is None else probe
+    rows[place:place] = _neighbours(by_kind.get("pretrain", []))
+    return [*([guess] if data["random_guess"] else []), *rows]
+
+
+def _row(kind: Kind, judged: Judged) -> Json:
     keys = ("top1", "top5", "ece", "loss")
     figures = {key: stats((seed, getattr(found, key)) for seed, found in judged) for key in keys}
-    return {"row": kind, "label": LABELS[kind], "seeds": [seed for seed, _ in judged], **figures}
+    about = {"row": str(kind), "label": label(kind), **kind._asdict()}
+    return {**about, "seeds": [seed for seed, _ in judged], **figures}
+
+
+def _neighbours(runs: list[ReportedRun]) -> list[Json]:
+    """Rows of the encoder and its control, each with its top-1 alone."""
+    found = [(run.seed, run.evaluation) for run in runs]
+    figures = [
+        (seed, evaluation.knn)
+        for seed, evaluation in found
+        if isinstance(evaluation, ReconstructionEvaluation) and evaluation.knn is not None
+    ]
+    if not figures:
+        return []
+    top1 = {
+        "knn_untrained": [(seed, knn.untrained_top1) for seed, knn in figures],
+        "knn": [(seed, knn.top1) for seed, knn in figures],
+    }
+    return [
+        {
+            "row": row,
+            "label": text,
+            "stage": "pretrain",
+            "seeds": [seed for seed, _ in figures],
+            "top1": stats(top1[row]),
+            "top5": stats([]),
+        }
+        for row, text in KNN.items()
+    ]
 
 
 def _title(runs: list[ReportedRun]) -> str:
@@ -191,7 +233,13 @@ def _missing(by_kind: dict[str, list[ReportedRun]]) -> list[str]:
         "nothing to be compared with.",
         "finetune": "No fine-tuning run was given, so there is no fine-tuned accuracy.",
     }
-    lines = [line for kind, line in nothing.items() if not by_kind[kind]]
+    # Of whatever share of the labels.
+    given = {
+        str(run.record.kind._replace(label_fraction=1.0))
+        for runs in by_kind.values()
+        for run in runs
+    }
+    lines = [line for kind, line in nothing.items() if kind not in given]
     for runs in by_kind.values():
         for run in runs:
             if not run.complete:

@@ -6,8 +6,9 @@ import base64
 from collections.abc import Iterable
 from typing import Any
 
-from percmae.report.charts import Series, line_chart
-from percmae.report.read import Axis, ReconstructionGrid, ReportedRun
+from percmae.report.curves import charts, efficiency_chart, embedding_chart
+from percmae.report.kinds import colour, name
+from percmae.report.read import ReconstructionGrid, ReportedRun
 from percmae.report.rerun import rerun_commands
 from percmae.report.stats import Json, points, spread
 from percmae.runs.evaluation import EVALUATION_PICTURE, ReconstructionEvaluation
@@ -19,20 +20,6 @@ CLASS_ROWS = 10
 SCALED_UP = 480
 """Width in pixels that a grid of small images is enlarged to, by a whole factor."""
 
-COLOURS = {
-    "probe": "blue",
-    "probe_untrained": "grey",
-    "finetune": "green",
-    "finetune_untrained": "orange",
-}
-KIND_NAMES = {
-    "pretrain": "Pretraining",
-    "probe": "Linear probe",
-    "probe_untrained": "Linear probe, untrained encoder",
-    "finetune": "Fine-tuning",
-    "finetune_untrained": "Fine-tuning, untrained encoder",
-}
-
 
 def render(report: Json, runs: list[ReportedRun]) -> str:
     """HTML text of a report.
@@ -42,9 +29,11 @@ def render(report: Json, runs: list[ReportedRun]) -> str:
     """
     return _template("report.html.j2").render(
         r=report,
-        kinds=KIND_NAMES,
-        colours=COLOURS,
-        charts=[{**chart, "svg": _markup(chart["svg"])} for chart in _charts(report, runs)],
+        kinds={run.kind: name(run.record.kind) for run in runs},
+        colours=_colours(runs),
+        efficiency=_drawn(efficiency_chart(report)),
+        embedding=_drawn(embedding_chart(runs)),
+        charts=[_drawn(chart) for chart in charts(report, runs)],
         pictures=[_picture(run.seed, run.picture) for run in runs if run.picture],
         confusions=[_confusion(report, kind) for kind in report["confusion"]],
         classes=_class_table(report),
@@ -101,99 +90,20 @@ def short_digest(digest: str) -> str:
     return digest.removeprefix("sha256:")[:12]
 
 
-def _markup(svg: str) -> Any:
-    """Our own SVG (its texts are escaped by the XML writer) as safe HTML."""
+def _drawn(chart: Json | None) -> Json | None:
+    """A chart with its own SVG (its texts are escaped by the XML writer) as safe HTML."""
     from markupsafe import Markup
 
-    return Markup(svg)
+    return None if chart is None else {**chart, "svg": Markup(chart["svg"])}
 
 
-def _charts(report: Json, runs: list[ReportedRun]) -> list[Json]:
-    """Title, caption and SVG of each chart that there are figures for."""
-    pretrain = [run for run in runs if run.stage == "pretrain"]
-    loss = _series(pretrain, [("train", "train", "blue"), ("val", "validation", "orange")], "loss")
-    charts = []
-    if loss:
-        svg = line_chart("pretrain", _alt("Pretraining loss", loss), loss, "step", "loss")
-        caption = "On the training images and on the validation slice."
-        charts.append({"title": "Pretraining loss", "caption": caption, "svg": svg})
-    guess = (report["data"]["random_guess"].get("top1") or {}).get("mean")
-    neighbours = _series(pretrain, [("val", "k-NN", "blue")], "knn_top1", x="epoch")
-    if neighbours:
-        charts.append(_neighbours_chart(neighbours, guess))
-    terms = _terms(pretrain)
-    if len(terms) > 1:
-        svg = line_chart("terms", _alt("Terms of the loss", terms), terms, "step", "term")
-        caption = f"The objective's terms on the training images, seed {terms[0].seed}."
-        charts.append({"title": "Terms of the pretraining loss", "caption": caption, "svg": svg})
-    for stage, title in (("probe", "Linear probe"), ("finetune", "Fine-tuning")):
-        curves = [
-            curve
-            for kind, label in ((stage, "pretrained"), (f"{stage}_untrained", "untrained"))
-            for curve in _series(
-                [run for run in runs if run.kind == kind],
-                [("val", label, COLOURS[kind])],
-                "top1",
-                x="epoch",
-            )
-        ]
-        if curves:
-            svg = line_chart(
-                stage,
-                _alt(f"{title}, validation top-1", curves),
-                curves,
-                "epoch",
-                "top-1",
-                percent=True,
-                guess=guess,
-            )
-            caption = "Top-1 accuracy on the validation slice while the classifier learns."
-            charts.append({"title": title, "caption": caption, "svg": svg})
-    return charts
-
-
-def _neighbours_chart(series: list[Series], guess: float | None) -> Json:
-    title = "k-NN accuracy of the encoder"
-    svg = line_chart(
-        "knn", _alt(title, series), series, "epoch", "top-1", percent=True, guess=guess
-    )
-    caption = (
-        "Validation images classified by their nearest training images in feature space: does the "
-        "representation improve while it is pretrained?"
-    )
-    return {"title": title, "caption": caption, "svg": svg}
-
-
-def _series(
-    runs: Iterable[ReportedRun], splits: list[tuple[str, str, str]], key: str, x: Axis = "step"
-) -> list[Series]:
-    found = [
-        Series(label, run.seed, run.curve(split, key, x), colour)
-        for split, label, colour in splits
-        for run in runs
-    ]
-    return [series for series in found if series.points]
-
-
-def _terms(runs: list[ReportedRun]) -> list[Series]:
-    """The loss terms of the first seed, up to as many as there are colours."""
-    if not runs:
-        return []
-    rows = (row.figures for row in runs[0].history if row.split == "train")
-    keys = dict.fromkeys(key for row in rows for key in row if key.startswith("loss/"))
-    colours = ("blue", "orange", "green", "grey")
-    return [
-        Series(key.removeprefix("loss/"), runs[0].seed, runs[0].curve("train", key), colour)
-        for key, colour in zip(keys, colours, strict=False)
-    ]
-
-
-def _alt(title: str, series: list[Series]) -> str:
-    """What a reader who cannot see the chart needs: where each curve starts and ends."""
-    ends = [(s, s.points[0][1], s.points[-1][1]) for s in series]
-    return f"{title}. " + "; ".join(
-        f"{s.label}, seed {s.seed}: from {first:.3f} to {last:.3f}" for s, first, last in ends
-    )
+def _colours(runs: Iterable[ReportedRun]) -> dict[str, str]:
+    """The class of each row of the table."""
+    classifiers = (run for run in runs if run.stage != "pretrain")
+    return {run.kind: colour(run.record.kind) for run in classifiers} | {
+        "knn": "blue",
+        "knn_untrained": "grey",
+    }
 
 
 def _picture(seed: int, picture: ReconstructionGrid) -> Json:
@@ -243,8 +153,12 @@ def _label(report: Json, kind: str) -> str:
 
 
 def _class_table(report: Json) -> Json | None:
-    """Per-class top-1 of every classifier; with many classes the ends of the list only."""
-    tables = report["classes"]
+    """Per-class top-1 of the classifiers that have seen all labels.
+
+    With many classes it is the ends of the list only.
+    """
+    few = {row["row"] for row in report["table"] if row.get("label_fraction", 1) < 1}
+    tables = {kind: table for kind, table in report["classes"].items() if kind not in few}
     if not tables:
         return None
     lead = next(kind for kind in ("finetune", "probe", *tables) if kind in tables)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from percmae.config.schema import UNTRAINED
 from percmae.errors import DataError, UserError
 from percmae.runs.evaluation import (
     EVALUATION_PICTURE,
@@ -64,8 +63,8 @@ class ReportedRun:
 
     @property
     def kind(self) -> str:
-        """The stage, with ``_untrained`` behind it for the control on an untrained encoder."""
-        return self.stage + (UNTRAINED if self.record.baseline else "")
+        """``pretrain``, or what is built upon it, as in the run's name behind the pretraining's."""
+        return str(self.record.kind)
 
     @property
     def complete(self) -> bool:

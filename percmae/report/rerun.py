@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 
+from percmae.config import naming
 from percmae.errors import ConfigError
 from percmae.plain import read_yaml
 from percmae.report.read import ReportedRun
@@ -48,14 +49,15 @@ def _command(run: ReportedRun) -> str:
     options += ["--recipe", config.recipe]
     if config.tag:
         options += ["--tag", config.tag]
-    if run.record.baseline:
-        options.append("--untrained")
+    options += naming.options(run.stage, run.record.built_on)
     # What a file of weights does not tell, and the command may have.
     told = "model.encoder.heads" if run.record.parent_sha256 is not None else None
+    # Where a control may differ from the preset without being told.
+    own = "optim.layer_decay" if run.kind.startswith("finetune") and run.record.baseline else None
     given = [
         f"{key}={json.dumps(value)}"
         for key, value in leaves(config).items()
-        if value != preset[key] and (run.stage in stages_of(key) or key == told)
+        if key == own or (value != preset[key] and (run.stage in stages_of(key) or key == told))
     ]
     if f"seed={config.seed}" not in given:
         given.append(f"seed={config.seed}")

@@ -25,7 +25,8 @@ def summary_table(report: Json) -> str:
         lines[-1] = "No classifier has been evaluated yet."
     lines += [_reconstruction(report), ""]
     verdict = report["verdict"]
-    for sentence in [verdict["answer"], *verdict["notes"], *report["missing"]]:
+    goals = [goal["text"] for goal in report["goals"]]
+    for sentence in [verdict["answer"], *goals, *verdict["notes"], *report["missing"]]:
         lines += textwrap.wrap(sentence, 98, subsequent_indent="  ")
     return "\n".join(lines)
 
@@ -48,7 +49,9 @@ def _cells(row: Json) -> tuple[str, str, str, str]:
 
 
 def _aligned(stats: Json) -> str:
-    """Decimal points under each other, up to 100.0."""
+    """Decimal points under each other, up to 100.0; – where there is no figure."""
+    if stats["mean"] is None:
+        return "    –"
     mean, _, sd = points(stats).partition(" ")
     return f"{mean:>5} {sd}".rstrip()
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from percmae.config import Config, to_dict
 from percmae.config.load import load_layers
+from percmae.config.naming import Features
 from percmae.config.presets import size_of
 from percmae.errors import ConfigError, UserError
 from percmae.runs.parent import Parent, WeightsFile
@@ -18,13 +19,16 @@ def downstream_config(
     file: str | None = None,
     overrides: list[str] | tuple[str, ...] = (),
     tag: str | None = None,
+    features: Features = "pretrained",
 ) -> Config:
     """The configuration of a probe or fine-tuning of ``parent``.
 
     Network sizes, image size and normalisation are those of the parent, and so is what the recipe
-    changes with the size; of a run the recipe, tag and seed too where none is given. Raises
-    UserError when it is no pretraining run, ConfigError as :func:`percmae.config.load_config` does,
-    and where the heads of a file's encoder are not known.
+    changes with the size; of a run the recipe, tag and seed too where none is given. From scratch
+    (features ``untrained``) all layers learn at one rate unless another ``optim.layer_decay`` is
+    given: the recipe's spares what has been learned before. Raises UserError when it is no
+    pretraining run, ConfigError as :func:`percmae.config.load_config` does, and where the heads of
+    a file's encoder are not known.
     """
     config = parent.config
     if config.stage != "pretrain":
@@ -33,6 +37,8 @@ def downstream_config(
     if isinstance(parent, WeightsFile):
         # A name is stronger than a tag; the file's stands only where there is no tag.
         base = {**parent.base, **({"name": None} if tag is not None else {})}
+    if stage == "finetune" and features == "untrained":
+        base = {**base, "optim": {"layer_decay": 1.0}}
     recipe = recipe or config.recipe
     # No tensor tells the heads.
     own = ["model.encoder.heads"] if isinstance(parent, WeightsFile) else []
@@ -50,14 +56,17 @@ def downstream_config(
     return layers.config
 
 
-def without_own_settings(parent: Parent, stage: str, recipe: str) -> Config:
+def without_own_settings(
+    parent: Parent, stage: str, recipe: str, features: Features = "pretrained"
+) -> Config:
     """What :func:`downstream_config` gives where no setting is given.
 
     For heads that nothing tells there is one for each dimension, which nobody would ask for.
     """
     heads = f"model.encoder.heads={parent.config.model.encoder.width}"
     asked = isinstance(parent, WeightsFile) and "heads" not in parent.base["model"]["encoder"]
-    return downstream_config(parent, stage, recipe, overrides=[heads] if asked else [])
+    given = [heads] if asked else []
+    return downstream_config(parent, stage, recipe, overrides=given, features=features)
 
 
 def inherited(parent: Config) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from percmae.config.schema import Stage, Variant
 from percmae.errors import DataError, UserError
@@ -55,10 +55,38 @@ class Reconstruction(Part):
     mask_ratio: float
 
 
+class Neighbours(Part):
+    """k-NN of test images among training images in feature space (percmae.engine.representation).
+
+    top1, untrained_top1: shares in 0..1, by the encoder and by what it was before; bank,
+    queries: training and test images; neighbours: that vote.
+    """
+
+    top1: float
+    untrained_top1: float
+    bank: int
+    queries: int
+    neighbours: int
+
+
+class Embedding(Part):
+    """Features of some test images in two dimensions.
+
+    points: a place (x, y) each; labels: their classes, as places in the list of names.
+    """
+
+    method: str
+    points: list[list[float]]
+    labels: list[int]
+    classes: list[str]
+
+
 class ReconstructionEvaluation(Evaluation):
-    """Of a pretraining run."""
+    """Of a pretraining run; what came later is None in an earlier file."""
 
     reconstruction: Reconstruction
+    knn: Neighbours | None = Field(default=None, exclude_if=lambda knn: knn is None)
+    embedding: Embedding | None = Field(default=None, exclude_if=lambda picture: picture is None)
 
 
 class RandomGuess(Part):

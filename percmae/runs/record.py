@@ -21,7 +21,8 @@ from pydantic import ConfigDict, Field
 from percmae import __version__
 from percmae.config import Config, config_from_dict, digest, to_dict, to_yaml
 from percmae.config.load import leaves
-from percmae.config.schema import UNTRAINED, Stage, Variant
+from percmae.config.naming import Features, Kind, key_part
+from percmae.config.schema import Stage, Variant
 from percmae.errors import ConfigError, DataError, PercmaeError, StoreAccessError, UserError
 from percmae.runs.files import DatasetIdentity, Figure, Part, parse
 from percmae.runs.parent import Parent, WeightsFile
@@ -39,11 +40,12 @@ CHECKPOINTS, PICTURES, RESTARTS = "checkpoints", "mae_recon_out", "restarts"
 class RunRecord(Part):
     """``run.json``: what a run is and how far it has come.
 
-    baseline: whether it is a control; started, finished: seconds since 1970; seconds: time spent
-    training, pauses left out; metrics: last figures, named ``<split>/<name>``; epochs:
-    passes over the training images up to ``step``, there from the first checkpoint on; parent: the
-    run or file of weights it builds upon; parent_sha256: of that file, in hex; of a run it is not
-    there.
+    baseline: whether it builds upon no pretrained encoder; features: what it builds upon, which a
+    run of before there was a third choice leaves to ``baseline`` to tell; started, finished:
+    seconds since 1970; seconds: time spent training, pauses left out; metrics: last figures, named
+    ``<split>/<name>``; epochs: passes over the training images up to ``step``, there from the first
+    checkpoint on; parent: the run or file of weights it builds upon; parent_sha256: of
+    that file, in hex; of a run it is not there.
     """
 
     model_config = ConfigDict(frozen=False, validate_assignment=True)
@@ -55,6 +57,7 @@ class RunRecord(Part):
     tag: str | None
     seed: int
     baseline: bool
+    features: Features | None = Field(default=None, exclude_if=lambda features: features is None)
     key: str
     config_digest: str
     data: DatasetIdentity
@@ -70,6 +73,16 @@ class RunRecord(Part):
     versions: dict[str, str]
     config: dict[str, Any]
     epochs: float | None = Field(default=None, exclude_if=lambda epochs: epochs is None)
+
+    @property
+    def built_on(self) -> Features:
+        """What a classifier builds upon."""
+        return self.features or ("untrained" if self.baseline else "pretrained")
+
+    @property
+    def kind(self) -> Kind:
+        """What it is, seen from the pretraining it builds upon, or is."""
+        return Kind(self.stage, self.config["data"].get("label_fraction", 1.0), self.built_on)
 
 
 def read_record(folder: StorePath) -> RunRecord:
@@ -92,8 +105,7 @@ class Identity(NamedTuple):
     """What a run is about; everything that its result depends on.
 
     name: folder name; data and data_digest: the dataset; parent and parent_key: what it builds
-    upon; parent_sha256: of that, where it is a file of weights; baseline: the control that trains
-    on an untrained encoder.
+    upon; parent_sha256: of that, where it is a file of weights; features: what of it is taken.
     """
 
     name: str
@@ -102,13 +114,15 @@ class Identity(NamedTuple):
     data_digest: str
     parent: str | None = None
     parent_key: str | None = None
-    baseline: bool = False
+    features: Features = "pretrained"
     parent_sha256: str | None = None
 
     @property
     def key(self) -> str:
         """The training key: equal keys mean an equal result, so a finished run is reused."""
-        parts = [FORMAT, digest(self.config), self.data_digest, self.parent_key, self.baseline]
+        # No encoder changes what pixels give.
+        parent = None if self.features == "pixels" else self.parent_key
+        parts = [FORMAT, digest(self.config), self.data_digest, parent, key_part(self.features)]
         return "sha256:" + hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -155,7 +169,8 @@ class Run:
             variant=config.variant,
             tag=config.tag,
             seed=config.seed,
-            baseline=identity.baseline,
+            baseline=identity.features != "pretrained",
+            features=None if config.stage == "pretrain" else identity.features,
             key=identity.key,
             config_digest=digest(config),
             data=DatasetIdentity(uri=identity.data, digest=identity.data_digest),
@@ -240,14 +255,17 @@ def existing_run(to: str, identity: Identity, resume: str) -> Run | None:
 
 
 def identity_of(
-    config: Config, dataset: Dataset, parent: Parent | None = None, untrained: bool = False
+    config: Config,
+    dataset: Dataset,
+    parent: Parent | None = None,
+    features: Features = "pretrained",
 ) -> Identity:
     """What a training is about, before it begins.
 
     The images' mean and deviation are filled in where the config leaves them to the dataset.
-    parent: what a probe or fine-tuning builds upon; the number of classes is then filled in too.
-    Raises ConfigError when another one is configured, DataError for a single class and where the
-    manifest does not have what is left to it.
+    parent: what a probe or fine-tuning builds upon, and features what of it; the number of classes
+    is then filled in too. Raises ConfigError when another one is configured, DataError for a single
+    class and where the manifest does not have what is left to it.
     """
     config = _normalised(config, dataset)
     if parent is None:
@@ -264,9 +282,13 @@ def identity_of(
             f"{classes} classes; set it to {classes} or leave it out"
         )
     config = replace(config, classifier=replace(config.classifier, classes=classes))
-    name = config.run_name + (UNTRAINED if untrained else "")
-    about = (name, config, dataset.uri, dataset.digest, parent.uri, parent.key, untrained)
-    return Identity(*about, parent.sha256 if isinstance(parent, WeightsFile) else None)
+    about = (dataset.uri, dataset.digest, parent.uri, parent.key, features)
+    return Identity(
+        config.name_on(features),
+        config,
+        *about,
+        parent.sha256 if isinstance(parent, WeightsFile) else None,
+    )
 
 
 def _normalised(config: Config, dataset: Dataset) -> Config:

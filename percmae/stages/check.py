@@ -33,15 +33,18 @@ def check_training(
     size: str,
     seeds: Sequence[int],
     overrides: Sequence[str],
+    label_fractions: Sequence[float] = (1.0,),
 ) -> str:
     """The name of the pretraining runs.
 
-    Raises UserError for seeds, and ConfigError for settings, that some stage could not take.
+    Raises UserError for seeds and shares of the labels, and ConfigError for settings, that some
+    stage could not take.
     """
     if not all(_is_whole(seed) for seed in seeds):
         raise ConfigError(f"parameter seeds={seeds}: should be whole numbers such as [0, 1]")
     if not seeds or len(set(seeds)) != len(seeds):
         raise UserError(f"seeds {list(seeds)}: give one or more different whole numbers")
+    _check_fractions(label_fractions)
     _check_texts("overrides", overrides, "optim.epochs=3")
     config = pretrain_config(variant, recipe, size, tag, overrides, int(seeds[0]))
     known = size_of(config.model.encoder)
@@ -69,6 +72,16 @@ def _is_whole(value: Any) -> bool:
     if isinstance(value, float):
         return value.is_integer()
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_fractions(fractions: Sequence[Any]) -> None:
+    numbers = [x for x in fractions if isinstance(x, (int, float)) and not isinstance(x, bool)]
+    fine = numbers == list(fractions) and all(0 < number <= 1 for number in numbers)
+    if not fine or not numbers or len(set(numbers)) != len(numbers):
+        raise UserError(
+            f"label fractions {list(fractions)}: give one or more different numbers above 0, up to "
+            "1 for all labels"
+        )
 
 
 def _check_texts(name: str, values: Sequence[Any], example: str) -> None:

@@ -6,6 +6,7 @@ The other side of what ``percmae.stages.steps`` does in its own process; needs n
 from __future__ import annotations
 
 from percmae.config import Config
+from percmae.config.naming import Features
 from percmae.data.shards import Dataset
 from percmae.errors import PercmaeError
 from percmae.jobs.launcher import launch
@@ -18,7 +19,12 @@ from percmae.stages.placement import Placement
 
 
 def train(
-    config: Config, data: str, to: str, parent: Run | None, untrained: bool, placement: Placement
+    config: Config,
+    data: str,
+    to: str,
+    parent: Run | None,
+    features: Features,
+    placement: Placement,
 ) -> RunResult:
     """One training by a job; a finished run of the same config, data and parent is reused.
 
@@ -27,7 +33,7 @@ def train(
     """
     settings = placement.settings(config.stage)
     assert settings is not None, "only called for a launcher"
-    identity = identity_of(config, Dataset.open(data), parent, untrained)
+    identity = identity_of(config, Dataset.open(data), parent, features)
     earlier = existing_run(to, identity, "auto")
     if earlier is not None and earlier.complete:
         note(f"{earlier.uri}: unchanged, reused")
@@ -35,8 +41,8 @@ def train(
     if parent is None:
         work = training(config, data, to)
     else:
-        base = downstream_config(parent, config.stage, config.recipe)
-        work = training(config, data, to, parent.uri, untrained, base)
+        base = downstream_config(parent, config.stage, config.recipe, features=features)
+        work = training(config, data, to, parent.uri, features, base)
     launch(work, settings, placement.pipeline_run)
     finished = Run.find(to, identity)
     if finished is None or not finished.complete:

@@ -30,17 +30,20 @@ def overrides_for(stage: str, overrides: Iterable[str]) -> list[str]:
 
     def stages(key: str) -> tuple[str, ...]:
         if key in _ADVICE:
-            raise ConfigError(f"override {key}: {_ADVICE[key]}, so that all stages of a seed agree")
+            raise ConfigError(f"override {key}: {_ADVICE[key]}")
         return stages_of(key)
 
     return _for_stage(stage, "override", overrides, override_leaves, stages)
 
 
+_AGREE = "so that all stages of a seed agree"
 # What tells runs of one pipeline apart: parameters of the pipeline, not settings of a stage.
 _ADVICE = {
-    "seed": "give the seeds as the pipeline's own parameter (--seeds 0,1,2)",
-    "tag": "give the tag as the pipeline's own parameter (--tag)",
-    "name": "runs are named <tag>_<variant> in a pipeline; give a tag (--tag)",
+    "seed": f"give the seeds as the pipeline's own parameter (--seeds 0,1,2), {_AGREE}",
+    "tag": f"give the tag as the pipeline's own parameter (--tag), {_AGREE}",
+    "name": f"runs are named <tag>_<variant> in a pipeline; give a tag (--tag), {_AGREE}",
+    "data.label_fraction": "give shares of the labels as the pipeline's own parameter "
+    "(--label-fractions 0.01,0.1,1); a probe of few labels is `percmae probe`'s",
 }
 
 

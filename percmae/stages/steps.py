@@ -26,9 +26,11 @@ import numpy as np
 
 from percmae.command import exit_code
 from percmae.config import Config
+from percmae.config.naming import Features, Kind, known
 from percmae.errors import UserError
 from percmae.stages import launch
 from percmae.stages.check import check_placement, check_training, pretrain_config
+from percmae.stages.few_labels import settings_for
 from percmae.stages.placement import LOCAL, Placement
 from percmae.stages.scope import job_namespaces, overrides_for
 from percmae.storage import StorePath
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
+FINE_TUNED: tuple[Features, ...] = ("pretrained", "untrained")
+"""What is fine-tuned on each share of the labels."""
 # More classes than this and a confusion matrix is no longer something to look at in a UI.
 MOST_CLASSES_SHOWN = 100
 
@@ -99,12 +103,13 @@ def check(
     overrides: Sequence[str],
     store: str,
     placement: Placement,
+    label_fractions: Sequence[float] = (1.0,),
 ) -> None:
     """Refuse, before anything is read, parameters that some later step would refuse."""
     from percmae.progress import note
 
     check_placement(placement, store)
-    name = check_training(variant, tag, recipe, size, seeds, overrides)
+    name = check_training(variant, tag, recipe, size, seeds, overrides, label_fractions)
     note(f"{name}: the parameters fit")
 
 
@@ -158,10 +163,11 @@ def probe(
     model: Artifact,
     metrics: Metrics,
     placement: Placement,
-    untrained: bool = False,
+    features: str = "pretrained",
 ) -> None:
-    """A linear probe beside the pretraining run it builds upon, or its untrained control."""
-    _downstream("probe", pretrained, dataset, overrides, model, metrics, placement, untrained)
+    """A linear probe beside the pretraining run it builds upon, or one of its controls."""
+    kind = Kind("probe", features=known(features))
+    _downstream(kind, pretrained, dataset, overrides, model, metrics, placement)
 
 
 @_step
@@ -172,28 +178,33 @@ def finetune(
     model: Artifact,
     metrics: Metrics,
     placement: Placement,
+    label_fraction: float = 1.0,
+    untrained: bool = False,
 ) -> None:
-    """A fine-tuning beside the pretraining run it builds upon."""
-    _downstream("finetune", pretrained, dataset, overrides, model, metrics, placement, False)
+    """A fine-tuning beside the pretraining run it builds upon, or the control: from scratch."""
+    kind = Kind("finetune", label_fraction, "untrained" if untrained else "pretrained")
+    _downstream(kind, pretrained, dataset, overrides, model, metrics, placement)
 
 
 def _downstream(
-    stage: str,
+    kind: Kind,
     pretrained: Artifact,
     dataset: Artifact,
     overrides: Sequence[str],
     model: Artifact,
     metrics: Metrics,
     placement: Placement,
-    untrained: bool,
 ) -> None:
     from percmae.runs.downstream import downstream_config
     from percmae.runs.record import Run
 
     parent = Run.open(pretrained.metadata["uri"])
-    config = downstream_config(parent, stage, overrides=overrides_for(stage, overrides))
+    chosen, how = overrides_for(kind.stage, overrides), {"features": kind.features}
+    config = downstream_config(parent, kind.stage, overrides=chosen, **how)
+    if fewer := settings_for(config, kind.label_fraction):
+        config = downstream_config(parent, kind.stage, overrides=[*chosen, *fewer], **how)
     to = parent.path.parent.uri
-    _train(config, dataset, to, model, metrics, placement, parent, untrained)
+    _train(config, dataset, to, model, metrics, placement, parent, kind.features)
 
 
 def _train(
@@ -204,17 +215,18 @@ def _train(
     metrics: Metrics,
     placement: Placement,
     parent: Run | None = None,
-    untrained: bool = False,
+    features: Features = "pretrained",
 ) -> None:
     """Train, here or by a job, then say in the artifacts what came out."""
     data = dataset.metadata["uri"]
     if placement.launcher == LOCAL:
-        result = _train_here(config, data, to, parent, untrained)
+        result = _train_here(config, data, to, parent, features)
     else:
-        result = launch.train(config, data, to, parent, untrained, placement)
+        result = launch.train(config, data, to, parent, features, placement)
     record = result.run.record
     facts = record.model_dump(mode="json", include=_RUN_FACTS, exclude_none=True)
-    facts |= {"uri": result.uri, "data_digest": record.data.digest, "reused": result.reused}
+    facts |= {"uri": result.uri, "kind": str(record.kind), "reused": result.reused}
+    facts["data_digest"] = record.data.digest
     Path(model.path).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     model.metadata.update(facts)
     _log(metrics, result.metrics)
@@ -235,7 +247,7 @@ _RUN_FACTS = {
 
 
 def _train_here(
-    config: Config, data: str, to: str, parent: Run | None, untrained: bool
+    config: Config, data: str, to: str, parent: Run | None, features: Features
 ) -> RunResult:
     """Carry out one training in this process; ``percmae.stages.launch.train`` has a job do it."""
     _check_torch()
@@ -245,9 +257,8 @@ def _train_here(
         return pretrain(config, data, to, "auto")
     from percmae.engine.finetune import finetune, probe
 
-    if config.stage == "probe":
-        return probe(config, parent, data, to, "auto", untrained=untrained)
-    return finetune(config, parent, data, to, "auto")
+    work = probe if config.stage == "probe" else finetune
+    return work(config, parent, data, to, "auto", features)
 
 
 def _check_torch() -> None:
@@ -297,6 +308,8 @@ def reconstruct(
     if not isinstance(evaluation, ReconstructionEvaluation):
         raise UserError(f"{run}: only a pretraining reconstructs images")
     _log(metrics, evaluation.reconstruction.model_dump(include={"psnr", "ssim"}))
+    if evaluation.knn is not None:
+        _log(metrics, {"knn_top1": evaluation.knn.top1})
     grid = read_picture(run)
     if grid is None:
         raise UserError(f"{run}: its evaluation has left no picture; evaluate it again")
@@ -335,22 +348,28 @@ def _shown_confusion(evaluation: ClassifierEvaluation) -> tuple[list[str], list[
 def report(
     pretrained: Sequence[Artifact],
     probes: Sequence[Artifact],
-    controls: Sequence[Artifact],
     fine_tuned: bool,
+    label_fractions: Sequence[float],
     store: str,
     page: Artifact,
     metrics: Metrics,
 ) -> None:
     """The report of all seeds, in ``<store>/reports/<name>`` and as ``page``.
 
-    fine_tuned: whether each pretraining run has a fine-tuned one beside it, found by its name. (A
-    pipeline cannot collect the outputs of a step that may not have run.)
+    probes: with their controls; fine_tuned: whether each pretraining run has fine-tuned ones beside
+    it, and ones from scratch, found by their names. (A pipeline cannot collect the outputs of a
+    step that may not have run, nor of a loop in a loop.)
     """
     from percmae.report import report
 
-    runs = [artifact.metadata["uri"] for artifact in (*pretrained, *probes, *controls)]
+    runs = [artifact.metadata["uri"] for artifact in (*pretrained, *probes)]
     if fine_tuned:
-        runs += [f"{artifact.metadata['uri']}_finetune" for artifact in pretrained]
+        runs += [
+            f"{artifact.metadata['uri']}_{Kind('finetune', fraction, features)}"
+            for artifact in pretrained
+            for fraction in label_fractions
+            for features in FINE_TUNED
+        ]
     folder = StorePath(report_folder(store, pretrained[0].metadata["name"]))
     figures = report(runs, folder.uri)
     (folder / "report.html").read_file(page.path)

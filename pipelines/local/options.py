@@ -15,7 +15,7 @@ class RunOptions:
 
     tag, recipe, size: of the runs, as for a pretraining; seeds: the whole DAG is repeated for each.
     overrides: ``key=value`` as :mod:`percmae.stages.scope` reads them. fine_tune: as well as
-    probing. to: folder of the reports.
+    probing; label_fractions: on these shares of the labels. to: folder of the reports.
 
     source: images as for :func:`percmae.data.sample.make_sample_archives`; None takes fashion-mnist
     and, where that cannot be had, says so and takes mnist. archives: folder or
@@ -35,6 +35,7 @@ class RunOptions:
     seeds: Sequence[int] = (0, 1, 2)
     overrides: Sequence[str] = ()
     fine_tune: bool = True
+    label_fractions: Sequence[float] = (0.01, 0.1, 1.0)
     to: str | Path = "runs"
     store: str | None = None
     placement: Placement = field(default_factory=Placement)
@@ -47,4 +48,5 @@ class RunOptions:
 
         local_path(self.to, "--to")
         check_placement(self.placement, self.store)
-        return check_training(variant, self.tag, self.recipe, self.size, self.seeds, self.overrides)
+        what = (self.recipe, self.size, self.seeds, self.overrides, self.label_fractions)
+        return check_training(variant, self.tag, *what)

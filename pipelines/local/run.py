@@ -73,6 +73,7 @@ def run(variant: str, options: RunOptions, server: ForkServer | None = None) -> 
                 "seeds": list(options.seeds),
                 "overrides": list(options.overrides),
                 "fine_tune": options.fine_tune,
+                "label_fractions": list(options.label_fractions),
                 "launcher": placement.launcher,
                 "train_image": placement.image,
                 "nodes": placement.nodes,

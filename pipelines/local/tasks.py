@@ -39,6 +39,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any, TextIO
 
+from percmae.config.naming import Kind
 from percmae.errors import Interrupted, PercmaeError, UserError
 from pipelines.local.console import Console
 from pipelines.local.output import StepErrors, pump, terminal_for
@@ -301,10 +302,12 @@ class _StepInfo:
         ]
         model = models[0] if models and name != "report" else {}
         seed = values.get("seed", model.get("seed"))
-        if name in ("evaluate", "reconstruct") and "stage" in model:
-            name = f"evaluate {'control' if model.get('baseline') else model['stage']}"
-        elif values.get("untrained"):
-            name = "control"
+        if name in ("evaluate", "reconstruct") and "kind" in model:
+            name = f"evaluate {model['kind']}"
+        elif name in ("probe", "finetune"):
+            untrained = "untrained" if values.get("untrained") else "pretrained"
+            fraction = values.get("label_fraction", 1.0)
+            name = str(Kind(name, fraction, values.get("features", untrained)))
         output = Path(given["outputs"]["outputFile"])
         return cls(name, None if seed is None else int(seed), output)
 

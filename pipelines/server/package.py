@@ -219,9 +219,9 @@ def _check_training(package: Package, values: dict[str, Any]) -> None:
     check_placement(placement, whole["store"])
     if placement.launcher == LOCAL:
         _check_local(package)
-    check_training(
-        *(whole[name] for name in ("variant", "tag", "recipe", "size", "seeds", "overrides"))
-    )
+    names = ("variant", "tag", "recipe", "size", "seeds", "overrides")
+    fractions = whole.get("label_fractions", (1.0,))
+    check_training(**{name: whole[name] for name in names}, label_fractions=fractions)
 
 
 def _check_local(package: Package) -> None:

@@ -44,7 +44,7 @@ def test_the_dag_with_its_trainings_in_the_cluster(
     conditions = {c["type"] for c in pretrain["status"]["conditions"] if c["status"] == "True"}
     assert "Succeeded" in conditions
     evaluated = here.cluster.get("job", selector="app.kubernetes.io/component=evaluate")
-    assert len(evaluated) == 3, "reconstructions, probe, untrained probe"
+    assert len(evaluated) == 4, "reconstructions, probe, its two controls"
     record = here.read_run("e2e/runs/seed-0/e2e_mae")
     assert record["status"] == "complete"
     assert "e2e_mae" in said

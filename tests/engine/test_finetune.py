@@ -81,7 +81,7 @@ def test_untrained_control_uses_the_weights_pretraining_started_from(
     parent: Run, tiny_dataset: Dataset, tmp_path: Path
 ) -> None:
     config = downstream_config(parent, "probe", overrides=SHORT)
-    result = probe(config, parent, tiny_dataset.uri, str(tmp_path), untrained=True)
+    result = probe(config, parent, tiny_dataset.uri, str(tmp_path), features="untrained")
     assert result.uri.endswith("p_mae_probe_untrained")
     torch.manual_seed(parent.config.seed)
     start = build_model(parent.config).state_dict()

@@ -67,13 +67,17 @@ def test_picture_shows_what_was_seen() -> None:
     removed = pixel_mask(mask, 8)
     assert removed[0, 0, :4, :4].all()
     assert removed.sum() == 32
-    grid = reconstruction_grid(images, made, mask)
+    grid = reconstruction_grid(images, made, mask, whole=True)
     assert grid.shape == (3, 8 * 2 + 2, 8 * 4 + 3 * 2)
     assert torch.equal(grid[:, :8, :8], images[0])
     assert (grid[:, :4, 10:14] == 0.5).all()  # masked column: grey where removed
     pasted = grid[:, :8, 30:38]
     assert torch.equal(pasted[:, :, 4:], images[0][:, :, 4:])
     assert (pasted[:, :4, :4] == 0).all()
+    assert (grid[:, :8, 20:28] == 0).all()
+    removed_only = reconstruction_grid(images, made, mask, whole=False)[:, :8, 20:28]
+    assert (removed_only[:, :4, :4] == 0).all()
+    assert (removed_only[:, :, 4:] == 0.5).all(), "noise where the network was asked for nothing"
     std = torch.tensor(config.data.augment.std)[:, None, None]
     mean = torch.tensor(config.data.augment.mean)[:, None, None]
     back = denormalise((images - mean) / std, config.data.augment)

@@ -40,6 +40,7 @@ VALUES: dict[str, list[Any]] = {
     "name": ["n", None],
     "seed": [0, 1, 2**31, 2**63 - 1, 2**63, 10**30],
     "data.image_size": [8, 16, 24, 32, 33, 48],
+    "data.label_fraction": [1, 0.5, 0.02, 1e-9, 0, 2],
     "data.batch_size": [1, 2, 3, 5, 7, 8, 16, 40, 100, HUGE],
     "data.workers": [0, 1],
     "data.timeout": [600, 1e9, INF],

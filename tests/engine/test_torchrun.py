@@ -317,7 +317,7 @@ def test_misuse_is_told_in_one_line(
 
 def test_options_of_percmae_are_not_torchruns() -> None:
     """torchrun has --run-path, of which argparse would take --run for a short form."""
-    given = ["probe", "--run", "s3://r", "--untrained", "--nnodes", "optim.epochs=3"]
+    given = ["finetune", "--run", "s3://r", "--untrained", "--nnodes", "optim.epochs=3"]
     found = module._parse(["--nnodes", "2", "--", *given])
     assert (found.training_script, found.module, found.nnodes) == ("percmae", True, "2")
     assert found.training_script_args == given

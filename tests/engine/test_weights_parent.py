@@ -142,7 +142,7 @@ def test_the_control_of_a_file(weights: State, tiny_dataset: Dataset, tmp_path: 
     for seed in (0, 1):
         config = downstream_config(parent, "probe", "demo", overrides=[*FEW, f"seed={seed}"])
         to = str(tmp_path / str(seed))
-        run = probe(config, parent, tiny_dataset.uri, to, untrained=True).run
+        run = probe(config, parent, tiny_dataset.uri, to, features="untrained").run
         assert (run.record.name, run.record.baseline) == ("mae_probe_untrained", True)
         drawn.append(encoder_of(run.uri)["blocks.1.attn.qkv.weight"])
     assert not torch.equal(*drawn)

@@ -143,4 +143,4 @@ def test_an_owner_is_no_part_of_the_digest_and_the_work_is(kind: str) -> None:
     assert digest_of(settings, owner=OWNER) == digest_of(settings)
     assert job_object(pretraining(), settings, OWNER)["metadata"]["ownerReferences"] == [OWNER]
     assert digest_of(settings, pretraining("data.workers=1")) != digest_of(settings)
-    assert digest_of(settings, probing()) != digest_of(settings, probing(untrained=True))
+    assert digest_of(settings, probing()) != digest_of(settings, probing(features="untrained"))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import re
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from percmae.cli import verbs
 from percmae.cli.submit import work_of
 from percmae.config import Config, config_from_dict, load_config, to_dict
+from percmae.config.naming import Features
 from percmae.jobs.names import LONGEST_JOB_NAME
 from percmae.jobs.work import Work, command, training
 from percmae.runs.downstream import downstream_config
@@ -38,7 +39,7 @@ def test_names_are_dns_labels_with_room_for_what_follows() -> None:
     names = [work.name for work in works]
     assert len(set(names)) == len(names)
     assert pretraining().name.startswith("pretrain-t-mae-")
-    assert probing(untrained=True).name.startswith("probe-t-mae-untrained-")
+    assert probing(features="untrained").name.startswith("probe-t-mae-untrained-")
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,8 @@ def test_whatever_changes_the_result_changes_the_name() -> None:
         pretraining("optim.lr=1e-3"),
         training(probe, DATA, RUNS, run, base=probe),
         training(probe, DATA, RUNS, run + "2", base=probe),
-        training(probe, DATA, RUNS, run, True, probe),
+        training(probe, DATA, RUNS, run, "untrained", probe),
+        training(probe, DATA, RUNS, run, "pixels", probe),
     ]
     assert len({work.name for work in works}) == len(works)
     digests = {work.digest for work in works}
@@ -91,8 +93,8 @@ def carried_out(work: Work, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, ...]:
     """What the command line calls a training with: all but the training itself is real."""
     calls: list[tuple[Any, ...]] = []
 
-    def train(*args: Any, **options: Any) -> SimpleNamespace:
-        calls.append((*args, *options.values()))
+    def train(*args: Any) -> SimpleNamespace:
+        calls.append(args)
         return SimpleNamespace(uri="somewhere")
 
     module = "pretrain" if work.stage == "pretrain" else "finetune"
@@ -174,11 +176,13 @@ def test_a_downstream_command_gives_back_exactly_the_config(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = parents[parent]
-    config, base = (downstream_config(run, stage, overrides=o) for o in (overrides, ()))
-    for untrained in (False, True) if stage == "probe" else (False,):
-        work = training(config, DATA, RUNS, run.uri, untrained, base)
-        options = (untrained,) if stage == "probe" else ()
-        assert carried_out(work, monkeypatch) == (config, run, DATA, RUNS, "auto", *options)
+    choices = get_args(Features) if stage == "probe" else ("pretrained", "untrained")
+    for features in choices:
+        config, base = (
+            downstream_config(run, stage, overrides=o, features=features) for o in (overrides, ())
+        )
+        work = training(config, DATA, RUNS, run.uri, features, base)
+        assert carried_out(work, monkeypatch) == (config, run, DATA, RUNS, "auto", features)
         assert len([text for text in work.arguments if "=" in text]) == len(overrides)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from percmae.config import load_config
+from percmae.config.naming import Features
 from percmae.jobs.schema import JobSettings
 from percmae.jobs.settings import job_settings
 from percmae.jobs.work import Work, command, training
@@ -26,11 +27,11 @@ def pretraining(*overrides: str, variant: str = "mae", **options: Any) -> Work:
     return training(config, DATA, RUNS)
 
 
-def probing(*overrides: str, stage: str = "probe", untrained: bool = False) -> Work:
+def probing(*overrides: str, stage: str = "probe", features: Features = "pretrained") -> Work:
     """A probe or fine-tuning of a run with the presets' own settings."""
     base = load_config("mae", "mae", stage, tag="t")
     config = load_config("mae", "mae", stage, overrides=(*FITTING, *overrides), tag="t")
-    return training(config, DATA, RUNS, f"{RUNS}/t_mae", untrained, base)
+    return training(config, DATA, RUNS, f"{RUNS}/t_mae", features, base)
 
 
 def every_work() -> dict[str, Work]:
@@ -38,7 +39,7 @@ def every_work() -> dict[str, Work]:
     works = {f"pretrain-{variant}": pretraining(variant=variant) for variant in VARIANTS}
     return works | {
         "probe": probing(),
-        "control": probing(untrained=True),
+        "control": probing(features="untrained"),
         "finetune": probing(stage="finetune"),
         "ingest": command("ingest", "imagenet", "--to", "s3://percmae/datasets/imagenet"),
         "evaluate": command("evaluate", "t_mae", "--run", f"{RUNS}/t_mae", "--data", DATA),

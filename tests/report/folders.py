@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from percmae.config import digest, load_config, to_dict, to_yaml
+from percmae.config.naming import Features
 
 DATA = {"uri": "s3://percmae/data/manifest.json", "digest": "sha256:" + "5e" * 32}
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -27,16 +28,20 @@ def write_run(
     variant: str = "mae",
     names: list[str] = DIGITS,
     parent: str | None = None,
+    features: Features = "pretrained",
+    fraction: float = 1.0,
     **changes: Any,
 ) -> str:
     """A run folder below ``root/seed-N``; accuracy None leaves it unevaluated.
 
+    baseline: an untrained control, as a run's record told it before there were other ``features``;
     changes: other values of run.json. Returns the folder's address.
     """
+    few = [f"data.label_fraction={fraction}"] if fraction < 1 else []
     config = load_config(
-        variant, "demo", stage, tag=tag, overrides=[f"seed={seed}", "trainer.log_interval=7"]
+        variant, "demo", stage, tag=tag, overrides=[f"seed={seed}", "trainer.log_interval=7", *few]
     )
-    name = config.run_name + ("_untrained" if baseline else "")
+    name = config.name_on("untrained" if baseline else features)
     folder = root / f"seed-{seed}" / name
     folder.mkdir(parents=True)
     info = {
@@ -50,7 +55,8 @@ def write_run(
         "config_digest": digest(config),
         "data": DATA,
         "parent": parent,
-        "baseline": baseline,
+        "baseline": baseline or features != "pretrained",
+        **({} if features == "pretrained" else {"features": features}),
         "status": "complete",
         "step": STEPS,
         "total_steps": STEPS,
@@ -90,6 +96,41 @@ def write_experiment(root: Path, seeds: int = 3, **options: Any) -> list[str]:
             write_run(root, "probe", seed, baseline=True, accuracy=0.61 - wobble, **rest),
             write_run(root, "finetune", seed, accuracy=0.94 + wobble / 2, **rest),
         ]
+    return runs
+
+
+def write_rows(root: Path, seeds: int = 2, probe: float = 0.83, pixels: float = 0.7) -> list[str]:
+    """What a whole pipeline leaves: every control, and three shares of the labels."""
+    runs = []
+    for seed in range(seeds):
+        wobble = 0.01 * seed
+        parent = write_run(root, "pretrain", seed)
+        knn = {"top1": 0.7 + wobble, "untrained_top1": 0.5, "bank": 9, "queries": 8}
+        places = [[float(x), float(x % 7)] for x in range(40)]
+        more = {
+            "knn": {**knn, "neighbours": 5},
+            "embedding": {
+                "method": "t-SNE",
+                "points": places,
+                "labels": [x % 10 for x in range(40)],
+                "classes": DIGITS,
+            },
+        }
+        file = Path(parent) / "evaluation.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | more))
+        rest: dict[str, Any] = {"parent": parent}
+        runs += [
+            parent,
+            write_run(root, "probe", seed, accuracy=probe + wobble, **rest),
+            write_run(root, "probe", seed, features="untrained", accuracy=0.6, **rest),
+            write_run(root, "probe", seed, features="pixels", accuracy=pixels, **rest),
+        ]
+        for fraction, tuned, scratch in ((0.01, 0.7, 0.4), (0.1, 0.8, 0.6), (1.0, 0.9, 0.92)):
+            few = {**rest, "fraction": fraction}
+            runs += [
+                write_run(root, "finetune", seed, accuracy=tuned + wobble, **few),
+                write_run(root, "finetune", seed, features="untrained", accuracy=scratch, **few),
+            ]
     return runs
 
 

@@ -123,7 +123,7 @@ def test_commands_set_what_differs_from_the_recipe(three: str) -> None:
     assert command
     assert "--variant mae --recipe demo --tag try1 trainer.log_interval=7 seed=0" in command[0]
     assert "--data s3://percmae/data/manifest.json --to /" in command[0]
-    assert re.search(r"percmae probe --run \S+/try1_mae .*? --untrained", text)
+    assert re.search(r"percmae probe --run \S+/try1_mae .*? --features untrained", text)
 
 
 def test_command_of_a_config_of_another_version_is_explained(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def identity(run: Run) -> Identity:
         parent = Run.open(str(BEFORE / record.parent.rpartition("/")[2])).key
     data = record.data
     return Identity(
-        record.name, run.config, data.uri, data.digest, record.parent, parent, record.baseline
+        record.name, run.config, data.uri, data.digest, record.parent, parent, record.built_on
     )
 
 

@@ -90,3 +90,8 @@ def test_an_evaluation_is_one_pod() -> None:
     ):
         job_settings_for("pretrain", ["evaluate.nodes=2"])
     assert {field.name for field in dataclasses.fields(JobSettings)} > OF_TRAININGS
+
+
+def test_shares_of_the_labels_are_the_pipelines_own_parameter() -> None:
+    with pytest.raises(ConfigError, match=r"data\.label_fraction: give shares .*--label-fractions"):
+        overrides_for("finetune", ["finetune.data.label_fraction=0.1"])

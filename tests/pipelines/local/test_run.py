@@ -52,7 +52,9 @@ def test_the_whole_pipeline_twice(
 
     def once(seeds: tuple[int, ...], *more: str) -> PipelineOutcome:
         to, overrides = tmp_path / "runs", [*TINY, *more]
-        options = RunOptions("t", source=str(images), seeds=seeds, overrides=overrides, to=to)
+        options = RunOptions(
+            "t", source=str(images), seeds=seeds, overrides=overrides, label_fractions=(0.5,), to=to
+        )
         return run("mae", dataclasses.replace(options, store=store), forks)
 
     outcome = once((3, 5))
@@ -73,12 +75,16 @@ def test_the_whole_pipeline_twice(
     assert report == outcome.report
     assert report["seeds"] == [3, 5]
     rows = [row["row"] for row in report["table"]]
-    assert rows == ["probe", "probe_untrained", "finetune", "random_guess"]
+    assert rows == [
+        "random_guess",
+        *("probe_pixels", "probe_untrained", "knn_untrained", "knn", "probe"),
+        *("finetune_labels-50pct_untrained", "finetune_labels-50pct"),
+    ]
     assert not report["missing"]
     assert artifacts(outcome, "report")["metrics"]["random_guess_top1"] == pytest.approx(1 / 3)
     assert not any(step.reused for step in outcome.steps)
 
-    assert len(outcome.steps) == 3 + 2 * 8
+    assert len(outcome.steps) == 3 + 2 * 12
 
     again = once((5,))
 
@@ -96,8 +102,10 @@ def check_runs(outcome: PipelineOutcome, store: str, seed: int, dataset: dict[st
     names = {
         "pretrain": "t_mae",
         "probe": "t_mae_probe",
-        "control": "t_mae_probe_untrained",
-        "finetune": "t_mae_finetune",
+        "probe_untrained": "t_mae_probe_untrained",
+        "probe_pixels": "t_mae_probe_pixels",
+        "finetune_labels-50pct": "t_mae_finetune_labels-50pct",
+        "finetune_labels-50pct_untrained": "t_mae_finetune_labels-50pct_untrained",
     }
     for step, name in names.items():
         made = artifacts(outcome, step, seed)
@@ -106,11 +114,11 @@ def check_runs(outcome: PipelineOutcome, store: str, seed: int, dataset: dict[st
         assert model["uri"] == f"{store}/runs/seed-{seed}/{name}"
         assert (record["status"], record["seed"]) == ("complete", seed)
         assert model["seed"] == seed
-        assert model["baseline"] is (step == "control")
+        assert model["baseline"] is step.endswith(("untrained", "pixels"))
         assert model["data_digest"] == dataset["digest"]
         assert model["config_digest"] == record["config_digest"]
         assert made["metrics"]
-    for step in ("probe", "control", "finetune"):
+    for step in list(names)[1:]:
         made = artifacts(outcome, f"evaluate {step}", seed)
         assert 0 <= made["metrics"]["top1"] <= 1
         rows = made["confusion"]["confusionMatrix"]["rows"]

@@ -47,7 +47,9 @@ def test_a_whole_run(
         warnings.simplefilter("error")
         steps, screen, log = toy.run(str(tmp_path))
     assert {(step.name, step.seed) for step in steps} == {("ingest", None)} | {
-        (name, seed) for name in ("pretrain", "control", "evaluate control") for seed in range(3)
+        (name, seed)
+        for name in ("pretrain", "probe_untrained", "evaluate probe_untrained")
+        for seed in range(3)
     }
     assert [step.name for step in steps if step.reused] == ["ingest"]
     pretrained = {step.seed: step for step in steps if step.name == "pretrain"}

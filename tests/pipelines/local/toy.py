@@ -69,7 +69,7 @@ def pretrain(
 
 @dsl.component(base_image="toy", install_kfp_package=False)
 def probe(folder: str, pretrained: Input[Model], untrained: bool, model: Output[Model]) -> None:
-    model.metadata.update(seed=pretrained.metadata["seed"], stage="probe", baseline=untrained)
+    model.metadata.update(seed=pretrained.metadata["seed"], kind="probe_untrained")
     with open(model.path, "w") as file:
         file.write("{}")
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 TINY = [
     "data.workers=0",
+    "trainer.threads=1",
     "data.batch_size=16",
     "optim.epochs=1",
     "optim.warmup_epochs=0",

@@ -21,6 +21,7 @@ from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
 from percmae.config.check import check
+from percmae.config.naming import Features
 from percmae.config.presets import preset_names, read_preset
 from percmae.config.schema import Config, Stage, Variant
 from percmae.errors import ConfigError
@@ -74,10 +75,12 @@ def load_layers(
     size: str | None = None,
     base: Mapping[str, Any] | None = None,
     open_keys: Collection[str] = (),
+    features: Features = "pretrained",
 ) -> Layers:
     """Like :func:`load_config`, with the origin of each value.
 
-    open_keys: settings of other stages that are this one's for once, since ``base`` lacks them.
+    open_keys: settings of other stages that are this one's for once, since ``base`` lacks them;
+    features: what a classifier builds upon, for which a recipe may have settings of its own.
     """
     _known("variant", variant, VARIANTS)
     _known("recipe", recipe, preset_names("recipes"))
@@ -89,6 +92,8 @@ def load_layers(
         _merge(merged, origin, sections.get(section) or {}, f"recipe {recipe}")
     fitted = (sections.get("variants") or {}).get(variant) or {}
     _merge(merged, origin, fitted.get(stage) or {}, f"recipe {recipe}, variant {variant}")
+    upon = (sections.get("features") or {}).get(features) or {}
+    _merge(merged, origin, upon.get(stage) or {}, f"recipe {recipe}, features {features}")
     if size is not None:
         _known("size", size, preset_names("sizes"))
         _merge(merged, origin, read_preset("sizes", size), f"size {size}")

@@ -24,11 +24,12 @@ def downstream_config(
     """The configuration of a probe or fine-tuning of ``parent``.
 
     Network sizes, image size and normalisation are those of the parent, and so is what the recipe
-    changes with the size; of a run the recipe, tag and seed too where none is given. From scratch
-    (features ``untrained``) all layers learn at one rate unless another ``optim.layer_decay`` is
-    given: the recipe's spares what has been learned before. Raises UserError when it is no
-    pretraining run, ConfigError as :func:`percmae.config.load_config` does, and where the heads of
-    a file's encoder are not known.
+    changes with the size or has for these ``features`` alone; of a run the recipe, tag and seed too
+    where none is given. From scratch (features ``untrained``) all layers learn at one rate unless
+    another ``optim.layer_decay`` is given: the recipe's spares what has been learned before.
+
+    Raises UserError when it is no pretraining run, ConfigError where the heads of a file's encoder
+    are not known, and as :func:`percmae.config.load_config` does.
     """
     config = parent.config
     if config.stage != "pretrain":
@@ -44,7 +45,7 @@ def downstream_config(
     own = ["model.encoder.heads"] if isinstance(parent, WeightsFile) else []
     size = size_of(config.model.encoder)
     layers = load_layers(
-        config.variant, recipe, stage, file, overrides, tag, size, base, open_keys=own
+        config.variant, recipe, stage, file, overrides, tag, size, base, own, features
     )
     told = "heads" in base["model"]["encoder"]
     if not told and layers.origin["model.encoder.heads"] not in ("command line", str(file)):

@@ -21,7 +21,7 @@ from percmae.stages.steps import report_folder
 from percmae.storage import StorePath
 from pipelines.local.console import Console
 from pipelines.local.options import RunOptions
-from pipelines.local.tasks import FinishedStep, fork_server, run_pipeline
+from pipelines.local.tasks import FinishedStep, cores, fork_server, run_pipeline
 from pipelines.local.warm import TRAINING_MODULES, ForkServer
 
 HOME = ".percmae"
@@ -71,7 +71,7 @@ def run(variant: str, options: RunOptions, server: ForkServer | None = None) -> 
                 "size": options.size,
                 "tag": options.tag,
                 "seeds": list(options.seeds),
-                "overrides": list(options.overrides),
+                "overrides": [*_all_cores(options), *options.overrides],
                 "fine_tune": options.fine_tune,
                 "label_fractions": list(options.label_fractions),
                 "launcher": placement.launcher,
@@ -175,6 +175,12 @@ def open_store(uri: str | None, console: Console) -> Iterator[str]:
 
 # Settings of another store that would be taken before those of the embedded one.
 _OVERRULING = ("AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN", "PERCMAE_STORE_CONFIG")
+
+
+def _all_cores(options: RunOptions) -> list[str]:
+    """One seed's pretraining has them all: nothing else runs beside it, as it does with several."""
+    alone = len(options.seeds) == 1 and options.placement.launcher == LOCAL
+    return [f"pretrain.trainer.threads={cores()}"] if alone else []
 
 
 def fork_server_for(placement: Placement) -> ForkServer:

@@ -274,9 +274,14 @@ def _shared_cores() -> dict[str, str]:
     Left alone, torch takes all of them in each process, and its threads spin while they wait for
     each other: a step of the demo's training takes 12 times the CPU on two cores that are shared.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = max(1, (cores or 1) // PARALLEL)
-    return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    return {"OMP_NUM_THREADS": str(max(1, cores() // PARALLEL)), "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

@@ -55,3 +55,15 @@ def test_what_the_recipe_leaves_alone_is_as_it_was() -> None:
         made = pretraining(size)
         without = load_config("mae", "mae", stage, base=inherited(made))
         assert digest(downstream_config(Pretraining(made), stage)) == digest(without)
+
+
+def test_a_recipe_may_have_settings_for_a_control_alone() -> None:
+    """So that a floor is not lower than it has to be, for want of a rate that fits it."""
+    parent = Pretraining(load_config(recipe="demo"))
+    rates = {
+        features: downstream_config(parent, "probe", features=features).optim.lr
+        for features in ("pretrained", "untrained", "pixels")
+    }
+    assert rates["pretrained"] == rates["untrained"] > rates["pixels"]
+    own = downstream_config(parent, "probe", overrides=["optim.lr=3"], features="pixels")
+    assert own.optim.lr == 3

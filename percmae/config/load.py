@@ -187,7 +187,7 @@ def digest(config: Config) -> str:
     Stable over processes, key order, operational settings (workers, log rhythm, tag …) and later
     ones at their default.
     """
-    values = {k: v for k, v in _leaves(to_dict(config)) if _counts(k, v)}
+    values = what_counts(config)
     del values["recipe"]  # a name; what it stands for is in the other keys
     canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
@@ -233,6 +233,11 @@ def _all_fields() -> dict[str, FieldInfo]:
 @cache
 def _adapter() -> TypeAdapter[Config]:
     return TypeAdapter(Config)
+
+
+def what_counts(config: Config) -> dict[str, Any]:
+    """Dotted keys and values of all that changes what the run computes; the recipe's name too."""
+    return {k: v for k, v in _leaves(to_dict(config)) if _counts(k, v)}
 
 
 def _counts(key: str, value: Any) -> bool:

@@ -20,7 +20,7 @@ from pydantic import ConfigDict, Field
 
 from percmae import __version__
 from percmae.config import Config, config_from_dict, digest, to_dict, to_yaml
-from percmae.config.load import leaves
+from percmae.config.load import what_counts
 from percmae.config.naming import Features, Kind, key_part
 from percmae.config.schema import Stage, Variant
 from percmae.errors import ConfigError, DataError, PercmaeError, StoreAccessError, UserError
@@ -316,8 +316,10 @@ def _empty(folder: StorePath) -> None:
 def _difference(run: Run, identity: Identity) -> str:
     if run.record.data.digest != identity.data_digest:
         return "dataset"
-    old, new = leaves(run.config), leaves(identity.config)
-    changed = [key for key in new if old.get(key) != new[key]]
+    old, new = what_counts(run.config), what_counts(identity.config)
+    changed = [key for key in {**new, **old} if old.get(key) != new.get(key)]
     if run.record.config_digest != digest(identity.config):
-        return "config (" + ", ".join(f"{k}: {old.get(k)} → {new[k]}" for k in changed[:3]) + ")"
+        return (
+            "config (" + ", ".join(f"{k}: {old.get(k)} → {new.get(k)}" for k in changed[:3]) + ")"
+        )
     return "parent run"

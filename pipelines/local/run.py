@@ -16,6 +16,7 @@ from percmae.data.sample_sources import DEFAULT_SOURCE, LAST_SOURCE, fingerprint
 from percmae.errors import DataError
 from percmae.local_store import server as local_store
 from percmae.runs.files import LAST_RESORT
+from percmae.stages.check import pretrain_config
 from percmae.stages.placement import LOCAL, Placement
 from percmae.stages.steps import report_folder
 from percmae.storage import StorePath
@@ -71,7 +72,7 @@ def run(variant: str, options: RunOptions, server: ForkServer | None = None) -> 
                 "size": options.size,
                 "tag": options.tag,
                 "seeds": list(options.seeds),
-                "overrides": [*_all_cores(options), *options.overrides],
+                "overrides": [*_all_cores(variant, options), *options.overrides],
                 "fine_tune": options.fine_tune,
                 "label_fractions": list(options.label_fractions),
                 "launcher": placement.launcher,
@@ -177,10 +178,13 @@ def open_store(uri: str | None, console: Console) -> Iterator[str]:
 _OVERRULING = ("AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN", "PERCMAE_STORE_CONFIG")
 
 
-def _all_cores(options: RunOptions) -> list[str]:
+def _all_cores(variant: str, options: RunOptions) -> list[str]:
     """One seed's pretraining has them all: nothing else runs beside it, as it does with several."""
-    alone = len(options.seeds) == 1 and options.placement.launcher == LOCAL
-    return [f"pretrain.trainer.threads={cores()}"] if alone else []
+    if len(options.seeds) != 1 or options.placement.launcher != LOCAL:
+        return []
+    words = (options.recipe, options.size, options.tag, options.overrides)
+    chosen = pretrain_config(variant, *words, options.seeds[0]).trainer.threads
+    return [f"pretrain.trainer.threads={cores()}"] if chosen is None else []
 
 
 def fork_server_for(placement: Placement) -> ForkServer:

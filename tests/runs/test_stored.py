@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,12 @@ def test_a_finished_run_is_reused_and_a_stopped_one_gone_on_with() -> None:
     other = identity(finished)._replace(data_digest="sha256:other")
     with pytest.raises(UserError, match="exists with another dataset"):
         existing_run(str(BEFORE), other, "auto")
+    # The number of threads differs as well, but is not why.
+    config = replace(finished.config, trainer=replace(finished.config.trainer, threads=7))
+    changed = replace(config, optim=replace(config.optim, epochs=99))
+    assert existing_run(str(BEFORE), identity(finished)._replace(config=config), "auto")
+    with pytest.raises(UserError, match=r"another config \(optim\.epochs: \d+ → 99\)"):
+        existing_run(str(BEFORE), identity(finished)._replace(config=changed), "auto")
 
 
 def test_figures_are_read() -> None:

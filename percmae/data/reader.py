@@ -22,6 +22,9 @@ _THREADS = 4
 # (or two batches, where a batch alone is larger).
 GROUP_BYTES = 32 << 20
 GROUP_SAMPLES = 4096
+# A split that takes no more is read once and kept, within the same bound: of small images a group
+# is spread so thinly over the shards that almost each few of them would be a request, every epoch.
+HELD_BYTES = 2 * GROUP_BYTES
 
 
 class _Run(NamedTuple):
@@ -61,10 +64,19 @@ def read_ahead(
 ) -> Iterator[tuple[list[tuple[T, np.ndarray]], dict[int, bytes]]]:
     """Each group with the bytes of its samples by id, the next one being read meanwhile.
 
-    Raises DataError for a shard shorter than its index says, StoreError as the store has it.
+    Of a split within HELD_BYTES all samples, the same with each group. Raises DataError for a
+    shard shorter than its index says, StoreError as the store has it.
     """
     pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="shard-reader")
     try:
+        if _size(split) <= HELD_BYTES:
+            held: dict[int, bytes] | None = None
+            for group in groups:
+                if held is None:
+                    runs = _runs(split, np.arange(len(split)))
+                    held = _collect([pool.submit(_read, split, run) for run in runs])
+                yield group, held
+            return
         current: tuple[list[tuple[T, np.ndarray]], list[Future[dict[int, bytes]]]] | None
         current = None
         for group in groups:
@@ -77,6 +89,10 @@ def read_ahead(
             yield current[0], _collect(current[1])
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _size(split: Split) -> int:
+    return int(split.locate(np.arange(len(split)))[2].sum())
 
 
 def _collect(reads: Sequence[Future[dict[int, bytes]]]) -> dict[int, bytes]:

@@ -46,6 +46,28 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
     return made
 
 
+@pytest.fixture
+def nothing_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a split that is too large to be kept."""
+    monkeypatch.setattr(reader, "HELD_BYTES", 0)
+
+
+def test_what_is_small_is_read_once_and_kept(
+    tmp_path: Path, requests: list[tuple[str, int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = split_of(tmp_path, [0] * 5, shards=2)
+    epochs = [[("batch", ids)] for ids in (np.array([9, 0]), np.array([3, 4]), np.array([9, 1]))]
+    for _, blobs in read_ahead(split, epochs):
+        assert blobs == {n: bytes([n]) * SIZE for n in range(10)}
+    assert sorted(requests) == [("0.tar", 0, 5 * SIZE), ("1.tar", 0, 5 * SIZE)]
+    monkeypatch.setattr(reader, "HELD_BYTES", 10 * SIZE - 1)
+    assert [len(blobs) for _, blobs in read_ahead(split, epochs)] == [2, 2, 2]
+    requests.clear()
+    assert not list(read_ahead(split, []))
+    assert not requests
+
+
+@pytest.mark.usefixtures("nothing_held")
 def test_neighbours_are_read_together_and_far_ones_apart(
     tmp_path: Path, requests: list[tuple[str, int, int]]
 ) -> None:
@@ -72,6 +94,7 @@ def test_a_request_is_not_larger_than_eight_mebibytes(
     assert max(length for _, _, length in requests) <= 8 << 20
 
 
+@pytest.mark.usefixtures("nothing_held")
 def test_one_group_is_read_ahead_and_no_more(tmp_path: Path) -> None:
     split = split_of(tmp_path, [0] * 10)
     asked: list[int] = []

@@ -74,7 +74,8 @@ def run(variant: str, options: RunOptions, server: ForkServer | None = None) -> 
                 "seeds": list(options.seeds),
                 "overrides": [*_all_cores(variant, options), *options.overrides],
                 "fine_tune": options.fine_tune,
-                "label_fractions": list(options.label_fractions),
+                # Two at a time, and the longest first: none is left alone at the end.
+                "label_fractions": sorted(options.label_fractions, reverse=True),
                 "launcher": placement.launcher,
                 "train_image": placement.image,
                 "nodes": placement.nodes,
@@ -179,12 +180,13 @@ _OVERRULING = ("AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN", "PERCMAE_STORE_CONFIG
 
 
 def _all_cores(variant: str, options: RunOptions) -> list[str]:
-    """One seed's pretraining has them all: nothing else runs beside it, as it does with several."""
+    """With one seed its pretraining and probes have them all: nothing else runs beside these."""
     if len(options.seeds) != 1 or options.placement.launcher != LOCAL:
         return []
     words = (options.recipe, options.size, options.tag, options.overrides)
-    chosen = pretrain_config(variant, *words, options.seeds[0]).trainer.threads
-    return [f"pretrain.trainer.threads={cores()}"] if chosen is None else []
+    if pretrain_config(variant, *words, options.seeds[0]).trainer.threads is not None:
+        return []
+    return [f"{stage}.trainer.threads={cores()}" for stage in ("pretrain", "probe")]
 
 
 def fork_server_for(placement: Placement) -> ForkServer:

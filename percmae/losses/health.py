@@ -33,11 +33,13 @@ def image_gradients(terms: Weighted, images: Sequence[Tensor]) -> Terms:
 def map_distances(maps: Sequence[Tensor], target: Sequence[Tensor]) -> Terms:
     """How far the feature maps (N, C, H, W) of generated images are from those of the real ones.
 
-    ``map_distance/<place>``: mean absolute difference over mean absolute value, from the image up;
-    0 where they are equal, about 1 where they have nothing to do with each other.
+    ``map_distance/<place>``: mean absolute difference over mean absolute value, of each image by
+    itself and averaged over the images, from the image up; 0 where they are equal, about 1 where
+    they have nothing to do with each other.
     """
     found = {}
     for place, (made, real) in enumerate(zip(maps, target, strict=True)):
         made, real = made.detach().float(), real.detach().float()
-        found[f"map_distance/{place}"] = (made - real).abs().mean() / (real.abs().mean() + 1e-12)
+        apart, size = ((m.abs().flatten(1).mean(1)) for m in (made - real, real))
+        found[f"map_distance/{place}"] = (apart / (size + 1e-12)).mean()
     return found

@@ -117,7 +117,8 @@ def test_images_that_change_are_looked_at_in_each_epoch(
 def test_a_crop_of_the_whole_image_is_what_a_random_one_comes_to(size: tuple[int, int]) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
-    augment = load_config("mae", "demo", overrides=FIXED).data.augment
+    normalised = ["data.augment.mean=[0.3,0.3,0.3]", "data.augment.std=[0.2,0.2,0.2]"]
+    augment = load_config("mae", "demo", overrides=[*FIXED, *normalised]).data.augment
     random = transforms.RandomResizedCrop(
         32, scale=(1, 1), ratio=(1, 1), interpolation=transforms.InterpolationMode.BICUBIC
     )

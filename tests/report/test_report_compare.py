@@ -70,9 +70,9 @@ def test_the_budget_is_stated(three: dict[str, Any]) -> None:
     text = " ".join(compare_table(three).split())
     for expected in (
         "recipe demo · seeds 0, 1, 2 · pretraining epochs 10",
-        "images a step 64",
+        "images a step 128",
         "image size 32 px in patches of 8 px",
-        "encoder width 96, depth 3, heads 3",
+        "encoder width 128, depth 2, heads 4",
         "3,600 training, 400 validation and 1,000 test images of 10 classes",
         "A random guess is right in 10.0 %",
     ):

@@ -28,7 +28,18 @@ def test_the_scheduled_dag_runs_whole_inside_the_cluster(here: Laptop, tmp_path:
         StorePath(f"s3://percmae/archives/{file}", here.store).write_file(samples / file)
     run = ["run", "--launcher", "pytorchjob", "--store", "s3://percmae/scheduled", "--gpus", "0"]
     run += ["--dataset", "small", "--archives", "s3://percmae/archives", "--recipe", "demo"]
-    run += ["--seeds", "0", "--train-image", TRAIN, "--to", "/tmp/runs", "--tag", "cron"]
+    run += [
+        "--label-fractions",
+        "1",
+        "--seeds",
+        "0",
+        "--train-image",
+        TRAIN,
+        "--to",
+        "/tmp/runs",
+        "--tag",
+        "cron",
+    ]
     run += [*jobs(SMALL), *TINY]
     command = [*SCHEDULE, "--cron", "0 2 * * 0", "--name", "weekly", "--run", shlex.join(run)]
     command += ["--image", PIPELINE, "--namespace", cluster.namespace]
@@ -50,6 +61,6 @@ def test_the_scheduled_dag_runs_whole_inside_the_cluster(here: Laptop, tmp_path:
     assert StorePath("s3://percmae/scheduled/reports/cron_mae/report.html", here.store).exists()
     launched = cluster.get("pytorchjob", selector="app.kubernetes.io/part-of=percmae")
     mine = [job for job in launched if "cron" in job["metadata"]["name"]]
-    assert len(mine) == 4
+    assert len(mine) == 6  # pretraining, three probes, two fine-tunings
     pods = {owner["name"] for job in mine for owner in job["metadata"]["ownerReferences"]}
     assert len(pods) == 1, "all are owned by the pod that runs the DAG"

@@ -28,18 +28,8 @@ def test_the_scheduled_dag_runs_whole_inside_the_cluster(here: Laptop, tmp_path:
         StorePath(f"s3://percmae/archives/{file}", here.store).write_file(samples / file)
     run = ["run", "--launcher", "pytorchjob", "--store", "s3://percmae/scheduled", "--gpus", "0"]
     run += ["--dataset", "small", "--archives", "s3://percmae/archives", "--recipe", "demo"]
-    run += [
-        "--label-fractions",
-        "1",
-        "--seeds",
-        "0",
-        "--train-image",
-        TRAIN,
-        "--to",
-        "/tmp/runs",
-        "--tag",
-        "cron",
-    ]
+    run += ["--seeds", "0", "--train-image", TRAIN, "--to", "/tmp/runs", "--tag", "cron"]
+    run += ["--label-fractions", "1"]
     run += [*jobs(SMALL), *TINY]
     command = [*SCHEDULE, "--cron", "0 2 * * 0", "--name", "weekly", "--run", shlex.join(run)]
     command += ["--image", PIPELINE, "--namespace", cluster.namespace]

@@ -152,10 +152,16 @@ def serve(channel: socket.socket) -> dict[str, Any] | None:
             channel.close()
             with socket.socket(fileno=told) as teller:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                itself, not_yet = os.pipe()
                 step = os.fork()
                 if step != 0:
+                    # Until it has a process group of its own, a signal to that would be lost.
+                    os.close(not_yet)
+                    os.read(itself, 1)
                     _wait_for(step, teller, descriptors[:2])
             _become_a_process(stdout, stderr)
+            os.close(itself)
+            os.close(not_yet)
             return dict(json.loads(content))
         for descriptor in descriptors:
             os.close(descriptor)

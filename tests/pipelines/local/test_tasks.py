@@ -17,6 +17,7 @@ import toy
 
 from pipelines.local import tasks
 from pipelines.local.tasks import StepError
+from pipelines.local.warm import ComponentCall, ForkServer
 
 
 def marks(folder: Path, text: str) -> dict[int, tuple[int, float]]:
@@ -92,6 +93,17 @@ def test_a_step_that_fails(tmp_path: Path, mode: str, message: str, code: int) -
     # The step that ran beside it may save its work first; the one that waited is not begun.
     assert 2 not in marks(tmp_path, "began")
     assert marks(tmp_path, "ready").keys() == marks(tmp_path, "saved").keys()
+
+
+def test_a_signal_right_after_the_start_is_not_lost() -> None:
+    call = ComponentCall(
+        "import time\ntime.sleep(20)\n", ["--executor_input", "{}", "--function_to_execute", "f"]
+    )
+    with ForkServer() as server, open(os.devnull, "w") as nowhere:
+        for _ in range(20):
+            step = server.start(call, {}, nowhere.fileno(), nowhere.fileno())
+            step.signal(signal.SIGTERM)
+            assert step.wait() == 128 + signal.SIGTERM
 
 
 def test_what_a_step_leaves_behind_is_ended(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from percmae.data.shards import ShardInfo
+from percmae.data.shards import UNLABELLED, ShardInfo
 from percmae.storage import StorePath
 
 _BLOCK = 512
@@ -42,9 +42,14 @@ class ShardWriter:
         self._stack.__exit__(*error)  # type: ignore[arg-type]
 
     def add(self, key: str, data: bytes, label: int) -> None:
-        """Append one sample. ``key`` has no dot (WebDataset splits names at the first one)."""
+        """Append one sample. ``key`` has no dot (WebDataset splits names at the first one).
+
+        One whose label is UNLABELLED has no ``.cls``.
+        """
         self._rows.append((self.bytes + _BLOCK, len(data), label, key.encode()))
-        self._write(_member(f"{key}.jpg", data) + _member(f"{key}.cls", str(label).encode()))
+        self._write(_member(f"{key}.jpg", data))
+        if label != UNLABELLED:
+            self._write(_member(f"{key}.cls", str(label).encode()))
 
     def finish(self) -> ShardInfo:
         """Close the shard, write its index, and describe both."""

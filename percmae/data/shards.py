@@ -21,7 +21,7 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,8 @@ FORMAT = "percmae-dataset/1"
 MANIFEST = "manifest.json"
 STORED_SPLITS = ("train", "test")
 SPLITS = ("train", "val", "test")
+UNLABELLED = -1
+"""The label, in a shard's index, of an image that has none."""
 
 # About 2 % of ImageNet's training images, and enough of a small set to mean something.
 VAL_SHARE, VAL_AT_LEAST = 0.02, 500
@@ -136,13 +138,18 @@ class Dataset:
             chosen = np.setdiff1d(np.arange(len(whole)), chosen, assume_unique=True)
         return whole.subset(name, chosen)
 
+    @property
+    def labelled_images(self) -> int:
+        """How many of the training images have a label."""
+        return int((self.split("train").labels >= 0).sum())
+
     def labelled(self, fraction: float) -> Split:
         """The training images whose labels are used: a share in (0, 1] of each class, 1 or more.
 
         Which, depends on the dataset's digest alone, and those of a smaller share are among those
-        of a larger one.
+        of a larger one. Images without a label are none of them.
         """
-        train = self.split("train")
+        train = self.split("train").labelled()
         if fraction == 1:
             return train
         return train.subset("train", _labelled(train.labels, fraction, self.digest))
@@ -213,7 +220,7 @@ class Split:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """Label of each sample, int64 (n,)."""
+        """Label of each sample, int64 (n,); UNLABELLED where it has none."""
         return self._table["label"].astype(np.int64)
 
     @property
@@ -230,6 +237,41 @@ class Split:
     def subset(self, name: str, ids: np.ndarray) -> Split:
         """The samples at ``ids``, as a split of their own."""
         return Split(name, self.shards, self._number[ids], self._table[ids])
+
+    def labelled(self) -> Split:
+        """The samples that have a label; the split itself where all have one."""
+        known = self.labels >= 0
+        return self if known.all() else self.subset(self.name, np.flatnonzero(known))
+
+    @classmethod
+    def joined(cls, name: str, parts: Sequence[Split], labels: Sequence[np.ndarray]) -> Split:
+        """The samples of several splits, one after another.
+
+        labels: for each part, the label that each of its own becomes, int64 (classes,).
+        """
+        fields = [f for f in parts[0]._fields if all(f in part._fields for part in parts)]
+        kinds = [
+            (field, reduce(np.promote_types, (part._table.dtype[field] for part in parts)))
+            for field in fields
+        ]
+        table = np.empty(sum(map(len, parts)), dtype=kinds)
+        for field in fields:
+            table[field] = np.concatenate([part._table[field] for part in parts])
+        table["label"] = np.concatenate(
+            [_renamed(part.labels, new) for part, new in zip(parts, labels, strict=True)]
+        )
+        starts = np.cumsum([0, *(len(part.shards) for part in parts)])[:-1]
+        number = [p._number + np.int32(start) for p, start in zip(parts, starts, strict=True)]
+        return cls(name, [s for p in parts for s in p.shards], np.concatenate(number), table)
+
+    @property
+    def _fields(self) -> tuple[str, ...]:
+        return self._table.dtype.names or ()
+
+
+def _renamed(labels: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """Labels (n,) as the numbers that they become; UNLABELLED stays what it is."""
+    return np.append(new, UNLABELLED)[labels]  # −1 is the last
 
 
 def content_digest(classes: Sequence[ClassInfo], shards: dict[str, list[ShardInfo]]) -> str:

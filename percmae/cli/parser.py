@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from percmae import __version__
+from percmae.data.addresses import joined
 from percmae.jobs.names import BUCKET
 
 _ABOUT = """\
@@ -87,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = verb("pretrain", "pretrain a masked autoencoder")
     _config_options(sub)
-    _training(sub, "never")
+    _training(sub, "never", "; given several times: all of them, as one dataset")
 
     for name, text in (
         ("finetune", "fine-tune a pretrained encoder on the labels"),
@@ -120,7 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = verb("evaluate", "figures of a finished run on the test set")
     sub.add_argument("--run", required=True, metavar="URI", help="any finished run")
-    sub.add_argument("--data", required=True, metavar="MANIFEST", help="the dataset's manifest")
+    _data(sub)
     sub.add_argument("--json", action="store_true", help="one JSON document on stdout")
 
     sub = verb("reconstruct", "show what a pretrained model makes of images")
@@ -265,8 +267,27 @@ def _written(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--force", action="store_true", help="replace a file that exists")
 
 
-def _training(sub: argparse.ArgumentParser, resume: str) -> None:
-    sub.add_argument("--data", required=True, metavar="MANIFEST", help="the dataset's manifest")
+class _Manifests(argparse.Action):
+    """An option that may be given several times: its values as one address."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        earlier = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, joined([earlier, values] if earlier else [values]))
+
+
+def _data(sub: argparse.ArgumentParser, several: str = "") -> None:
+    text = f"the dataset's manifest{several}"
+    sub.add_argument("--data", required=True, metavar="MANIFEST", action=_Manifests, help=text)
+
+
+def _training(sub: argparse.ArgumentParser, resume: str, several: str = "") -> None:
+    _data(sub, several)
     sub.add_argument("--to", required=True, metavar="URI", help="folder that holds the runs")
     sub.add_argument(
         "--resume",

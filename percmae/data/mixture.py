@@ -1,35 +1,19 @@
-"""Several datasets trained on as one, and what names them.
-
-The address of a mixture is those of its manifests with a comma between them, so it travels as one
-text wherever the address of a dataset does: through commands, jobs, artifacts and a run's record.
-"""
+"""Several datasets trained on as one; what names them is in ``addresses``."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 
+from percmae.data.addresses import addresses, joined
 from percmae.data.shards import ClassInfo, Dataset, Pixels, Split
 from percmae.errors import UserError
 
 FORMAT = "percmae-mixture/1"
-# A comma may stand in the address of a manifest, but hardly behind the ending of one.
-_BETWEEN = re.compile(r"(?<=\.json),")
-
-
-def addresses(data: str) -> list[str]:
-    """The manifests that an address of one dataset or of several names."""
-    return _BETWEEN.split(data)
-
-
-def joined(manifests: Sequence[str]) -> str:
-    """The one address of several manifests; :func:`addresses` takes it apart again."""
-    return ",".join(manifests)
 
 
 class Mixture:

@@ -141,10 +141,11 @@ class PretrainLearner(Learner):
 def pretrain(config: Config, data: str, to: str, resume: str = "auto") -> RunResult:
     """Pretrain on the dataset whose manifest is ``data`` into ``<to>/<run name>/``.
 
-    data: of several datasets all their manifests (:func:`percmae.data.mixture.joined`); labels are
-    not needed. resume: ``auto`` goes on with a run of this name and key, or returns it when it is
-    complete; ``never`` refuses when the name is taken. Under torchrun every process calls this. Raises
-    UserError for bad input, Interrupted after a signal (resumable), PercmaeError on failure.
+    data: of several datasets all their manifests, in one text (:mod:`percmae.data.addresses`); no
+    labels are needed. resume: ``auto`` goes on with a run of this name and key, or returns it when
+    it is complete; ``never`` refuses when the name is taken. Under torchrun every process calls
+    this. Raises UserError for bad input, Interrupted after a signal (resumable), PercmaeError on
+    failure.
     """
     with distributed(config) as world:
         dataset = world.first(lambda: open_data(data))

@@ -102,7 +102,7 @@ class ReconstructionEvaluation(Evaluation):
     """
 
     reconstruction: Reconstruction
-    labelled: bool = True
+    labelled: bool = Field(default=True, exclude_if=lambda labelled: labelled)
     rank: EffectiveRank | None = Field(default=None, exclude_if=lambda rank: rank is None)
     knn: Neighbours | None = Field(default=None, exclude_if=lambda knn: knn is None)
     embedding: Embedding | None = Field(default=None, exclude_if=lambda picture: picture is None)

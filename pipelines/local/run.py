@@ -221,4 +221,6 @@ def steps_table(steps: Sequence[FinishedStep]) -> str:
 
 
 def _seconds(step: FinishedStep) -> str:
+    if step.skipped is not None:
+        return "–"
     return f"({step.seconds:.0f})" if step.reused else f"{step.seconds:.0f}"

@@ -163,7 +163,9 @@ def test_a_job_is_given_all_of_them() -> None:
     place = work.arguments.index("--data")
     assert work.arguments[place + 1] == "s3://bkt/x/manifest.json,s3://bkt/y/manifest.json"
     with pytest.raises(UserError, match=r"--data s3://bkt/x\.json,y\.json: a pod does not see"):
-        work_of(["pretrain", "--data", "s3://bkt/x.json", "--data", "y.json", "--to", "s3://bkt/runs"])
+        work_of(
+            ["pretrain", "--data", "s3://bkt/x.json", "--data", "y.json", "--to", "s3://bkt/runs"]
+        )
 
 
 def test_parts_in_a_store_and_on_a_disk(parts: list[Dataset], tmp_store: StorePath) -> None:

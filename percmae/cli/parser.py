@@ -130,6 +130,15 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--images", required=True, nargs="+", metavar="FILE", help="image files")
     sub.add_argument("--to", required=True, metavar="FILE.png", help="the picture to write")
 
+    sub = verb("embed", "write the features of images by a pretrained encoder")
+    sub.add_argument("--run", required=True, metavar="URI", help="the pretraining run")
+    text = "a folder or prefix, image files, or a dataset's manifest"
+    sub.add_argument("--images", required=True, nargs="+", metavar="URI", help=text)
+    text = "of a dataset: train, val or test (default: all three)"
+    sub.add_argument("--split", metavar="S", help=text)
+    text = "the file to write: .npz (keys, features), or .parquet where there is pyarrow"
+    sub.add_argument("--out", required=True, metavar="FILE", help=text)
+
     sub = verb("report", "write the HTML report of finished runs")
     sub.add_argument("--runs", required=True, nargs="+", metavar="URI", help="runs of any stage")
     sub.add_argument("--to", required=True, metavar="URI", help="folder of report.html and .json")

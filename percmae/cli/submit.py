@@ -64,8 +64,8 @@ def _pretraining(args: argparse.Namespace) -> Work:
 
 
 def _downstream(args: argparse.Namespace) -> Work:
-    from percmae.cli.parent import parent_of
     from percmae.runs.downstream import downstream_config, without_own_settings
+    from percmae.stages.parent import parent_of
 
     parent = parent_of(args.run)
     config = downstream_config(

@@ -68,8 +68,8 @@ def _pretrain(args: argparse.Namespace) -> None:
 
 
 def _downstream(args: argparse.Namespace) -> None:
-    from percmae.cli.parent import parent_of
     from percmae.runs.downstream import downstream_config
+    from percmae.stages.parent import parent_of
 
     parent = parent_of(args.run)
     config = downstream_config(
@@ -103,6 +103,15 @@ def _reconstruct(args: argparse.Namespace) -> None:
 
     reconstruct(args.run, args.images, args.to)
     print(args.to)
+
+
+def _embed(args: argparse.Namespace) -> None:
+    from percmae.engine.embed import check_target, embed, write_embedding
+
+    check_target(args.out)
+    images = args.images[0] if len(args.images) == 1 else args.images
+    write_embedding(embed(args.run, images, args.split), args.out)
+    print(args.out)
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -303,6 +312,7 @@ _WORK: dict[str, Callable[[argparse.Namespace], None]] = {
     "probe": _downstream,
     "evaluate": _evaluate,
     "reconstruct": _reconstruct,
+    "embed": _embed,
     "report": _report,
     "export": _export,
     "import": _import,

@@ -134,7 +134,7 @@ def _classification(run: Run, dataset: AnyDataset, world: World) -> Evaluation:
     )
 
 
-def _generator(run: Run, world: World) -> MaskedAutoencoder:
+def pretrained_generator(run: Run, world: World) -> MaskedAutoencoder:
     generator = build_model(run.config)
     load_strict(generator, network_weights(run.uri, "generator"), f"run {run.uri}")
     return generator.to(world.device).eval()
@@ -153,7 +153,7 @@ def _pictures(
 
 @torch.no_grad()
 def _reconstruction(run: Run, dataset: AnyDataset, world: World) -> Evaluation:
-    generator = _generator(run, world)
+    generator = pretrained_generator(run, world)
     loader = eval_loader(run.config, dataset, "test", world)
     count = min(RECONSTRUCTED, loader.samples)
     noise = mask_noise(FIXED_MASK_SEED, 0, range(count), count, generator.patches)
@@ -212,7 +212,7 @@ def reconstruct(run: str, images: list[str], to: str) -> None:
     with telling(Once(warn)):
         batch = torch.stack([transform(_read(image, formats)) for image in images])
     with distributed(config) as world:
-        generator = _generator(opened, world)
+        generator = pretrained_generator(opened, world)
         patches = generator.patches
         noise = mask_noise(FIXED_MASK_SEED, 0, range(len(batch)), len(batch), patches)
         made = _pictures(generator, opened, batch, noise, world)

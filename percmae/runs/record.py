@@ -207,6 +207,11 @@ class Run:
         """The training key it was started with."""
         return self.record.key
 
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """Its last figures, named ``<split>/<name>``."""
+        return self.record.metrics
+
     def save(self, **changes: Any) -> None:
         """Change fields of the record and write it (atomically)."""
         for field, value in changes.items():
@@ -228,7 +233,7 @@ class RunResult(NamedTuple):
     @property
     def metrics(self) -> dict[str, float | None]:
         """Its last figures."""
-        return self.run.record.metrics
+        return self.run.metrics
 
 
 def existing_run(to: str, identity: Identity, resume: str) -> Run | None:

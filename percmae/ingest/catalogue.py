@@ -8,11 +8,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from percmae.data.shards import UNLABELLED as UNLABELLED
 from percmae.data.shards import ClassInfo
 from percmae.storage import StorePath
-
-UNLABELLED = -1
-"""Label of an image without one."""
 
 BY_HASH, TRAIN, VAL, TEST = -1, 0, 1, 2
 """Values of ``Columns.splits``: the hash of the key decides, or the source says it."""

@@ -156,10 +156,8 @@ def _stored(dataset: Dataset) -> _Stored:
                 at = np.delete(np.arange(len(table)), infos[number].removed)
                 rows = table[at]
                 same = (np.full(len(at), value) for value in (place, bool(held), number))
-                columns.append(
-                    [rows["key"], rows["stamp"], rows["label"], *same, at]
-                    + [rows["offset"], rows["size"]]
-                )
+                first = (rows[name] for name in ("key", "stamp", "label"))
+                columns.append([*first, *same, at, rows["offset"], rows["size"]])
     joined = [np.concatenate(column) for column in zip(*columns, strict=True)]
     order = np.argsort(joined[0], kind="stable")
     return _Stored(*(column[order] for column in joined))

@@ -173,6 +173,8 @@ class Making:
         """By stem, these shards, of which some are finished."""
         built = {shard.stem: finished[shard.stem] for shard in shards if shard.stem in finished}
         todo = [shard for shard in shards if shard.stem not in built]
+        if not todo:
+            return built
         sizes = self.catalogue.columns.sizes
         total = sum(int(sizes[shard.rows].sum()) for shard in todo)
         faults = 0
@@ -210,7 +212,7 @@ def _say(change: Change, before: Dataset | None) -> None:
     fresh = {held: sum(len(p.rows) for p in change.parts if p.held_back == held) for held in (0, 1)}
     more = len(change.classes) - len(before.classes)
     said = [
-        f"{fresh[0]:,} new images" + (f", {more:,} new classes" if more else ""),
+        f"{fresh[0] - change.replaced:,} new images" + (f", {more:,} new classes" if more else ""),
         f"{change.replaced:,} changed" if change.replaced else "",
         f"{gone:,} gone" if (gone := change.removed - change.replaced) else "",
         f"{change.taken_in:,} of before taken into val and test" if change.taken_in else "",

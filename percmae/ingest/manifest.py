@@ -12,6 +12,7 @@ from percmae.data.shards import (
     FORMAT,
     MANIFEST,
     SPLITS,
+    UNLABELLED,
     Dataset,
     ShardInfo,
     content_digest,
@@ -64,7 +65,11 @@ def compose(
         **more,
         "sources": list(catalogue.sources),
     }
-    content["near_duplicates"] = _alike(Dataset((to / MANIFEST).uri, content))
+    dataset = Dataset((to / MANIFEST).uri, content)
+    for name in SPLITS:
+        labelled = int(np.count_nonzero(dataset.split(name).labels != UNLABELLED))
+        content["splits"][name]["labelled"] = labelled
+    content["near_duplicates"] = _alike(dataset)
     return content
 
 
@@ -102,8 +107,8 @@ def _moments(
     built: Sequence[tuple[PlannedShard, BuiltShard]], before: Dataset | None
 ) -> dict[str, Any]:
     """Sums over all training images that were ever ingested, those that are removed among them."""
-    earlier = before.manifest["moments"] if before else {"sums": [0.0] * 6, "images": 0}
-    sums, images = np.array(earlier["sums"]), earlier["images"]
+    earlier: Json = before.manifest["moments"] if before else {"sums": [0.0] * 6, "images": 0}
+    sums, images = np.array(earlier["sums"]), int(earlier["images"])
     for planned, done in built:
         if planned.split == "train":
             sums = sums + done.moments

@@ -123,10 +123,11 @@ def ingest(
     dataset: Artifact,
 ) -> None:
     """Archives to the dataset ``<store>/datasets/<name>``, which ``dataset`` then names."""
-    from percmae.data.ingest import ingest
+    from percmae.ingest import ingest
     from percmae.progress import note
 
-    result = ingest(archive_train, archive_val, archive_devkit, dataset_folder(store, name))
+    archives = {"train": archive_train, "val": archive_val, "devkit": archive_devkit}
+    result = ingest(**archives, to=dataset_folder(store, name))
     found = result.dataset
     if result.reused:
         note(f"{found.uri}: unchanged, reused")

@@ -20,6 +20,7 @@ from percmae.data.tars import (
     AGAIN,
     BLOCK,
     END_MARK,
+    LARGEST_IMAGE,
     Oddities,
     check_head,
     extract,
@@ -38,7 +39,6 @@ PUBLISHED_MD5 = {
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _OF_CLASS = re.compile(r"(n\d{8})_")
 _VAL_IMAGE = re.compile(r"(ILSVRC2012_val_(\d{8}))\.[A-Za-z0-9]+")
-_LARGEST_IMAGE = 256 * 2**20
 _LOOKED_AT = 100  # of the val archive's entries, before it is read
 # A class of the real data set may lack this share of its images before it is an error.
 _TOLERATED = 0.1
@@ -242,7 +242,7 @@ def _check_count(found: int, wnid: str, inside: str, devkit: Devkit) -> None:
 
 
 def _read_image(tar: tarfile.TarFile, member: tarfile.TarInfo, source: str) -> bytes:
-    if member.size > _LARGEST_IMAGE:
+    if member.size > LARGEST_IMAGE:
         raise DataError(f"{source}: {member.name} has {member.size:,} bytes; not an image")
     try:
         data: bytes = extract(tar, member).read()

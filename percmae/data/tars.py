@@ -19,6 +19,8 @@ BLOCK = tarfile.BLOCKSIZE
 END_MARK = 2 * BLOCK
 """Bytes of zeros at the end of any tar."""
 AGAIN = "download it again"
+LARGEST_IMAGE = 256 * 2**20
+"""Bytes beyond which a file is no image."""
 
 _BUFFER = 64 * 2**10
 # What file managers of macOS, Windows, KDE and Synology leave beside one's files.
@@ -117,7 +119,7 @@ def members(tar: tarfile.TarFile, source: str, odd: Oddities) -> Iterator[tarfil
             return
         # TarFile remembers all it saw, about 1 KB a file, for methods that are not used here.
         tar.members.clear()  # type: ignore[attr-defined]
-        check_inside(member, source)
+        check_inside(member.name, source)
         check_plain(member, source)
         if member.isdir():
             continue
@@ -137,13 +139,11 @@ def is_side_file(name: str) -> bool:
     )
 
 
-def check_inside(member: tarfile.TarInfo, source: str) -> None:
+def check_inside(name: str, source: str) -> None:
     """Raise DataError for an entry that would be unpacked elsewhere."""
-    name = member.name
     if name.startswith(("/", "\\")) or ".." in PurePosixPath(name.replace("\\", "/")).parts:
         raise DataError(
-            f"{source}: entry {name!r} points outside the archive; this is not an ILSVRC archive, "
-            "do not unpack it"
+            f"{source}: entry {name!r} points outside the archive; do not unpack it, use another"
         )
 
 
@@ -151,8 +151,8 @@ def check_plain(member: tarfile.TarInfo, source: str) -> None:
     """Raise DataError for what is neither a file nor a folder."""
     if not (member.isdir() or member.isreg()):
         raise DataError(
-            f"{source}: entry {member.name!r} is a link or device, which no ILSVRC archive holds; "
-            "do not unpack it"
+            f"{source}: entry {member.name!r} is a link or device, not a file with an image in it; "
+            "do not unpack it, use an archive of files alone"
         )
 
 

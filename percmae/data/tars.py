@@ -61,6 +61,12 @@ class Oddities:
         self.side_files += 1
         self.first_side_file = self.first_side_file or name
 
+    def add(self, other: Oddities) -> None:
+        """Count those of another archive, which comes behind, as well."""
+        self.side_files += other.side_files
+        self.first_side_file = self.first_side_file or other.first_side_file
+        self.joined += other.joined
+
     def lines(self) -> Iterator[str]:
         """A line for each kind, with the number and the first."""
         if self.side_files:
@@ -90,6 +96,24 @@ def check_head(head: bytes, source: str) -> None:
         what, cure = what_is(head) or ("", AGAIN)
         reason = f"is {what}, not a plain tar" if what else "is not a tar archive"
         raise DataError(f"{source} {reason}; {cure}") from None
+
+
+def check_ends(file: Any, size: int, source: str, may_be_empty: bool = False) -> None:
+    """Raise DataError unless a file of this size begins and ends as a tar does.
+
+    Two small reads, so that the commonest faults, a download cut short and a file that is something
+    else, show at once. may_be_empty: it may begin with the mark of its end.
+    """
+    file.seek(0)
+    head = file.read(BLOCK)
+    if any(head) or not may_be_empty:
+        check_head(head, source)
+    file.seek(max(0, size - END_MARK))
+    if size < END_MARK or size % BLOCK or any(file.read(END_MARK)):
+        raise DataError(
+            f"{source} does not end as a tar does: truncated after {size:,} bytes, or something "
+            f"follows its end; {AGAIN}"
+        )
 
 
 def open_tar(stream: Any, mode: Any, source: str) -> tarfile.TarFile:

@@ -20,8 +20,9 @@ class Reader(io.RawIOBase):
 
     Holds one window of bytes. The window doubles (32 KiB to 8 MiB) while reading goes forward in
     short steps and falls back after a long one, so that a copy runs at full speed, ``tarfile`` can
-    skip over large members for the price of their headers, and small ones come many at a time. No connection is held between requests: there is
-    nothing to break in a forked child, and a lost connection is taken up where it broke.
+    skip over large members for the price of their headers, and small ones come many at a time. No
+    connection is held between requests: there is nothing to break in a forked child, and a lost
+    connection is taken up where it broke.
     """
 
     def __init__(self, size: int, fetch: Callable[[int, int], bytes]) -> None:

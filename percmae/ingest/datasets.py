@@ -166,7 +166,7 @@ def _row(dataset: Dataset, path: StorePath) -> Json:
 def _facts(dataset: Dataset) -> Json:
     manifest = dataset.manifest
     names = ("shard_bytes", "formats", "short_side", "quality", "labels")
-    splits = {}
+    splits: Json = {}
     for name, infos in dataset.shards.items():
         held = sum(info.samples - len(info.removed) for info in dataset.held_back[name])
         splits[name] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from percmae.data.shards import MANIFEST, MANIFESTS, SPLITS, Dataset, ShardInfo
 from percmae.errors import DataError
@@ -45,7 +46,7 @@ def leftovers(to: StorePath) -> list[Entry]:
     for folder in (*SPLITS, FOLDER):
         for entry in (to / folder).iter():
             if f"{folder}/{entry.name}" not in wanted:
-                found.append(Entry(entry.path, f"{folder}/{entry.name}", entry.size))
+                found.append(replace(entry, name=f"{folder}/{entry.name}"))
     return found
 
 

@@ -126,8 +126,8 @@ def ingest(
     from percmae.ingest import ingest
     from percmae.progress import note
 
-    archives = {"train": archive_train, "val": archive_val, "devkit": archive_devkit}
-    result = ingest(**archives, to=dataset_folder(store, name))
+    to = dataset_folder(store, name)
+    result = ingest(train=archive_train, val=archive_val, devkit=archive_devkit, to=to)
     found = result.dataset
     if result.reused:
         note(f"{found.uri}: unchanged, reused")

@@ -93,7 +93,7 @@ def difference(left: str, right: str, as_json: bool = False) -> str:
         "changed": a["key"][changed],
         "moved": a["key"][a["split"] != b["split"]],
     }
-    facts = {
+    facts: Json = {
         kind: {"images": len(keys), "first": [_text(key) for key in keys[:_NAMED].tolist()]}
         for kind, keys in kinds.items()
     }

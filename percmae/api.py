@@ -60,9 +60,9 @@ def pretrain(
     data: what to train on; or images: a source as ``percmae ingest --images`` takes it, which is
     made the dataset ``<to>/datasets/<name>`` first. variant, recipe, size, tag: as the options of
     ``percmae pretrain``; config: a YAML file of further settings; overrides: settings by section,
-    as in ``optim={"epochs": 20}``, or by their dotted names. A finished run of the same
-    settings and data is returned as it is, an unfinished one gone on with; resume ``never`` refuses
-    both.
+    as in ``optim={"epochs": 20}``, or by their dotted names (those of section data always). A
+    finished run of the same settings and data is returned as it is, an unfinished one gone on with;
+    resume ``never`` refuses both.
 
     Raises UserError and its kinds for bad input, Interrupted after a signal (a checkpoint was
     saved), PercmaeError on failure.
@@ -148,10 +148,9 @@ def settings_of(overrides: Mapping[str, Any], prefix: str = "") -> list[str]:
         try:
             found.append(f"{prefix}{key}={json.dumps(value)}")
         except (TypeError, ValueError):
-            kind = type(value).__name__
             raise ConfigError(
-                f"setting {prefix}{key}: a {kind} is no value of a setting; give a number, a text, "
-                "a list or None"
+                f"setting {prefix}{key}: {type(value).__name__} is no kind of value that a setting "
+                "has; give a number, a text, a list or None"
             ) from None
     return found
 
@@ -178,6 +177,11 @@ def dataset_name(images: str) -> str:
 
 
 def _address(data: Data) -> str:
+    if isinstance(data, Mapping):
+        raise UserError(
+            "data is the dataset; give settings of the section data by their dotted names, as in "
+            '**{"data.batch_size": 64}'
+        )
     if isinstance(data, str | os.PathLike):
         return os.fspath(data)
     if isinstance(data, AnyDataset):

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from percmae.data.checked import statistics
 from percmae.data.shard_writer import ShardWriter
-from percmae.data.shards import FORMAT, UNLABELLED, ClassInfo, Dataset, content_digest
+from percmae.data.shards import (
+    FORMAT,
+    MANIFEST,
+    SPLITS,
+    UNLABELLED,
+    ClassInfo,
+    Dataset,
+    ShardInfo,
+    content_digest,
+)
 from percmae.storage import StorePath
 
 
@@ -37,30 +44,35 @@ def write_dataset(
 ) -> Dataset:
     """Ingested images, an image for each of the labels.
 
-    labels, test: of the training and test images, in the order in which they are stored; wnids: the
-    classes; first: seed of the first image, so that datasets differ.
+    labels, test: of the training and test images, in the order in which they are stored; every
+    tenth of the first is held out for validation. wnids: the classes; first: seed of the first
+    image, so that datasets differ.
     """
     root = StorePath(folder)
+    numbered = list(enumerate(labels, first))
+    images = {
+        "train": [pair for n, pair in enumerate(numbered) if n % 10 != 9],
+        "val": [pair for n, pair in enumerate(numbered) if n % 10 == 9],
+        "test": list(enumerate(test, first + 10_000)),
+    }
     shards = {}
-    for split, of_images in (("train", labels), ("test", test)):
+    for split, chosen in images.items():
         with ShardWriter(root / split, f"{split}-000000") as writer:
-            for number, label in enumerate(of_images):
+            for seed, label in chosen:
                 buffer = io.BytesIO()
-                kind = number % 5 if label == UNLABELLED else label
-                offset = first + number + (10_000 if split == "test" else 0)
-                pattern(kind, offset).save(buffer, "JPEG", quality=90)
-                writer.add(f"image_{offset:06d}", buffer.getvalue(), label)
+                pattern(seed % 5 if label == UNLABELLED else label, seed).save(buffer, "JPEG")
+                writer.add(f"image_{seed:07d}", buffer.getvalue(), label)
             shards[split] = [writer.finish()]
     classes = [ClassInfo(wnid, f"thing {wnid}") for wnid in wnids]
-    moments = [[0.4 + 0.001 * first] * 3, [0.25] * 3]
+    none: dict[str, list[ShardInfo]] = {split: [] for split in SPLITS}
     manifest = {
         "format": FORMAT,
         "name": name,
-        "digest": content_digest(classes, shards),
+        "digest": content_digest(classes, shards, none),
         "classes": [vars(info) for info in classes],
         "formats": ["JPEG"],
-        "pixels": statistics([x for part in moments for x in part], 1),
-        "splits": {k: {"shards": [vars(s) for s in infos]} for k, infos in shards.items()},
+        "pixels": {"mean": [round(0.4 + first / 2e7, 4)] * 3, "std": [0.3] * 3},
+        "splits": {k: {"shards": [info.to_json() for info in v]} for k, v in shards.items()},
     }
-    (root / "manifest.json").write_bytes(json.dumps(manifest).encode())
-    return Dataset.open((root / "manifest.json").uri)
+    (root / MANIFEST).write_json(manifest)
+    return Dataset.open((root / MANIFEST).uri)

@@ -43,16 +43,29 @@ def _put(args: argparse.Namespace) -> None:
 
 
 def _ingest(args: argparse.Namespace) -> None:
-    from percmae.config import FORMATS
-    from percmae.data.ingest import ingest
+    from percmae.ingest.verb import Asked, ingest, ingest_share
     from percmae.progress import note
 
-    archives = (args.train, args.val, args.devkit)
-    formats = args.formats or FORMATS
-    result = ingest(*archives, args.to, formats=formats, subset=args.subset)
+    asked: Asked = {name: getattr(args, name) for name in Asked.__annotations__}  # type: ignore[assignment]
+    result = ingest(**asked) if args.of is None else ingest_share(args.of, **asked)
+    if result is None:
+        return
     if result.reused:
         note(f"{result.manifest_uri}: unchanged, reused")
     print(result.manifest_uri)
+
+
+def _datasets(args: argparse.Namespace) -> None:
+    from percmae.ingest import datasets
+
+    if args.action == "ls":
+        print(datasets.listing(args.uri, args.json))
+    elif args.action == "show":
+        print(datasets.shown(args.manifest, args.json))
+    elif args.action == "diff":
+        print(datasets.difference(args.left, args.right, args.json))
+    else:
+        print(datasets.collected(args.dataset, args.delete, args.force))
 
 
 def _pretrain(args: argparse.Namespace) -> None:
@@ -307,6 +320,7 @@ _WORK: dict[str, Callable[[argparse.Namespace], None]] = {
     "sample-data": _sample_data,
     "put": _put,
     "ingest": _ingest,
+    "datasets": _datasets,
     "pretrain": _pretrain,
     "finetune": _downstream,
     "probe": _downstream,

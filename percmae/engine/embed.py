@@ -118,8 +118,8 @@ def check_target(to: str) -> None:
             import pyarrow.parquet  # noqa: F401
         except ImportError:
             raise UserError(
-                f"--out {to}: pyarrow, which writes it, is not installed; pip install pyarrow, or "
-                "give a name that ends in .npz"
+                f"--out {to}: pyarrow, which writes it, is not installed; pip install "
+                "'percmae[parquet]', or give a name that ends in .npz"
             ) from None
 
 

@@ -114,10 +114,11 @@ def ingest(
     dataset: Artifact,
 ) -> None:
     """Archives to the dataset ``<store>/datasets/<name>``, which ``dataset`` then names."""
-    from percmae.data.ingest import ingest
+    from percmae.ingest import ingest
     from percmae.progress import note
 
-    result = ingest(archive_train, archive_val, archive_devkit, dataset_folder(store, name))
+    to = dataset_folder(store, name)
+    result = ingest(train=archive_train, val=archive_val, devkit=archive_devkit, to=to)
     found = result.dataset
     if result.reused:
         note(f"{found.uri}: unchanged, reused")

@@ -32,7 +32,7 @@ from percmae.stages.confusion import shown_confusion
 from percmae.stages.few_labels import settings_for
 from percmae.stages.placement import LOCAL, Placement
 from percmae.stages.scope import job_namespaces, overrides_for
-from percmae.stages.without_labels import Artifact, is_skipped, lacks_labels, skip
+from percmae.stages.without_labels import Artifact, is_skipped, lacks_labels, skip, skip_run
 from percmae.storage import StorePath
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def _downstream(
     from percmae.runs.record import Run
 
     if lacks_labels(dataset):
-        skip(model, {"kind": str(kind), "seed": pretrained.metadata["seed"]})
+        skip_run(model, {"kind": str(kind), "seed": pretrained.metadata["seed"]})
         return
     parent = Run.open(pretrained.metadata["uri"])
     chosen, how = overrides_for(kind.stage, overrides), {"features": kind.features}
@@ -274,7 +274,7 @@ def evaluate(
     from percmae.runs.evaluation import ClassifierEvaluation
 
     if is_skipped(model):
-        skip(confusion, {"kind": model.metadata["kind"]})
+        skip(confusion)
         return
     result = _evaluated(model, dataset, placement)
     confusion.metadata["reused"] = result.reused

@@ -34,9 +34,15 @@ def lacks_labels(dataset: Artifact) -> bool:
     return dataset.metadata.get("labelled", 1) == 0
 
 
-def skip(made: Artifact, facts: Mapping[str, Any]) -> None:
-    """End a step without its work: ``made`` is what it would have made."""
+def skip(made: Artifact) -> None:
+    """End a step without its work: ``made`` is what it would have made, or tells of it."""
     note(f"{SKIPPED}: {_WHY}")
-    written = {**facts, SKIPPED: _WHY}
-    Path(made.path).write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-    made.metadata.update(written)
+    made.metadata[SKIPPED] = _WHY
+
+
+def skip_run(model: Artifact, facts: Mapping[str, Any]) -> None:
+    """The same where there would have been a run, of which so much is known."""
+    model.metadata.update(facts)
+    skip(model)
+    written = json.dumps(model.metadata, indent=2) + "\n"
+    Path(model.path).write_text(written, encoding="utf-8")

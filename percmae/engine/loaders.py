@@ -85,7 +85,9 @@ def eval_loader(config: Config, dataset: AnyDataset, split: str, world: World) -
         chosen = _with_labels(chosen.labelled(), dataset, config.stage)
     limit = config.trainer.val_samples
     if split == "val" and limit is not None and limit < len(chosen):
-        chosen = chosen.subset("val", np.arange(limit))
+        # Of several datasets, some of each.
+        apart = 1 if isinstance(dataset, Dataset) else len(chosen) / limit
+        chosen = chosen.subset("val", (np.arange(limit) * apart).astype(np.int64))
     return Loader(
         chosen,
         build_transform(config.data.augment, config.data.image_size, False, config.stage),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from fixtures_data import TINY
 from unlabelled import write_dataset
 
@@ -18,6 +19,8 @@ from percmae.data.augment import build_transform
 from percmae.data.mixture import Mixture, open_data
 from percmae.data.shards import UNLABELLED, Dataset
 from percmae.data.stream import Loader
+from percmae.engine.distributed import World
+from percmae.engine.loaders import eval_loader
 from percmae.errors import DataError, UserError
 from percmae.runs.record import Run, identity_of
 from percmae.storage import StorePath
@@ -104,6 +107,17 @@ def test_formats_are_those_of_every_part(parts: list[Dataset]) -> None:
     assert mixture.formats == ["JPEG"]
     with pytest.raises(DataError, match=r"a/manifest.json was ingested with images of format JPEG"):
         mixture.require_formats(["PNG"])
+
+
+def test_a_limited_validation_has_some_of_each(parts: list[Dataset]) -> None:
+    mixture, alone = Mixture(parts), World(0, 1, torch.device("cpu"))
+    config = load_config("mae", "demo", overrides=[*TINY, "trainer.val_samples=6"])
+    keys = eval_loader(config, mixture, "val", alone).split.keys.tolist()
+    assert len(keys) == len(set(keys)) == 6
+    for part in parts:
+        assert set(keys) & set(part.split("val").keys.tolist())
+    first = eval_loader(config, parts[2], "val", alone).split.keys.tolist()
+    assert first == parts[2].split("val").keys.tolist()[:6]
 
 
 def test_the_same_images_twice_are_refused(parts: list[Dataset]) -> None:

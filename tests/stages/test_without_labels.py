@@ -73,9 +73,9 @@ def test_a_step_that_needs_labels_ends_well_without_work(
     steps.evaluate(model, pipeline.dataset, metrics, confusion, placement)
     assert confusion.metadata == {"skipped": "no labels"}
     assert metrics.logged == {}
-    assert [line.split("percmae: ")[-1] for line in capsys.readouterr().err.splitlines()] == [
-        "skipped: no labels"
-    ] * 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all(line.endswith("skipped: no labels") for line in lines)
 
 
 def test_the_rest_is_judged_and_reported(pipeline: Pipeline, tmp_path: Path) -> None:

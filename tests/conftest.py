@@ -23,7 +23,6 @@ LONG_FILES = {
     "cli/test_cli.py",
     "cli/test_surroundings.py",
     "data/test_ingest.py",
-    "data/test_ingest_state.py",
     "data/test_loader.py",
     "data/test_odd_archives.py",
     "data/test_workers.py",

@@ -263,7 +263,7 @@ def _ingest(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--labels", default="auto", metavar="HOW", help=text)
     text = "image formats that are opened (default: as setting data.formats); others are left out"
     sub.add_argument("--formats", nargs="+", metavar="NAME", help=text)
-    text = "images of a shard, in bytes or such as 256M (default: 128M)"
+    text = "of a shard, in bytes or such as 256M (default: 128M)"
     sub.add_argument("--shard-size", metavar="SIZE", help=text)
     text = "make larger images JPEGs whose shorter side has N pixels (default: keep all bytes)"
     sub.add_argument("--short-side", type=int, metavar="N", help=text)

@@ -57,10 +57,11 @@ class ShardWriter:
         header = _header(f"{key}{ending}", len(data))
         encoded = key.encode(errors="surrogateescape")
         self._rows.append((self.bytes + len(header), len(data), label, encoded, stamp, phash))
-        self._write(header + _padded(data))
+        parts = [header, data, _padding(data)]
         if label != UNLABELLED:
             text = str(label).encode()
-            self._write(_header(f"{key}.cls", len(text)) + _padded(text))
+            parts += [_header(f"{key}.cls", len(text)), text, _padding(text)]
+        self._write(b"".join(parts))
 
     def finish(self) -> ShardInfo:
         """Close the shard, write its index, and describe both."""
@@ -88,6 +89,12 @@ class ShardWriter:
         self.bytes += len(data)
 
 
+def stored_bytes(sizes: np.ndarray, labelled: np.ndarray) -> np.ndarray:
+    """Bytes that images of these sizes take in a shard, int64 (n,); labelled: bool (n,)."""
+    label = 2 * _BLOCK  # header and content
+    return _BLOCK + -(-sizes // _BLOCK) * _BLOCK + np.where(labelled, label, 0)
+
+
 def _header(name: str, size: int) -> bytes:
     header = tarfile.TarInfo(name)  # mtime, uid and gid are 0, mode is 644
     header.size = size
@@ -97,8 +104,8 @@ def _header(name: str, size: int) -> bytes:
         return header.tobuf(tarfile.GNU_FORMAT)
 
 
-def _padded(data: bytes) -> bytes:
-    return data + bytes(-len(data) % _BLOCK)
+def _padding(data: bytes) -> bytes:
+    return bytes(-len(data) % _BLOCK)
 
 
 def _index_bytes(rows: list[IndexRow]) -> bytes:

@@ -15,7 +15,7 @@ from typing import Any
 
 from percmae.data.decode import Once
 from percmae.data.shards import FORMER, MANIFEST, Dataset
-from percmae.errors import DataError, UserError
+from percmae.errors import DataError
 from percmae.ingest import manifest
 from percmae.ingest.build import BuiltShard, Work
 from percmae.ingest.catalogue import Catalogue
@@ -62,9 +62,9 @@ class Making:
         """Make it, or this pod's share of it; None where another pod writes the manifest.
 
         Raises DataError for images that cannot make a dataset, and where ``to`` holds another one;
-        UserError for a number of workers that cannot be; StoreError as the store has it.
+        StoreError as the store has it.
         """
-        workers = _workers(self.workers)
+        workers = self.workers or len(os.sched_getaffinity(0))
         self.to.prepare()
         for line in self.catalogue.notes:
             note(f"ingest: {line}")
@@ -197,12 +197,6 @@ class Making:
         if damaged:
             warn(f"ingest: left out {damaged:,} damaged image(s) of {self._source} in all")
         return built
-
-
-def _workers(asked: int | None) -> int:
-    if asked is not None and asked < 1:
-        raise UserError(f"--workers {asked}: give 1 or more")
-    return asked or len(os.sched_getaffinity(0))
 
 
 def _say(change: Change, before: Dataset | None) -> None:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from percmae.data.key_hashes import key_hashes
-from percmae.ingest.catalogue import Columns
+from percmae.data.shard_writer import stored_bytes
+from percmae.ingest.catalogue import UNLABELLED, Columns
 from percmae.ingest.settings import Settings
 
 _FORMAT = "percmae-shard/1"
@@ -63,7 +64,7 @@ def plan(
     shards = []
     numbers = dict(taken)
     for part in parts:
-        for rows in _cut(part.rows, columns, settings.shard_bytes):
+        for rows in _cut(part.rows, columns, labels, settings.shard_bytes):
             stem = f"{part.split}-{numbers.get(part.split, 0):06d}"
             numbers[part.split] = numbers.get(part.split, 0) + 1
             made_from = _made_from(part.split, columns, labels, rows, settings)
@@ -71,9 +72,11 @@ def plan(
     return shards
 
 
-def _cut(rows: np.ndarray, columns: Columns, shard_bytes: int) -> Iterator[np.ndarray]:
+def _cut(
+    rows: np.ndarray, columns: Columns, labels: np.ndarray, shard_bytes: int
+) -> Iterator[np.ndarray]:
     shuffled = rows[np.argsort(key_hashes(columns.keys[rows], "order"), kind="stable")]
-    ends = np.cumsum(columns.sizes[shuffled])
+    ends = np.cumsum(stored_bytes(columns.sizes[shuffled], labels[shuffled] != UNLABELLED))
     first, done = 0, 0
     while first < len(shuffled):
         # The image with which the shard has its bytes is its last one.

@@ -22,7 +22,7 @@ _SMALLEST_SIDE, _LARGEST_SIDE = 8, 4096
 
 @dataclass(frozen=True)
 class Settings:
-    """shard_bytes: a shard is closed once its images have so many bytes. formats: of images that
+    """shard_bytes: a shard is closed once it holds so many. formats: of images that
     are opened; others count as damaged. short_side: images whose shorter side has more pixels are
     stored as JPEGs of this ``quality`` whose shorter side has so many; None stores all as they
     are."""

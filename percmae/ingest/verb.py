@@ -14,10 +14,12 @@ from percmae.ingest.make import IngestResult, Making
 from percmae.ingest.pods import Pods, pods_of
 from percmae.ingest.settings import SHARD_BYTES, settings_of
 from percmae.ingest.sources import open_ilsvrc, open_source
-from percmae.progress import Progress
+from percmae.ingest.sources.ilsvrc import Ilsvrc
+from percmae.progress import Progress, note, warn
 from percmae.storage import StorePath
 
 _PIECE = 4 << 20
+_CLASSES = 1000  # of ILSVRC2012
 
 
 class Asked(TypedDict, total=False):
@@ -78,10 +80,12 @@ def _make(asked: Asked, pods: Pods | None) -> IngestResult | None:
         asked.get("short_side"),
         asked.get("quality"),
     )
-    to = StorePath(asked["to"])
+    workers, to = asked.get("workers"), StorePath(asked["to"])
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers {workers}: give 1 or more")
     archives = _archives(asked)
     more: dict[str, Any] = {}
-    catalogue: Catalogue
+    catalogue: Catalogue | Ilsvrc
     if archives:
         if asked.get("md5"):
             for path in archives[:2]:
@@ -89,11 +93,14 @@ def _make(asked: Asked, pods: Pods | None) -> IngestResult | None:
         train, val, devkit = (path.uri for path in archives)
         subset = asked.get("subset", False)
         catalogue = open_ilsvrc(train, val, devkit, subset=subset, formats=settings.formats)
+        more |= _miscounted(catalogue)
+        if not subset:
+            _look_at_sizes(archives[:2], len(catalogue.classes))
     else:
         labels = asked.get("labels", Wanted().labels)
         catalogue = open_source(str(asked["images"]), Wanted(labels, settings.formats))
         more["labels"] = labels
-    workers, grow = asked.get("workers"), asked.get("grow_held_out", False)
+    grow = asked.get("grow_held_out", False)
     return Making(catalogue, to, settings, workers, grow, more).run(pods)
 
 
@@ -114,6 +121,38 @@ def _archives(asked: Asked) -> list[StorePath]:
             kind = "the ILSVRC archives" if images else "--images"
             raise UserError(f"--{name} goes with {kind}; leave it out")
     return [StorePath(str(uri)) for uri in given.values()] if some else []
+
+
+def _miscounted(catalogue: Ilsvrc) -> dict[str, Any]:
+    """For the manifest: classes whose number of images is not the one that the devkit says."""
+    listed = [
+        {"wnid": info.wnid, "images": images, "devkit": said}
+        for info, images, said in zip(
+            catalogue.classes, catalogue.found, catalogue.due, strict=True
+        )
+        if said > 0 and images != said
+    ]
+    if not listed:
+        return {}
+    first = listed[0]
+    note(
+        f"ingest: {len(listed):,} of {len(catalogue.found):,} classes hold another number of "
+        f"training images than the devkit says (first: {first['wnid']}, {first['images']:,} "
+        f"instead of {first['devkit']:,}); the manifest lists them"
+    )
+    return {"miscounted": listed}
+
+
+def _look_at_sizes(archives: Sequence[StorePath], classes: int) -> None:
+    """Warn of archives that bear a published name and have another size."""
+    for path in archives if classes == _CLASSES else ():
+        size = path.stat().size
+        for name, published in PUBLISHED:
+            if path.name == name and size != published:
+                warn(
+                    f"ingest: {path} has {size:,} bytes, the published archive {published:,}: it "
+                    "is not as it was published"
+                )
 
 
 def _check_md5(path: StorePath) -> None:

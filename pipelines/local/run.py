@@ -217,6 +217,7 @@ def steps_table(steps: Sequence[FinishedStep]) -> str:
         lines.append(f"{name:<{width}}{whole}".rstrip())
     if any(step.reused for step in steps):
         lines.append("(n): unchanged since an earlier run, reused")
+    lines += [f"–: skipped: {why}" for why in sorted({s.skipped for s in steps if s.skipped})]
     return "\n".join(lines)
 
 

@@ -76,13 +76,6 @@ class FinishedStep:
         found = (metadata.get(SKIPPED) for metadata in self.artifacts.values())
         return next((why for why in found if why is not None), None)
 
-    @property
-    def how(self) -> str:
-        """How it has ended, in words."""
-        if self.skipped is not None:
-            return f"skipped: {self.skipped}"
-        return "unchanged, reused" if self.reused else f"done in {self.seconds:.0f} s"
-
 
 class StepError(PercmaeError):
     """A step of the pipeline failed; has the step's own exit code where it says something."""
@@ -208,7 +201,9 @@ class _StepRunner:
                 seconds = time.monotonic() - began
                 step = FinishedStep(info.name, info.seed, seconds, info.artifacts())
                 self.steps.append(step)
-                self._console.line(info.label, step.how)
+                how = "unchanged, reused" if step.reused else f"done in {step.seconds:.0f} s"
+                if step.skipped is None:  # which it has said itself
+                    self._console.line(info.label, how)
             elif self._signal is None and self._failure is None:
                 self._failure = StepError(f"{info.label}: {errors.summary(code)}", code)
                 self._stop(signal.SIGTERM)

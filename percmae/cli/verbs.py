@@ -103,8 +103,10 @@ def _evaluate(args: argparse.Namespace) -> None:
         print(json.dumps(document))
         return
     if "reconstruction" in document:
-        neighbours = {f"knn_{name}": value for name, value in document.get("knn", {}).items()}
-        figures = document["reconstruction"] | neighbours
+        figures = document["reconstruction"]
+        for part in ("rank", "knn"):
+            told = document.get(part, {})
+            figures |= {f"{part}_{name}": value for name, value in told.items()}
     else:
         figures = {name: document[name] for name in ("top1", "top5", "loss", "ece")}
     for name, value in figures.items():

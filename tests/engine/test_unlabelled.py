@@ -91,6 +91,16 @@ def test_what_its_evaluation_tells(run: str, plain: Dataset) -> None:
         assert picture.size == (32 * 6 + 2 * 4 + 6, 32 * 10 + 2 * 9)
 
 
+def test_its_figures_in_the_shell(
+    run: str, plain: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", "--run", run, "--data", plain.uri]) == 0
+    words = [line.split() for line in capsys.readouterr().out.splitlines()]
+    told = dict(pair for pair in words if len(pair) == 2)
+    assert {"psnr", "ssim", "rank_value", "rank_untrained", "rank_dimensions"} <= set(told)
+    assert not any(name.startswith("knn") for name in told)
+
+
 def test_the_gallery_shows_the_test_images_and_what_is_nearest(run: str, plain: Dataset) -> None:
     """The first column are test images; each neighbour is a training image."""
     from percmae.data.decode import decode

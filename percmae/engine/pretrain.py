@@ -32,7 +32,7 @@ from percmae.losses.build import build_objective
 from percmae.losses.objective import Draws, Micro, Objective, Terms
 from percmae.models.weights import load_generator
 from percmae.progress import note
-from percmae.runs.record import RunResult, identity_of
+from percmae.runs.record import RunResult, begun, identity_of
 
 # Masks of validation and pictures never change, so that figures can be compared over steps, seeds
 # and runs.
@@ -146,7 +146,7 @@ def pretrain(config: Config, data: str, to: str, resume: str = "auto") -> RunRes
     UserError for bad input, Interrupted after a signal (resumable), PercmaeError on failure.
     """
     with distributed(config) as world:
-        dataset = world.first(lambda: Dataset.open(data))
+        run, dataset = world.first(lambda: begun(to, config.run_name, Dataset.open(data)))
         identity = identity_of(config, dataset)
         config = identity.config
 
@@ -163,4 +163,4 @@ def pretrain(config: Config, data: str, to: str, resume: str = "auto") -> RunRes
             knn = build_knn(config, dataset, val.split, world)
             return PretrainLearner(config, objective, world, val, knn)
 
-        return carry_out(identity, dataset, to, resume, world, learner)
+        return carry_out(identity, dataset, to, run, resume, world, learner)

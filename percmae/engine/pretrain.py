@@ -32,7 +32,7 @@ from percmae.losses.build import build_objective
 from percmae.losses.objective import Draws, Micro, Objective, Terms
 from percmae.models.weights import load_generator
 from percmae.progress import note
-from percmae.runs.record import RunResult, identity_of
+from percmae.runs.record import RunResult, begun, identity_of
 
 # Masks of validation and pictures never change, so that figures can be compared over steps, seeds
 # and runs.
@@ -148,7 +148,7 @@ def pretrain(config: Config, data: str, to: str, resume: str = "auto") -> RunRes
     failure.
     """
     with distributed(config) as world:
-        dataset = world.first(lambda: open_data(data))
+        run, dataset = world.first(lambda: begun(to, config.run_name, open_data(data)))
         identity = identity_of(config, dataset)
         config = identity.config
 
@@ -165,4 +165,4 @@ def pretrain(config: Config, data: str, to: str, resume: str = "auto") -> RunRes
             judge = build_judge(config, dataset, val.split, world)
             return PretrainLearner(config, objective, world, val, judge)
 
-        return carry_out(identity, dataset, to, resume, world, learner)
+        return carry_out(identity, dataset, to, run, resume, world, learner)

@@ -148,11 +148,6 @@ def pooled(generator: MaskedAutoencoder, images: Tensor) -> Tensor:
     return latent[:, 1:].float().mean(dim=1)
 
 
-def features(generator: MaskedAutoencoder, images: Tensor) -> Tensor:
-    """The same scaled to length 1."""
-    return F.normalize(pooled(generator, images), dim=1)
-
-
 def vote(queries: Tensor, bank: Tensor, labels: Tensor, neighbours: int) -> Tensor:
     """Class (N,) of each query (N, D): the weighted vote of its neighbours in the bank (M, D).
 
@@ -169,9 +164,9 @@ def spread_out(labels: np.ndarray, count: int) -> np.ndarray:
     """Sorted positions of at most ``count`` samples, as many of each class as can be.
 
     labels: class of each sample, int64 (n,); those without a label are as one class more. Classes
-    are gone through in rounds, each giving one
-    sample a round as long as it has any; which, is drawn with a fixed seed. A last round that is
-    not whole takes the first classes, so that two splits are cut to the same ones.
+    are gone through in rounds, each giving one sample a round as long as it has any; which, is
+    drawn with a fixed seed. A last round that is not whole takes the first classes, so that two
+    splits are cut to the same ones.
     """
     # Raw generator words, which numpy keeps stable over versions.
     words = np.random.PCG64(np.random.SeedSequence(CHOICE_SEED)).random_raw(len(labels))

@@ -26,7 +26,7 @@ def test_what_the_archives_hold(tmp_path: Path, tmp_store: StorePath) -> None:
     for path in (archives.train, archives.val, archives.devkit):
         (tmp_store / path.name).write_file(path)
         uris.append((tmp_store / path.name).uri)
-    catalogue = open_ilsvrc(**uris)
+    catalogue = open_ilsvrc(*uris)
     assert catalogue.classes == [ClassInfo(w, f"thing {w}") for w in sorted(ab.WNIDS)]
     expected = {}
     for k, wnid in enumerate(ab.WNIDS):

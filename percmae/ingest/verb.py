@@ -130,17 +130,23 @@ def _unchanged(
     to: StorePath, settings: Settings, archives: Sequence[StorePath]
 ) -> IngestResult | None:
     """The dataset at ``to``, if it was made from these very archives: they need no listing then."""
+    now = [
+        identity(role, require(path, role), path.stat())
+        for role, path in zip(("train", "val"), archives, strict=False)
+    ]
+    md5 = hashlib.md5(require(archives[2], "devkit").read_bytes()).hexdigest()
+    to.prepare()
     manifest = to / MANIFEST
     if not manifest.exists():
         return None
     dataset = Dataset.open(manifest.uri)
     before = {source["role"]: source for source in dataset.manifest["sources"]}
-    for role, path in zip(("train", "val"), archives, strict=False):
-        now = identity(role, require(path, role), path.stat())
-        if any(before.get(role, {}).get(key) != now[key] for key in ("size", "etag")):
-            return None
-    md5 = hashlib.md5(require(archives[2], "devkit").read_bytes()).hexdigest()
-    if before.get("devkit", {}).get("md5") != md5 or not made_with(dataset, settings):
+    same = before.get("devkit", {}).get("md5") == md5 and all(
+        before.get(str(source["role"]), {}).get(key) == source[key]
+        for source in now
+        for key in ("size", "etag")
+    )
+    if not same or not made_with(dataset, settings):
         return None
     return IngestResult(manifest.uri, dataset, reused=True)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from percmae.config import Config
 from percmae.config.naming import Features
+from percmae.data.mixture import open_one
 from percmae.data.shards import Dataset
 from percmae.data.stream import Batch, Loader, Source
 from percmae.engine.calls import training_call
@@ -132,8 +133,9 @@ def finetune(
     position embeddings are interpolated. features: ``untrained`` is the control, training from
     scratch: the network as it was before pretraining, namely a run's own initial weights, from its
     seed; of a file, an encoder of its sizes drawn from this run's seed. Writes
-    ``<to>/<name>_finetune/``. Raises UserError for bad input (a run without a checkpoint, a class
-    count that is not the dataset's, sizes that do not fit the weights, pixels to be fine-tuned).
+    ``<to>/<name>_finetune/``. Of images only some of which are labelled, those count. Raises
+    UserError for bad input (no labels, a run without a checkpoint, a class count that is not the
+    dataset's, sizes that do not fit the weights, pixels to be fine-tuned).
     """
     if features == "pixels":
         raise UserError("pixels have no encoder to fine-tune; give them to a probe")
@@ -161,16 +163,24 @@ def _train(
     config: Config, parent: Parent, data: str, to: str, resume: str, features: Features
 ) -> RunResult:
     with distributed(config) as world:
-        dataset = world.first(lambda: Dataset.open(data))
+        dataset = world.first(lambda: open_one(data, config.stage))
         identity = identity_of(config, dataset, parent, features)
         config = identity.config
 
         def learner(fresh: bool) -> ClassifyLearner:
+            if world.main:
+                _tell_of_labels(dataset)
             model = _model(config, parent, dataset, features, world)
             val = eval_loader(config, dataset, "val", world)
             return ClassifyLearner(config, model, world, val)
 
         return carry_out(identity, dataset, to, resume, world, learner)
+
+
+def _tell_of_labels(dataset: Dataset) -> None:
+    images, labelled = len(dataset.split("train")), dataset.labelled_images
+    if labelled < images:
+        note(f"{dataset.uri}: {labelled:,} of {images:,} training images have a label; these count")
 
 
 def _model(

@@ -29,7 +29,7 @@ from percmae.runs.parent import Parent, WeightsFile
 from percmae.storage import StorePath
 
 if TYPE_CHECKING:
-    from percmae.data.shards import Dataset
+    from percmae.data.mixture import AnyDataset
 
 RunFormat = Literal["percmae-run/1"]
 FORMAT: RunFormat = get_args(RunFormat)[0]
@@ -207,6 +207,11 @@ class Run:
         """The training key it was started with."""
         return self.record.key
 
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """Its last figures, named ``<split>/<name>``."""
+        return self.record.metrics
+
     def save(self, **changes: Any) -> None:
         """Change fields of the record and write it (atomically)."""
         for field, value in changes.items():
@@ -228,7 +233,7 @@ class RunResult(NamedTuple):
     @property
     def metrics(self) -> dict[str, float | None]:
         """Its last figures."""
-        return self.run.record.metrics
+        return self.run.metrics
 
 
 def existing_run(to: str, identity: Identity, resume: str) -> Run | None:
@@ -256,7 +261,7 @@ def existing_run(to: str, identity: Identity, resume: str) -> Run | None:
 
 def identity_of(
     config: Config,
-    dataset: Dataset,
+    dataset: AnyDataset,
     parent: Parent | None = None,
     features: Features = "pretrained",
 ) -> Identity:
@@ -264,12 +269,16 @@ def identity_of(
 
     The images' mean and deviation are filled in where the config leaves them to the dataset.
     parent: what a probe or fine-tuning builds upon, and features what of it; the number of classes
-    is then filled in too. Raises ConfigError when another one is configured, DataError for a single
-    class and where the manifest does not have what is left to it.
+    is then filled in too. Raises ConfigError when another one is configured, UserError for a
+    dataset without labels, DataError for a single class and where the manifest does not have what
+    is left to it.
     """
     config = _normalised(config, dataset)
     if parent is None:
         return Identity(config.run_name, config, dataset.uri, dataset.digest)
+    from percmae.data.mixture import require_labels  # numpy: who only reads records needs none
+
+    require_labels(dataset, config.stage)
     classes = len(dataset.classes)
     if classes < 2:
         raise DataError(
@@ -291,7 +300,7 @@ def identity_of(
     )
 
 
-def _normalised(config: Config, dataset: Dataset) -> Config:
+def _normalised(config: Config, dataset: AnyDataset) -> Config:
     """The config with numbers for the mean and deviation of the images."""
     augment = config.data.augment
     if augment.mean is not None and augment.std is not None:

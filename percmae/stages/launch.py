@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from percmae.config import Config
 from percmae.config.naming import Features
-from percmae.data.shards import Dataset
+from percmae.data.mixture import open_data, open_one
 from percmae.errors import PercmaeError
 from percmae.jobs.launcher import launch
 from percmae.jobs.work import command, training
@@ -33,7 +33,8 @@ def train(
     """
     settings = placement.settings(config.stage)
     assert settings is not None, "only called for a launcher"
-    identity = identity_of(config, Dataset.open(data), parent, features)
+    dataset = open_data(data) if parent is None else open_one(data, config.stage)
+    identity = identity_of(config, dataset, parent, features)
     earlier = existing_run(to, identity, "auto")
     if earlier is not None and earlier.complete:
         note(f"{earlier.uri}: unchanged, reused")
@@ -61,7 +62,7 @@ def evaluate(run: str, data: str, placement: Placement) -> EvaluationResult:
     """
     settings = placement.settings("evaluate")
     assert settings is not None, "only called for a launcher"
-    opened, dataset = Run.open(run), Dataset.open(data)
+    opened, dataset = Run.open(run), open_data(data)
     earlier = stored_evaluation(opened, dataset)
     if earlier is not None:
         return EvaluationResult(earlier, reused=True)

@@ -330,14 +330,3 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     random.seed(value)
     np.random.seed(value)
     torch.manual_seed(value)
-
-
-def mask_noise(seed: int, index: int, rows: range, total: int, patches: int) -> Tensor:
-    """Rows of the (total, patches) uniform noise of global micro-batch ``index``, on the CPU.
-
-    Every process draws the whole batch's noise and takes its rows, so the masks do not depend on
-    how many processes share the batch.
-    """
-    state = np.random.SeedSequence([seed, index, 0x6D61736B]).generate_state(1, np.uint64)[0]
-    generator = torch.Generator().manual_seed(int(state) & (2**63 - 1))
-    return torch.rand(total, patches, generator=generator)[rows.start : rows.stop]

@@ -12,7 +12,7 @@ from torch import Tensor
 from percmae.data.augment import build_transform
 from percmae.data.decode import Once, check_formats, decode, telling
 from percmae.data.shards import SPLITS, Dataset
-from percmae.engine.distributed import World, distributed, mask_noise
+from percmae.engine.distributed import World, distributed
 from percmae.engine.finetune import score, trained_classifier
 from percmae.engine.loaders import eval_loader
 from percmae.engine.metrics import psnr, ssim
@@ -23,7 +23,7 @@ from percmae.engine.pictures import (
     reconstruction_grid,
 )
 from percmae.engine.precision import autocast
-from percmae.engine.pretrain import FIXED_MASK_SEED
+from percmae.engine.pretrain import FIXED_MASK_SEED, fixed_draws
 from percmae.engine.representation import representation
 from percmae.engine.tracking import png
 from percmae.engine.weights import network_weights
@@ -140,7 +140,7 @@ def _reconstruction(run: Run, dataset: Dataset, world: World) -> Evaluation:
     generator = _generator(run, world)
     loader = eval_loader(run.config, dataset, "test", world)
     count = min(RECONSTRUCTED, loader.samples)
-    noise = mask_noise(FIXED_MASK_SEED, 0, range(count), count, generator.patches)
+    noise = fixed_draws(count, world.device).mask_noise(generator.patches)
     figures: dict[str, list[Tensor]] = {"psnr": [], "ssim": []}
     grid: Tensor | None = None
     for _, _, batch in loader.batches():
@@ -193,8 +193,7 @@ def reconstruct(run: str, images: list[str], to: str) -> None:
         batch = torch.stack([transform(_read(image, formats)) for image in images])
     with distributed(config) as world:
         generator = _generator(opened, world)
-        patches = generator.patches
-        noise = mask_noise(FIXED_MASK_SEED, 0, range(len(batch)), len(batch), patches)
+        noise = fixed_draws(len(batch), world.device).mask_noise(generator.patches)
         made = _pictures(generator, opened, batch, noise, world)
         grid = reconstruction_grid(*made, makes_whole_images(config))
     StorePath(to).write_bytes(png(grid))

@@ -22,9 +22,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from percmae.config import Config
-from percmae.engine.memory import keep_freed_memory
 from percmae.engine.place import Place, find_place, unused_tasks
 from percmae.errors import ConfigError, PeerLost, PercmaeError, UserError, one_line
+from percmae.memory import keep_freed_memory
 from percmae.progress import note
 
 T = TypeVar("T")
@@ -51,13 +51,6 @@ class World:
     def main(self) -> bool:
         """Whether this process writes results and logs (rank 0)."""
         return self.rank == 0
-
-    def take(self, tensor: Tensor) -> Tensor:
-        """A tensor of the host on the device; the host does not wait until it is there."""
-        if self.device.type != "cuda":
-            return tensor
-        # Only from page-locked memory the device fetches it by itself.
-        return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def barrier(self) -> None:
         """Wait for all processes."""

@@ -28,10 +28,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from percmae.config import Config
-from percmae.data.augment import build_transform
+from percmae.data.batch import Batch
 from percmae.data.shards import Dataset, Split
-from percmae.data.stream import Batch, Loader
+from percmae.data.stream import Loader
 from percmae.engine.distributed import World
+from percmae.engine.loaders import whole_loader
 from percmae.engine.precision import autocast
 from percmae.models.mae import CHANNELS, MaskedAutoencoder
 
@@ -76,7 +77,7 @@ class KNN:
         device = self.world.device
         bank = torch.zeros(len(self._bank.split), generator.cls_token.shape[-1], device=device)
         for batch in self._bank:
-            bank[batch.ids.to(device)] = self._features(generator, batch)
+            bank[batch.ids] = self._features(generator, batch)
         # Each process has filled its rows and left the others zero: the sum is the whole bank.
         bank = self.world.sum(bank)
         labels = torch.from_numpy(self._bank.split.labels).to(device)
@@ -88,12 +89,12 @@ class KNN:
                 labels,
                 self.config.tracking.knn_neighbours,
             )
-            right += (found == batch.labels.to(device)).sum()
+            right += (found == batch.labels).sum()
         return int(self.world.sum(right)) / len(self._queries.split)
 
     def _features(self, generator: MaskedAutoencoder, batch: Batch) -> Tensor:
         with autocast(self.config, self.world.device):
-            return features(generator, batch.images.to(self.world.device))
+            return features(generator, batch.images)
 
 
 def build_knn(config: Config, dataset: Dataset, val: Split, world: World) -> KNN | None:
@@ -140,17 +141,7 @@ def spread_out(labels: np.ndarray, count: int) -> np.ndarray:
 def _loader(config: Config, split: Split, world: World) -> Loader:
     """Chunks of what is chosen of a split, shared over the processes."""
     chosen = spread_out(split.labels, config.tracking.knn_samples)
-    return Loader(
-        split.subset(split.name, chosen),
-        build_transform(config.data.augment, config.data.image_size, False, config.stage),
-        batch_size=CHUNK,
-        seed=0,
-        shuffle=False,
-        drop_last=False,
-        rank=world.rank,
-        world=world.size,
-        formats=config.data.formats,
-    )
+    return whole_loader(config, split.subset(split.name, chosen), CHUNK, world)
 
 
 class _Images:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from percmae.config import Config
-from percmae.data.stream import Batch, Source
+from percmae.data.batch import Batch
+from percmae.data.stream import Source
 from percmae.engine.checkpoint import Checkpoints, State, archive
 from percmae.engine.distributed import World, seed_step
 from percmae.engine.finite import NotFinite, Watch
@@ -169,7 +170,7 @@ class Loop:
         whole = plan.epoch * plan.accumulate
         micros: list[Batch] = []
         with closing(self.source.batches(epoch, step * plan.accumulate, epochs=None)) as batches:
-            for _, index, batch in self._on_device(batches):
+            for _, index, batch in batches:
                 if index >= whole:  # what an epoch has beyond its whole steps
                     continue
                 micros.append(batch)
@@ -178,28 +179,6 @@ class Loop:
                     micros = []
                     if self.step >= plan.total:
                         return
-
-    def _on_device(
-        self, batches: Iterator[tuple[int, int, Batch]]
-    ) -> Iterator[tuple[int, int, Batch]]:
-        """The same, on the device; there, each is fetched while the one before is worked on."""
-        if self.world.device.type != "cuda":
-            yield from batches
-            return
-        fetching, working = torch.cuda.Stream(), torch.cuda.current_stream()
-        fetched: tuple[int, int, Batch] | None = None
-        for epoch, index, batch in batches:
-            with torch.cuda.stream(fetching):
-                there = Batch(*map(self.world.take, batch))
-            if fetched is not None:
-                yield fetched
-            # What is begun from here on waits for it; its memory is not given away before.
-            working.wait_stream(fetching)
-            for tensor in there:
-                tensor.record_stream(working)
-            fetched = epoch, index, there
-        if fetched is not None:
-            yield fetched
 
     def _optimise(self, micros: list[Batch], window: _Window, signals: Signals) -> bool:
         """One step; whether a signal asks to stop after it.

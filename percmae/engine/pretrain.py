@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from percmae.config import Config
+from percmae.data.batch import Batch
 from percmae.data.shards import Dataset
-from percmae.data.stream import Batch, Loader
+from percmae.data.stream import Loader
 from percmae.engine.calls import set_up
 from percmae.engine.carry_out import carry_out
 from percmae.engine.contest import Contest
@@ -89,8 +90,8 @@ class PretrainLearner(Learner):
         sums: dict[str, Tensor] = {}
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
         for _, _, batch in self.val.batches():
-            images = batch.images.to(self.world.device)
-            noise = self._val_noise[batch.ids.to(self.world.device)]
+            images = batch.images
+            noise = self._val_noise[batch.ids]
             terms = self.objective.terms(images, noise)
             for name, value in terms.items():
                 sums[name] = sums.get(name, torch.zeros_like(total)) + value.double() * len(images)

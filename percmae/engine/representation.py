@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from percmae.data.augment import build_transform
 from percmae.data.shards import Dataset, Split
-from percmae.data.stream import Loader
 from percmae.engine.distributed import World
 from percmae.engine.finetune import before_pretraining
 from percmae.engine.knn import features, spread_out, vote
+from percmae.engine.loaders import whole_loader
 from percmae.engine.precision import autocast
 from percmae.engine.tsne import tsne
 from percmae.models import build_model
@@ -75,27 +74,15 @@ def _features(
     encoders: list[MaskedAutoencoder], split: Split, run: Run, world: World
 ) -> list[Tensor]:
     """Each encoder's features (n, D) of all images of a split, which are decoded once."""
-    data = run.config.data
-    transform = build_transform(data.augment, data.image_size, False, "pretrain")
-    loader = Loader(
-        split,
-        transform,
-        batch_size=_CHUNK,
-        seed=0,
-        shuffle=False,
-        drop_last=False,
-        workers=data.workers,
-        timeout=data.timeout,
-        formats=data.formats,
-    )
+    # Not shared out over processes: the rows are wanted in their order.
+    loader = whole_loader(run.config, split, _CHUNK, World(0, 1, world.device))
     found: list[list[Tensor]] = [[] for _ in encoders]
     with Progress(f"features, {split.name}", len(split), "image") as bar:
         for _, _, batch in loader.batches():
-            images = batch.images.to(world.device)
             for rows, encoder in zip(found, encoders, strict=True):
                 with autocast(run.config, world.device):
-                    rows.append(features(encoder, images))
-            bar.update(len(images))
+                    rows.append(features(encoder, batch.images))
+            bar.update(len(batch.images))
     return [torch.cat(rows) for rows in found]
 
 

@@ -22,9 +22,10 @@ from forks import forked
 from PIL import Image
 from torch import Tensor
 
+from percmae.data.batch import Batch
 from percmae.data.ingest import ingest
 from percmae.data.shards import Dataset, Split
-from percmae.data.stream import Batch, Loader, epoch_order
+from percmae.data.stream import Loader, epoch_order
 from percmae.errors import DataError, StoreAccessError, WorkerLost
 
 

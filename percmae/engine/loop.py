@@ -29,6 +29,7 @@ from percmae.engine.optim import Schedule, effective_lr, step_unless
 from percmae.engine.plan import Plan
 from percmae.engine.signals import Signals
 from percmae.engine.tracking import Tracker
+from percmae.engine.waiting import LoaderWait
 from percmae.errors import PercmaeError
 from percmae.losses.objective import Micro, Terms
 from percmae.progress import Progress, note, warn
@@ -84,6 +85,7 @@ class Loop:
         peak = effective_lr(config.optim, plan.batch)
         self.schedule = Schedule(config.optim, peak, plan.epoch, plan.total)
         self.checkpoints = Checkpoints(run.path / CHECKPOINTS, config.checkpoint)
+        self.waits = LoaderWait(world.device)
         self.watch = Watch(world, stop=config.trainer.exit_on_nan_losses)
         self.step = 0
         self.seconds = 0.0
@@ -131,7 +133,7 @@ class Loop:
                 for group in optimizer.param_groups:
                     for parameter in group["params"]:
                         parameter.grad = torch.zeros_like(parameter)
-        for micros in steps:
+        for micros in self.waits.over(steps):
             seed_step(self.config.seed, self.step, self.world.rank)
             stop = self._optimise(micros, window, signals)
             self.step += 1
@@ -279,9 +281,16 @@ class Loop:
         elapsed = time.perf_counter() - window.started
         values["lr"] = self.schedule(self.step - 1)
         values["images_per_second"] = round(window.steps * self.plan.batch / elapsed, 2)
-        remark = self.learner.remark(values, window.steps, self.plan.epoch)
-        if remark is not None and self.world.main:
-            warn(f"step {self.step}: {remark}")
+        # Of the process that waits longest, for the others wait for it.
+        share = self.world.largest(torch.tensor(self.waits.share()))
+        values["loader_wait"] = round(float(share), 4)
+        remarks = (
+            self.learner.remark(values, window.steps, self.plan.epoch),
+            self.waits.remark(self.config.data),
+        )
+        for remark in remarks:
+            if remark is not None and self.world.main:
+                warn(f"step {self.step}: {remark}")
         self.metrics.update({f"train/{k}": v for k, v in values.items()})
         if tracker is not None and bar is not None:
             tracker.log(self.step, self.step / self.plan.epoch, "train", values)

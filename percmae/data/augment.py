@@ -15,6 +15,7 @@ from percmae.config import Augment
 from percmae.config.schema import Data
 from percmae.data.decode import Name
 from percmae.data.framing import Frame, framed, framed_image, reduction_of
+from percmae.vision import load_timm
 
 _ATTEMPTS = 10  # at a random box, as torchvision has it
 _NUMBERS = 3 + 2 * _ATTEMPTS
@@ -189,12 +190,10 @@ def _on_grid(left: int, top: int, width: int, height: int, side: int) -> Frame:
 
 
 def _finetune(augment: Augment, image_size: int) -> Callable[[Image.Image], Tensor]:
-    # Imported here: timm takes seconds, and only fine-tuning needs it.
-    from timm.data import auto_augment, create_transform
-
+    timm_data = load_timm().data
     mean, std = augment.normalisation
-    auto_augment.NAME_TO_OP.update(dict.fromkeys(_POSTERIZE, _posterize))
-    transform: Callable[[Image.Image], Tensor] = create_transform(
+    timm_data.auto_augment.NAME_TO_OP.update(dict.fromkeys(_POSTERIZE, _posterize))
+    transform: Callable[[Image.Image], Tensor] = timm_data.create_transform(
         input_size=image_size,
         is_training=True,
         scale=(augment.crop_scale[0], augment.crop_scale[1]),

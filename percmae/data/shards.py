@@ -30,7 +30,7 @@ import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property, reduce
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -277,78 +277,51 @@ class Dataset:
 
 
 class Split:
-    """The samples of one split, numbered 0 … len−1 in the order they are stored."""
+    """The samples of one split, numbered 0 … len−1 in the order they are stored.
+
+    number, table: of each sample, place of its shard in ``shards``, and its row of the index.
+    """
 
     def __init__(
         self, name: str, shards: Sequence[StorePath], number: np.ndarray, table: np.ndarray
     ) -> None:
         self.name = name
         self.shards = list(shards)
-        self._number = number
-        self._table = table
+        self.number = number
+        self.table = table
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self.table)
 
     @cached_property
     def labels(self) -> np.ndarray:
         """Label of each sample, int64 (n,); UNLABELLED where it has none."""
-        return self._table["label"].astype(np.int64)
+        return self.table["label"].astype(np.int64)
 
     @property
     def keys(self) -> np.ndarray:
         """Name of each sample (``n01440764_10026``, ``ILSVRC2012_val_00000001``), bytes (n,)."""
-        return self._table["key"]
+        return self.table["key"]
 
     @property
     def phashes(self) -> np.ndarray:
         """What tells of each sample which others look alike, uint64 (n,); not in format 1."""
-        return self._table["phash"]
+        return self.table["phash"]
 
     def locate(self, ids: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Where samples lie: shard (place in ``shards``), byte offset and size, each int64."""
-        rows = self._table[np.asarray(ids)]
-        number = self._number[np.asarray(ids)].astype(np.int64)
+        rows = self.table[np.asarray(ids)]
+        number = self.number[np.asarray(ids)].astype(np.int64)
         return number, rows["offset"].astype(np.int64), rows["size"].astype(np.int64)
 
     def subset(self, name: str, ids: np.ndarray) -> Split:
         """The samples at ``ids``, as a split of their own."""
-        return Split(name, self.shards, self._number[ids], self._table[ids])
+        return Split(name, self.shards, self.number[ids], self.table[ids])
 
     def labelled(self) -> Split:
         """The samples that have a label; the split itself where all have one."""
         known = self.labels >= 0
         return self if known.all() else self.subset(self.name, np.flatnonzero(known))
-
-    @classmethod
-    def joined(cls, name: str, parts: Sequence[Split], labels: Sequence[np.ndarray]) -> Split:
-        """The samples of several splits, one after another.
-
-        labels: for each part, the label that each of its own becomes, int64 (classes,).
-        """
-        columns = [c for c in parts[0]._fields if all(c in part._fields for part in parts)]
-        kinds = [
-            (column, reduce(np.promote_types, (part._table.dtype[column] for part in parts)))
-            for column in columns
-        ]
-        table = np.empty(sum(map(len, parts)), dtype=kinds)
-        for column in columns:
-            table[column] = np.concatenate([part._table[column] for part in parts])
-        table["label"] = np.concatenate(
-            [_renamed(part.labels, new) for part, new in zip(parts, labels, strict=True)]
-        )
-        starts = np.cumsum([0, *(len(part.shards) for part in parts)])[:-1]
-        number = [p._number + np.int32(start) for p, start in zip(parts, starts, strict=True)]
-        return cls(name, [s for p in parts for s in p.shards], np.concatenate(number), table)
-
-    @property
-    def _fields(self) -> tuple[str, ...]:
-        return self._table.dtype.names or ()
-
-
-def _renamed(labels: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Labels (n,) as the numbers that they become; UNLABELLED stays what it is."""
-    return np.append(new, UNLABELLED)[labels]  # −1 is the last
 
 
 Shards = Mapping[str, Sequence[ShardInfo]]

@@ -110,7 +110,8 @@ def _classification(run: Run, dataset: AnyDataset, world: World) -> Evaluation:
     if classes != run.config.classifier.classes:
         raise DataError(
             f"run {run.uri} tells {run.config.classifier.classes} classes apart, dataset "
-            f"{dataset.uri} has {classes}; evaluate on the dataset it was trained for"
+            f"{dataset.uri} has {classes}; evaluate on the dataset it was trained for, "
+            f"{run.record.data.uri}"
         )
     model = trained_classifier(run).to(world.device)
     loader = eval_loader(run.config, dataset, "test", world)

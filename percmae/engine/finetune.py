@@ -31,7 +31,7 @@ from percmae.models.classifier import Classifier
 from percmae.models.weights import Tensors
 from percmae.progress import note
 from percmae.runs.parent import Parent, WeightsFile
-from percmae.runs.record import Run, RunResult, identity_of
+from percmae.runs.record import Run, RunResult, begun, identity_of
 from percmae.vision import load_timm
 
 
@@ -164,7 +164,8 @@ def _train(
     config: Config, parent: Parent, data: str, to: str, resume: str, features: Features
 ) -> RunResult:
     with distributed(config) as world:
-        dataset = world.first(lambda: open_one(data, config.stage))
+        name = config.name_on(features)
+        run, dataset = world.first(lambda: begun(to, name, open_one(data, config.stage)))
         identity = identity_of(config, dataset, parent, features)
         config = identity.config
 
@@ -175,7 +176,7 @@ def _train(
             val = eval_loader(config, dataset, "val", world)
             return ClassifyLearner(config, model, world, val)
 
-        return carry_out(identity, dataset, to, resume, world, learner)
+        return carry_out(identity, dataset, to, run, resume, world, learner)
 
 
 def _tell_of_labels(dataset: Dataset) -> None:

@@ -34,7 +34,7 @@ from percmae.losses.draws import Draws
 from percmae.losses.objective import Micro, Objective, Terms
 from percmae.models.weights import load_generator
 from percmae.progress import note
-from percmae.runs.record import RunResult, identity_of
+from percmae.runs.record import RunResult, begun, identity_of
 
 FIXED_MASK_SEED = 20221229
 
@@ -152,7 +152,7 @@ def pretrain(config: Config, data: str, to: str, resume: str = "auto") -> RunRes
     failure.
     """
     with distributed(config) as world:
-        dataset = world.first(lambda: open_data(data))
+        run, dataset = world.first(lambda: begun(to, config.run_name, open_data(data)))
         identity = identity_of(config, dataset)
         config = identity.config
 
@@ -169,4 +169,4 @@ def pretrain(config: Config, data: str, to: str, resume: str = "auto") -> RunRes
             judge = build_judge(config, dataset, val.split, world)
             return PretrainLearner(config, objective, world, val, judge)
 
-        return carry_out(identity, dataset, to, resume, world, learner)
+        return carry_out(identity, dataset, to, run, resume, world, learner)

@@ -14,7 +14,7 @@ from percmae.jobs.work import command, training
 from percmae.progress import note
 from percmae.runs.downstream import downstream_config
 from percmae.runs.evaluation import EvaluationResult, stored_evaluation
-from percmae.runs.record import Run, RunResult, existing_run, identity_of
+from percmae.runs.record import Run, RunResult, begun, identity_of, may_go_on
 from percmae.stages.placement import Placement
 
 
@@ -33,19 +33,22 @@ def train(
     """
     settings = placement.settings(config.stage)
     assert settings is not None, "only called for a launcher"
-    dataset = open_data(data) if parent is None else open_one(data, config.stage)
+    name = config.run_name if parent is None else config.name_on(features)
+    given = open_data(data) if parent is None else open_one(data, config.stage)
+    earlier, dataset = begun(to, name, given)
     identity = identity_of(config, dataset, parent, features)
-    earlier = existing_run(to, identity, "auto")
-    if earlier is not None and earlier.complete:
-        note(f"{earlier.uri}: unchanged, reused")
-        return RunResult(earlier, reused=True)
+    if earlier is not None:
+        may_go_on(earlier, identity, "auto")
+        if earlier.complete:
+            note(f"{earlier.uri}: unchanged, reused")
+            return RunResult(earlier, reused=True)
     if parent is None:
         work = training(config, data, to)
     else:
         base = downstream_config(parent, config.stage, config.recipe, features=features)
         work = training(config, data, to, parent.uri, features, base)
     launch(work, settings, placement.pipeline_run)
-    finished = Run.find(to, identity)
+    finished = Run.find(to, identity.name)
     if finished is None or not finished.complete:
         raise PercmaeError(
             f"the job ended well, but there is no finished run {identity.name} below {to}: do the "

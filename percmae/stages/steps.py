@@ -123,7 +123,8 @@ def ingest(
     if result.reused:
         note(f"{found.uri}: unchanged, reused")
     samples = {split: len(found.split(split)) for split in ("train", "val", "test")}
-    facts = {"uri": found.uri, "digest": found.digest, "classes": len(found.classes)}
+    # The copy that stays: all that comes behind is of these images, though the dataset may grow.
+    facts = {"uri": found.pinned, "digest": found.digest, "classes": len(found.classes)}
     facts["labelled"] = found.labelled_images
     Path(dataset.path).write_bytes(StorePath(found.uri).read_bytes())
     dataset.metadata.update(facts, name=name, reused=result.reused, **samples)

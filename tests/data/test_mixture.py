@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from fixtures_data import TINY
-from unlabelled import write_dataset
+from unlabelled import pattern, write_dataset
 
 from percmae.cli.submit import work_of
 from percmae.cli.verbs import main
@@ -22,6 +22,7 @@ from percmae.data.stream import Loader
 from percmae.engine.distributed import World
 from percmae.engine.loaders import eval_loader
 from percmae.errors import DataError, UserError
+from percmae.ingest import ingest
 from percmae.runs.record import Run, identity_of
 from percmae.storage import StorePath
 
@@ -180,6 +181,32 @@ def test_a_job_is_given_all_of_them() -> None:
         work_of(
             ["pretrain", "--data", "s3://bkt/x.json", "--data", "y.json", "--to", "s3://bkt/runs"]
         )
+
+
+def test_a_run_goes_on_with_what_its_datasets_were(
+    tmp_path: Path, parts: list[Dataset], capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "photos"
+    source.mkdir()
+    for number in range(60):
+        pattern(number % 5, number).save(source / f"{number}.png")
+    grown = str(tmp_path / "grown")
+    first = ingest(images=str(source), to=grown, workers=1).dataset
+    words = ["pretrain", "--to", str(tmp_path), "--recipe", "demo", "--tag", "t", *SETTINGS]
+    data = ["--data", parts[0].uri, "--data", first.uri, "--resume", "auto"]
+    assert main([*words, *data]) == 0
+    before = Run.open(str(tmp_path / "t_mae")).record
+    assert before.data.uri == f"{parts[0].uri},{first.pinned}"
+    for number in range(60, 80):
+        pattern(number % 5, number).save(source / f"{number}.png")
+    assert ingest(images=str(source), to=grown, workers=1).dataset.digest != first.digest
+    capsys.readouterr()
+    assert main([*words, *data]) == 0
+    assert "its dataset has grown since it began; it goes on with" in capsys.readouterr().err
+    assert Run.open(str(tmp_path / "t_mae")).record == before
+    # A mixture that it never was is another dataset.
+    assert main([*words, "--data", parts[1].uri, *data[2:]]) == 2
+    assert "exists with another dataset" in capsys.readouterr().err
 
 
 def test_parts_in_a_store_and_on_a_disk(parts: list[Dataset], tmp_store: StorePath) -> None:

@@ -7,7 +7,6 @@ same source again: only what changed is done.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from percmae.ingest import manifest
 from percmae.ingest.build import BuiltShard, Work
 from percmae.ingest.catalogue import Catalogue
 from percmae.ingest.checked import smaller
+from percmae.ingest.cores import usable_cores
 from percmae.ingest.crew import Hear, build_all
 from percmae.ingest.growth import Change, everything, growth
 from percmae.ingest.leftovers import leftovers, used_numbers
@@ -64,7 +64,7 @@ class Making:
         Raises DataError for images that cannot make a dataset, and where ``to`` holds another one;
         StoreError as the store has it.
         """
-        workers = self.workers or len(os.sched_getaffinity(0))
+        workers = self.workers or usable_cores()
         self.to.prepare()
         for line in self.catalogue.notes:
             note(f"ingest: {line}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from percmae import __version__
+from percmae.data.addresses import joined
 from percmae.jobs.names import BUCKET
 
 _ABOUT = """\
@@ -77,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = verb("pretrain", "pretrain a masked autoencoder")
     _config_options(sub)
-    _training(sub, "never")
+    _training(sub, "never", "; given several times: all of them, as one dataset")
 
     for name, text in (
         ("finetune", "fine-tune a pretrained encoder on the labels"),
@@ -110,13 +112,22 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = verb("evaluate", "figures of a finished run on the test set")
     sub.add_argument("--run", required=True, metavar="URI", help="any finished run")
-    sub.add_argument("--data", required=True, metavar="MANIFEST", help="the dataset's manifest")
+    _data(sub)
     sub.add_argument("--json", action="store_true", help="one JSON document on stdout")
 
     sub = verb("reconstruct", "show what a pretrained model makes of images")
     sub.add_argument("--run", required=True, metavar="URI", help="the pretraining run")
     sub.add_argument("--images", required=True, nargs="+", metavar="FILE", help="image files")
     sub.add_argument("--to", required=True, metavar="FILE.png", help="the picture to write")
+
+    sub = verb("embed", "write the features of images by a pretrained encoder")
+    sub.add_argument("--run", required=True, metavar="URI", help="the pretraining run")
+    text = "a folder or prefix, image files, or a dataset's manifest"
+    sub.add_argument("--images", required=True, nargs="+", metavar="URI", help=text)
+    text = "of a dataset: train, val or test (default: all three)"
+    sub.add_argument("--split", metavar="S", help=text)
+    text = "the file to write: .npz (keys, features), or .parquet where there is pyarrow"
+    sub.add_argument("--out", required=True, metavar="FILE", help=text)
 
     sub = verb("report", "write the HTML report of finished runs")
     sub.add_argument("--runs", required=True, nargs="+", metavar="URI", help="runs of any stage")
@@ -306,8 +317,27 @@ def _written(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--force", action="store_true", help="replace a file that exists")
 
 
-def _training(sub: argparse.ArgumentParser, resume: str) -> None:
-    sub.add_argument("--data", required=True, metavar="MANIFEST", help="the dataset's manifest")
+class _Manifests(argparse.Action):
+    """An option that may be given several times: its values as one address."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        earlier = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, joined([earlier, values] if earlier else [values]))
+
+
+def _data(sub: argparse.ArgumentParser, several: str = "") -> None:
+    text = f"the dataset's manifest{several}"
+    sub.add_argument("--data", required=True, metavar="MANIFEST", action=_Manifests, help=text)
+
+
+def _training(sub: argparse.ArgumentParser, resume: str, several: str = "") -> None:
+    _data(sub, several)
     sub.add_argument("--to", required=True, metavar="URI", help="folder that holds the runs")
     sub.add_argument(
         "--resume",

@@ -81,8 +81,8 @@ def _pretrain(args: argparse.Namespace) -> None:
 
 
 def _downstream(args: argparse.Namespace) -> None:
-    from percmae.cli.parent import parent_of
     from percmae.runs.downstream import downstream_config
+    from percmae.stages.parent import parent_of
 
     parent = parent_of(args.run)
     config = downstream_config(
@@ -103,8 +103,10 @@ def _evaluate(args: argparse.Namespace) -> None:
         print(json.dumps(document))
         return
     if "reconstruction" in document:
-        neighbours = {f"knn_{name}": value for name, value in document.get("knn", {}).items()}
-        figures = document["reconstruction"] | neighbours
+        figures = document["reconstruction"]
+        for part in ("rank", "knn"):
+            told = document.get(part, {})
+            figures |= {f"{part}_{name}": value for name, value in told.items()}
     else:
         figures = {name: document[name] for name in ("top1", "top5", "loss", "ece")}
     for name, value in figures.items():
@@ -116,6 +118,15 @@ def _reconstruct(args: argparse.Namespace) -> None:
 
     reconstruct(args.run, args.images, args.to)
     print(args.to)
+
+
+def _embed(args: argparse.Namespace) -> None:
+    from percmae.engine.embed import check_target, embed, write_embedding
+
+    check_target(args.out)
+    images = args.images[0] if len(args.images) == 1 else args.images
+    write_embedding(embed(args.run, images, args.split), args.out)
+    print(args.out)
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -317,6 +328,7 @@ _WORK: dict[str, Callable[[argparse.Namespace], None]] = {
     "probe": _downstream,
     "evaluate": _evaluate,
     "reconstruct": _reconstruct,
+    "embed": _embed,
     "report": _report,
     "export": _export,
     "import": _import,

@@ -192,13 +192,18 @@ class Dataset:
             chosen = np.setdiff1d(np.arange(len(whole)), chosen, assume_unique=True)
         return whole.subset(name, chosen)
 
+    @property
+    def labelled_images(self) -> int:
+        """How many of the training images have a label."""
+        return int((self.split("train").labels >= 0).sum())
+
     def labelled(self, fraction: float) -> Split:
         """The training images whose labels are used: a share in (0, 1] of each class, 1 or more.
 
         Which, depends on the keys alone (in a dataset of format 1 on its digest), and those of a
-        smaller share are among those of a larger one.
+        smaller share are among those of a larger one. Images without a label are none of them.
         """
-        train = self.split("train")
+        train = self.split("train").labelled()
         if fraction == 1:
             return train
         if self._grows:
@@ -272,43 +277,51 @@ class Dataset:
 
 
 class Split:
-    """The samples of one split, numbered 0 … len−1 in the order they are stored."""
+    """The samples of one split, numbered 0 … len−1 in the order they are stored.
+
+    number, table: of each sample, place of its shard in ``shards``, and its row of the index.
+    """
 
     def __init__(
         self, name: str, shards: Sequence[StorePath], number: np.ndarray, table: np.ndarray
     ) -> None:
         self.name = name
         self.shards = list(shards)
-        self._number = number
-        self._table = table
+        self.number = number
+        self.table = table
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self.table)
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """Label of each sample, int64 (n,)."""
-        return self._table["label"].astype(np.int64)
+        """Label of each sample, int64 (n,); UNLABELLED where it has none."""
+        return self.table["label"].astype(np.int64)
 
     @property
     def keys(self) -> np.ndarray:
         """Name of each sample (``n01440764_10026``, ``ILSVRC2012_val_00000001``), bytes (n,)."""
-        return self._table["key"]
+        return self.table["key"]
 
     @property
     def phashes(self) -> np.ndarray:
         """What tells of each sample which others look alike, uint64 (n,); not in format 1."""
-        return self._table["phash"]
+        return self.table["phash"]
 
     def locate(self, ids: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Where samples lie: shard (place in ``shards``), byte offset and size, each int64."""
-        rows = self._table[np.asarray(ids)]
-        number = self._number[np.asarray(ids)].astype(np.int64)
+        rows = self.table[np.asarray(ids)]
+        number = self.number[np.asarray(ids)].astype(np.int64)
         return number, rows["offset"].astype(np.int64), rows["size"].astype(np.int64)
 
     def subset(self, name: str, ids: np.ndarray) -> Split:
         """The samples at ``ids``, as a split of their own."""
-        return Split(name, self.shards, self._number[ids], self._table[ids])
+        return Split(name, self.shards, self.number[ids], self.table[ids])
+
+    def labelled(self) -> Split:
+        """The samples that have a label; the split itself where all have one."""
+        known = self.labels >= 0
+        return self if known.all() else self.subset(self.name, np.flatnonzero(known))
 
 
 Shards = Mapping[str, Sequence[ShardInfo]]

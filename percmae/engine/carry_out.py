@@ -9,10 +9,10 @@ from importlib.metadata import version
 import torch
 
 from percmae.config import Config
-from percmae.data.shards import Dataset
+from percmae.data.mixture import AnyDataset
 from percmae.engine.distributed import World
 from percmae.engine.learner import Learner
-from percmae.engine.loaders import train_loader
+from percmae.engine.loaders import train_images, train_loader
 from percmae.engine.loop import Loop
 from percmae.engine.plan import Plan, with_smaller_steps
 from percmae.progress import note, warn
@@ -21,7 +21,7 @@ from percmae.runs.record import Identity, Run, RunResult, may_go_on
 
 def carry_out(
     identity: Identity,
-    dataset: Dataset,
+    dataset: AnyDataset,
     to: str,
     run: Run | None,
     resume: str,
@@ -43,7 +43,7 @@ def carry_out(
             return RunResult(run, reused=True)
     config = identity.config
     trained = learner(run is None)
-    samples = len(dataset.labelled(config.data.label_fraction))
+    samples = len(train_images(config, dataset))
     smaller = with_smaller_steps(config, samples, world.size)
     loader = train_loader(smaller, dataset, world)
     plan = Plan.make(smaller, samples, world.size)

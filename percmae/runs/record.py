@@ -30,7 +30,7 @@ from percmae.runs.parent import Parent, WeightsFile
 from percmae.storage import StorePath
 
 if TYPE_CHECKING:
-    from percmae.data.shards import Dataset
+    from percmae.data.mixture import AnyDataset, D
 
 RunFormat = Literal["percmae-run/1"]
 FORMAT: RunFormat = get_args(RunFormat)[0]
@@ -208,6 +208,11 @@ class Run:
         """The training key it was started with."""
         return self.record.key
 
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """Its last figures, named ``<split>/<name>``."""
+        return self.record.metrics
+
     def save(self, **changes: Any) -> None:
         """Change fields of the record and write it (atomically)."""
         for field, value in changes.items():
@@ -229,18 +234,20 @@ class RunResult(NamedTuple):
     @property
     def metrics(self) -> dict[str, float | None]:
         """Its last figures."""
-        return self.run.record.metrics
+        return self.run.metrics
 
 
-def begun(to: str, name: str, dataset: Dataset) -> tuple[Run | None, Dataset]:
+def begun(to: str, name: str, dataset: D) -> tuple[Run | None, D]:
     """The run of that name below ``to``, if there is one, and the dataset that it goes on with.
 
     That is the one given, or where it has grown since the run began, the same as it was then.
     """
+    from percmae.data.mixture import as_it_was  # numpy: who only reads records needs none
+
     run = Run.find(to, name)
     if run is None or run.record.data.digest == dataset.digest:
         return run, dataset
-    earlier = dataset.as_it_was(run.record.data.digest)
+    earlier = as_it_was(dataset, run.record.data.uri, run.record.data.digest)
     if earlier is None:
         return run, dataset
     note(
@@ -270,7 +277,7 @@ def may_go_on(run: Run, identity: Identity, resume: str) -> None:
 
 def identity_of(
     config: Config,
-    dataset: Dataset,
+    dataset: AnyDataset,
     parent: Parent | None = None,
     features: Features = "pretrained",
 ) -> Identity:
@@ -278,12 +285,16 @@ def identity_of(
 
     The images' mean and deviation are filled in where the config leaves them to the dataset.
     parent: what a probe or fine-tuning builds upon, and features what of it; the number of classes
-    is then filled in too. Raises ConfigError when another one is configured, DataError for a single
-    class and where the manifest does not have what is left to it.
+    is then filled in too. Raises ConfigError when another one is configured, UserError for a
+    dataset without labels, DataError for a single class and where the manifest does not have what
+    is left to it.
     """
     config = _normalised(config, dataset)
     if parent is None:
         return Identity(config.run_name, config, dataset.pinned, dataset.digest)
+    from percmae.data.mixture import require_labels  # as above
+
+    require_labels(dataset, config.stage)
     classes = len(dataset.classes)
     if classes < 2:
         raise DataError(
@@ -305,7 +316,7 @@ def identity_of(
     )
 
 
-def _normalised(config: Config, dataset: Dataset) -> Config:
+def _normalised(config: Config, dataset: AnyDataset) -> Config:
     """The config with numbers for the mean and deviation of the images."""
     augment = config.data.augment
     if augment.mean is not None and augment.std is not None:

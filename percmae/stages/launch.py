@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from percmae.config import Config
 from percmae.config.naming import Features
-from percmae.data.shards import Dataset
+from percmae.data.mixture import open_data, open_one
 from percmae.errors import PercmaeError
 from percmae.jobs.launcher import launch
 from percmae.jobs.work import command, training
@@ -34,7 +34,8 @@ def train(
     settings = placement.settings(config.stage)
     assert settings is not None, "only called for a launcher"
     name = config.run_name if parent is None else config.name_on(features)
-    earlier, dataset = begun(to, name, Dataset.open(data))
+    given = open_data(data) if parent is None else open_one(data, config.stage)
+    earlier, dataset = begun(to, name, given)
     identity = identity_of(config, dataset, parent, features)
     if earlier is not None:
         may_go_on(earlier, identity, "auto")
@@ -64,7 +65,7 @@ def evaluate(run: str, data: str, placement: Placement) -> EvaluationResult:
     """
     settings = placement.settings("evaluate")
     assert settings is not None, "only called for a launcher"
-    opened, dataset = Run.open(run), Dataset.open(data)
+    opened, dataset = Run.open(run), open_data(data)
     earlier = stored_evaluation(opened, dataset)
     if earlier is not None:
         return EvaluationResult(earlier, reused=True)

@@ -134,8 +134,9 @@ VALUES: dict[str, list[Any]] = {
     "checkpoint.milestone_epochs": [None, 1, HUGE],
     "tracking.images": [0, 1, 8, HUGE],
     "tracking.images_every": [1e-9, 1, 1e308],
-    "tracking.knn_samples": [0, 1, 10, HUGE],
+    "tracking.knn_samples": [None, 0, 1, 10, HUGE],
     "tracking.knn_neighbours": [1, 20, HUGE],
+    "tracking.rankme_samples": [0, 1, 10, HUGE],
 }
 NOT_DRAWN = {
     "stage": "an argument",

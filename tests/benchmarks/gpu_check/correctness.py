@@ -196,7 +196,7 @@ def _resume_config(check: Check, folder: Path) -> Config:
     settings = [
         *NARROW, "data.batch_size=8", "data.workers=0", "checkpoint.every_steps=1",
         "optim.epochs=2", "optim.warmup_epochs=0", "stylegan.ada_kimg=0.1",
-        "tracking.knn_samples=0", "tracking.images=0",
+        "tracking.knn_samples=0", "tracking.rankme_samples=0", "tracking.images=0",
     ]  # fmt: skip
     if check.name == "perceptual":
         file = folder / "vgg16.pt"

@@ -229,6 +229,8 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     # Who runs tests as root may read everything.
     monkeypatch.setattr(os, "access", lambda path, mode: not path.endswith("2.jpg"))
     refused(tmp_path, f"{tmp_path}/2.jpg may not be read")
+    (tmp_path / "t.csv").write_text("uri\n1.jpg\n2.jpg\n")
+    refused(tmp_path / "t.csv", f"{tmp_path}/2.jpg may not be read")
 
 
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def _walk(root: StorePath, sieve: Sieve) -> Iterator[tuple[str, int, object]]:
             elif not modes.S_ISREG(found.st_mode):
                 sieve.leave_out("device(s), pipe(s) or socket(s)", name)
             else:
-                _check_readable(entry.path)
+                check_readable(entry.path)
                 yield path, found.st_size, found.st_mtime_ns
         waiting.extend(reversed(folders))
 
@@ -165,7 +165,8 @@ def _leads_on(link: str, top: str, linked: set[str]) -> bool:
     return True
 
 
-def _check_readable(path: str) -> None:
+def check_readable(path: str) -> None:
+    """Raise DataError for a file that this process may not read."""
     if not os.access(path, os.R_OK):
         shown_path = shown(os.fsencode(path))
         raise DataError(f"{shown_path} may not be read; see who may, or take it out of the source")

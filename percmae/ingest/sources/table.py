@@ -17,6 +17,7 @@ from percmae.errors import DataError, StoreAccessError, UserError
 from percmae.ingest.catalogue import BY_HASH, UNLABELLED, Place, Wanted
 from percmae.ingest.sources.classes import SPLIT_NAMES, Labels, renumbered, settled
 from percmae.ingest.sources.files import Files, Sieve, check_size, shown, stamp
+from percmae.ingest.sources.folder import check_readable
 from percmae.ingest.sources.keys import key_of
 from percmae.ingest.sources.listed import Listed, in_order, listing
 from percmae.ingest.sources.rows import Row, rows_of
@@ -184,7 +185,10 @@ def _stat(path: StorePath) -> tuple[int, object]:
         status = os.stat(path.uri)
     except OSError:
         return -1, ""
-    return (status.st_size, status.st_mtime_ns) if modes.S_ISREG(status.st_mode) else (-1, "")
+    if not modes.S_ISREG(status.st_mode):
+        return -1, ""
+    check_readable(path.uri)
+    return status.st_size, status.st_mtime_ns
 
 
 def _name(root: StorePath, uri: object, where: str) -> bytes:

@@ -43,6 +43,10 @@ FORMATS: tuple[ImageFormat, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """What is opened where nothing else is asked for."""
 
 
+Interpolation = Literal["bilinear", "bicubic", "lanczos"]
+Decode = Literal["exact", "fast", "fastest"]
+
+
 @dataclass(config=SETTINGS)
 class Augment:
     """How an image becomes a network input (torchvision and timm transforms)."""
@@ -54,7 +58,7 @@ class Augment:
         default_factory=lambda: [0.75, 4 / 3], min_length=2, max_length=2
     )
     """Aspect ratio range (width / height) of RandomResizedCrop."""
-    interpolation: Literal["bilinear", "bicubic", "lanczos"] = "bicubic"
+    interpolation: Interpolation = "bicubic"
     """Filter used whenever an image is resized."""
     flip: Fraction = 0.5
     """Probability of a horizontal flip."""
@@ -102,6 +106,11 @@ class Data:
     ] = 1.0
     """Share of the training images whose labels are used, the same of each class and at least one;
     those of a smaller share are among those of a larger one (docs/method.md, "Few labels")."""
+    decode: Annotated[Decode, Field(json_schema_extra=LATER)] = "fast"
+    """How images become pixels. exact: Pillow decodes and resizes. fast: libjpeg-turbo decodes
+    JPEGs, at a fraction of their size where the part that is taken keeps the network's resolution,
+    and torch resizes; fastest: with coarser arithmetic as well (how much pixels differ:
+    docs/performance.md, "Loading images")."""
     workers: Annotated[NonNegativeInt, Field(json_schema_extra=OPERATIONAL)] = 8
     """Loader processes for each training process; 0 decodes in the training process itself."""
     pin_memory: Annotated[bool, Field(json_schema_extra=OPERATIONAL)] = True
@@ -309,11 +318,14 @@ class Tracking:
     """Images reconstructed for mae_recon_out and TensorBoard; 0 for none."""
     images_every: Annotated[float, Field(gt=0, json_schema_extra=OPERATIONAL)] = 1.0
     """Epochs between reconstructions."""
-    knn_samples: Annotated[NonNegativeInt, Field(json_schema_extra=OPERATIONAL)] = 1000
+    knn_samples: Annotated[NonNegativeInt | None, Field(json_schema_extra=OPERATIONAL)] = None
     """Labelled training images whose encoder features classify the validation slice by nearest
-    neighbours at each validation; 0 for none."""
+    neighbours at each validation; 0 for none, null for 1000 where there are labels."""
     knn_neighbours: Annotated[PositiveInt, Field(json_schema_extra=OPERATIONAL)] = 20
     """Neighbours that vote."""
+    rankme_samples: Annotated[NonNegativeInt, Field(json_schema_extra=OPERATIONAL)] = 2048
+    """Images of the validation slice whose encoder features' effective rank (RankMe) is measured at
+    each validation, best several times the encoder's width; 0 for none."""
 
 
 @dataclass(config=SETTINGS)

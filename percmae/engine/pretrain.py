@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from percmae.config import Config
-from percmae.data.shards import Dataset
-from percmae.data.stream import Batch, Loader
+from percmae.data.batch import Batch
+from percmae.data.mixture import open_data
+from percmae.data.stream import Loader
 from percmae.engine.calls import set_up
 from percmae.engine.carry_out import carry_out
 from percmae.engine.contest import Contest
-from percmae.engine.distributed import World, distributed, mask_noise
+from percmae.engine.distributed import World, distributed
 from percmae.engine.features import feature_network
-from percmae.engine.knn import KNN, build_knn
+from percmae.engine.knn import Judge, build_judge
 from percmae.engine.learner import Learner
 from percmae.engine.loaders import eval_loader
 from percmae.engine.optim import Group, build_optimizer, parameter_groups
@@ -29,18 +30,22 @@ from percmae.engine.pictures import (
 )
 from percmae.engine.weights import initial_weights
 from percmae.losses.build import build_objective
-from percmae.losses.objective import Draws, Micro, Objective, Terms
+from percmae.losses.draws import Draws
+from percmae.losses.objective import Micro, Objective, Terms
 from percmae.models.weights import load_generator
 from percmae.progress import note
-from percmae.runs.record import RunResult, identity_of
+from percmae.runs.record import RunResult, begun, identity_of
 
-# Masks of validation and pictures never change, so that figures can be compared over steps, seeds
-# and runs.
 FIXED_MASK_SEED = 20221229
 
 
+def fixed_draws(rows: int, device: torch.device) -> Draws:
+    """Of masks that never change, so that figures compare over steps, seeds and runs."""
+    return Draws(FIXED_MASK_SEED, 0, range(rows), device)
+
+
 class PretrainLearner(Learner):
-    """A variant's objective under the loop; ``knn`` judges its encoder at each validation."""
+    """A variant's objective under the loop; ``judge`` tells of its encoder at each validation."""
 
     def __init__(
         self,
@@ -48,10 +53,10 @@ class PretrainLearner(Learner):
         objective: Objective,
         world: World,
         val: Loader,
-        knn: KNN | None = None,
+        judge: Judge | None = None,
     ) -> None:
         self.config, self.objective, self.world, self.val = config, objective, world, val
-        self.knn = knn
+        self.judge = judge
         set_up(objective, config, world)
         self.networks, self.calls = objective.networks, objective.calls
         self.optimizers = {
@@ -73,21 +78,20 @@ class PretrainLearner(Learner):
     def backward(self, batch: Batch, micro: Micro) -> Terms:
         n, patches = batch.images.shape[0], self.objective.generator.patches
         mine = range(self.world.rank * n, (self.world.rank + 1) * n)
-        noise = mask_noise(self.config.seed, micro.index, mine, n * self.world.size, patches)
         draws = Draws(self.config.seed, micro.index, mine, self.world.device)
-        return self.objective.backward(batch.images, self.world.take(noise), micro, draws)
+        return self.objective.backward(batch.images, draws.mask_noise(patches), micro, draws)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Mean of each term over the validation slice, every image under its own fixed mask.
 
-        With ``knn_top1``, the encoder's k-NN accuracy there, where that is asked for.
+        With what the judge tells of the encoder: ``rankme``, ``knn_top1``.
         """
         sums: dict[str, Tensor] = {}
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
         for _, _, batch in self.val.batches():
-            images = batch.images.to(self.world.device)
-            noise = self._val_noise[batch.ids].to(self.world.device)
+            images = batch.images
+            noise = self._val_noise[batch.ids]
             terms = self.objective.terms(images, noise)
             for name, value in terms.items():
                 sums[name] = sums.get(name, torch.zeros_like(total)) + value.double() * len(images)
@@ -99,14 +103,14 @@ class PretrainLearner(Learner):
         stacked = torch.stack([*(sums.get(n, torch.zeros_like(total)) for n in names), total])
         values = self.world.sum(stacked).tolist()
         means = {name: value / values[-1] for name, value in zip(names, values, strict=False)}
-        if self.knn is not None:
-            means["knn_top1"] = self.knn(self.objective.generator)
+        if self.judge is not None:
+            means |= self.judge(self.objective.generator)
         return means
 
     @cached_property
     def _val_noise(self) -> Tensor:
-        total, patches = len(self.val.split), self.objective.generator.patches
-        return mask_noise(FIXED_MASK_SEED, 0, range(total), total, patches)
+        patches = self.objective.generator.patches
+        return fixed_draws(len(self.val.split), self.world.device).mask_noise(patches)
 
     def train(self, mode: bool) -> None:
         self.objective.train(mode)
@@ -120,8 +124,8 @@ class PretrainLearner(Learner):
             return {}
         images = self._shown
         patches = self.objective.generator.patches
-        noise = mask_noise(FIXED_MASK_SEED, 0, range(len(images)), len(images), patches)
-        reconstructed, mask = self.objective.reconstruct(images, noise.to(images.device))
+        noise = fixed_draws(len(images), images.device).mask_noise(patches)
+        reconstructed, mask = self.objective.reconstruct(images, noise)
         augment = self.config.data.augment
         originals = denormalise(images, augment)
         scales = [denormalise(image, augment) for image in reconstructed]
@@ -141,12 +145,14 @@ class PretrainLearner(Learner):
 def pretrain(config: Config, data: str, to: str, resume: str = "auto") -> RunResult:
     """Pretrain on the dataset whose manifest is ``data`` into ``<to>/<run name>/``.
 
-    resume: ``auto`` goes on with a run of this name and key, or returns it when it is complete;
-    ``never`` refuses when the name is taken. Under torchrun every process calls this. Raises
-    UserError for bad input, Interrupted after a signal (resumable), PercmaeError on failure.
+    data: of several datasets all their manifests, in one text (:mod:`percmae.data.addresses`); no
+    labels are needed. resume: ``auto`` goes on with a run of this name and key, or returns it when
+    it is complete; ``never`` refuses when the name is taken. Under torchrun every process calls
+    this. Raises UserError for bad input, Interrupted after a signal (resumable), PercmaeError on
+    failure.
     """
     with distributed(config) as world:
-        dataset = world.first(lambda: Dataset.open(data))
+        run, dataset = world.first(lambda: begun(to, config.run_name, open_data(data)))
         identity = identity_of(config, dataset)
         config = identity.config
 
@@ -160,7 +166,7 @@ def pretrain(config: Config, data: str, to: str, resume: str = "auto") -> RunRes
                 if load_generator(objective.generator, weights, what) and world.rank == 0:
                     note(f"{what}: holds the encoder only; the decoder starts fresh")
             val = eval_loader(config, dataset, "val", world)
-            knn = build_knn(config, dataset, val.split, world)
-            return PretrainLearner(config, objective, world, val, knn)
+            judge = build_judge(config, dataset, val.split, world)
+            return PretrainLearner(config, objective, world, val, judge)
 
-        return carry_out(identity, dataset, to, resume, world, learner)
+        return carry_out(identity, dataset, to, run, resume, world, learner)

@@ -217,8 +217,11 @@ def steps_table(steps: Sequence[FinishedStep]) -> str:
         lines.append(f"{name:<{width}}{whole}".rstrip())
     if any(step.reused for step in steps):
         lines.append("(n): unchanged since an earlier run, reused")
+    lines += [f"–: skipped: {why}" for why in sorted({s.skipped for s in steps if s.skipped})]
     return "\n".join(lines)
 
 
 def _seconds(step: FinishedStep) -> str:
+    if step.skipped is not None:
+        return "–"
     return f"({step.seconds:.0f})" if step.reused else f"{step.seconds:.0f}"

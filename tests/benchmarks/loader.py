@@ -20,10 +20,10 @@ import webdataset
 
 from percmae.config import load_config
 from percmae.data.augment import build_transform
-from percmae.data.ingest import ingest
 from percmae.data.sample import make_sample_archives
 from percmae.data.shards import Dataset, Split
 from percmae.data.stream import ImageTransform, Loader
+from percmae.ingest import ingest
 
 BATCH = 64
 
@@ -57,7 +57,7 @@ def main() -> None:
 
 def make_sample(folder: str) -> str:
     a = make_sample_archives(f"{folder}/archives", "mnist")
-    return ingest(str(a.train), str(a.val), str(a.devkit), f"{folder}/dataset").manifest_uri
+    return ingest(**a.uris(), to=f"{folder}/dataset").manifest_uri
 
 
 def ours(split: Split, transform: ImageTransform, workers: int) -> Iterable[int]:

@@ -29,8 +29,8 @@ from percmae.bench.contenders import (
     contenders,
 )
 from percmae.bench.flops import counted_flops, mae_flops, matmul_rate, timed
-from percmae.engine.memory import keep_freed_memory
 from percmae.errors import PercmaeError, UserError
+from percmae.memory import keep_freed_memory
 from percmae.progress import note
 
 FORMAT = "percmae-bench-step/1"

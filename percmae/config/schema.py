@@ -43,6 +43,10 @@ FORMATS: tuple[ImageFormat, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """What is opened where nothing else is asked for."""
 
 
+Interpolation = Literal["bilinear", "bicubic", "lanczos"]
+Decode = Literal["exact", "fast", "fastest"]
+
+
 @dataclass(config=SETTINGS)
 class Augment:
     """How an image becomes a network input (torchvision and timm transforms)."""
@@ -54,7 +58,7 @@ class Augment:
         default_factory=lambda: [0.75, 4 / 3], min_length=2, max_length=2
     )
     """Aspect ratio range (width / height) of RandomResizedCrop."""
-    interpolation: Literal["bilinear", "bicubic", "lanczos"] = "bicubic"
+    interpolation: Interpolation = "bicubic"
     """Filter used whenever an image is resized."""
     flip: Fraction = 0.5
     """Probability of a horizontal flip."""
@@ -102,6 +106,11 @@ class Data:
     ] = 1.0
     """Share of the training images whose labels are used, the same of each class and at least one;
     those of a smaller share are among those of a larger one (docs/method.md, "Few labels")."""
+    decode: Annotated[Decode, Field(json_schema_extra=LATER)] = "fast"
+    """How images become pixels. exact: Pillow decodes and resizes. fast: libjpeg-turbo decodes
+    JPEGs, at a fraction of their size where the part that is taken keeps the network's resolution,
+    and torch resizes; fastest: with coarser arithmetic as well (how much pixels differ:
+    docs/performance.md, "Loading images")."""
     workers: Annotated[NonNegativeInt, Field(json_schema_extra=OPERATIONAL)] = 8
     """Loader processes for each training process; 0 decodes in the training process itself."""
     pin_memory: Annotated[bool, Field(json_schema_extra=OPERATIONAL)] = True

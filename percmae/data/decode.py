@@ -53,7 +53,7 @@ def decode(
     try:
         with _warnings_of(name):
             image = Image.open(io.BytesIO(data), formats=tuple(formats))
-            _check_effort(image.size, data)
+            check_effort(image.size, data)
             if min_side is not None and image.format == "JPEG":
                 image.draft("RGB", (min_side, min_side))
             return to_rgb(image)
@@ -189,8 +189,11 @@ def _called(name: Name) -> str:
     return name if isinstance(name, str) else name()
 
 
-def _check_effort(size: tuple[int, int], data: bytes) -> None:
-    """Pillow itself refuses what has more than 2 · MAX_IMAGE_PIXELS (179 million)."""
+def check_effort(size: tuple[int, int], data: bytes) -> None:
+    """Raise ValueError for an image (width, height) that is made to use up memory and time.
+
+    Pillow itself refuses what has more than 2 · MAX_IMAGE_PIXELS (179 million).
+    """
     width, height = size
     pixels = width * height
     if (

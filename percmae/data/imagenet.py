@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
-from percmae.data.archives import ARCHIVES
 from percmae.data.devkit import Devkit, require
 from percmae.data.tars import (
     AGAIN,
@@ -28,12 +27,6 @@ from percmae.data.tars import (
 )
 from percmae.errors import DataError
 from percmae.storage import StorePath
-
-# (name, size in bytes) of the published archives and their MD5.
-PUBLISHED_MD5 = {
-    (ARCHIVES["train"], 147_897_477_120): "1d675b47d978889d74fa0da5fadfb00e",
-    (ARCHIVES["val"], 6_744_924_160): "29b22e2961454d5413ddabcf34fc5622",
-}
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _OF_CLASS = re.compile(r"(n\d{8})_")

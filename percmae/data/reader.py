@@ -12,6 +12,10 @@ from percmae.data.shards import Split
 from percmae.errors import DataError
 
 T = TypeVar("T")
+Group = list[tuple[T, np.ndarray]]
+"""Batches whose samples are read together: (anything, ids) each."""
+Read = tuple[Group[T], dict[int, bytes]]
+"""A group, and the bytes of its samples by id."""
 
 # A request costs about as long as this many bytes take; smaller gaps are read and thrown away.
 _GAP = 128 << 10
@@ -36,15 +40,13 @@ class _Run(NamedTuple):
     samples: list[tuple[int, int, int]]  # id, offset, size
 
 
-def grouped(
-    split: Split, batches: Iterable[tuple[T, np.ndarray]]
-) -> Iterator[list[tuple[T, np.ndarray]]]:
+def grouped(split: Split, batches: Iterable[tuple[T, np.ndarray]]) -> Iterator[Group[T]]:
     """Neighbouring batches, put together as long as their samples stay within one group's bounds.
 
     batches: (anything, ids) each. The more batches in a group, the nearer its samples lie to each
     other in the shards.
     """
-    group: list[tuple[T, np.ndarray]] = []
+    group: Group[T] = []
     held = samples = 0
     for batch in batches:
         size = int(split.locate(batch[1])[2].sum())
@@ -59,17 +61,15 @@ def grouped(
         yield group
 
 
-def read_ahead(
-    split: Split, groups: Iterable[list[tuple[T, np.ndarray]]]
-) -> Iterator[tuple[list[tuple[T, np.ndarray]], dict[int, bytes]]]:
+def read_ahead(split: Split, groups: Iterable[Group[T]], hold: bool = True) -> Iterator[Read[T]]:
     """Each group with the bytes of its samples by id, the next one being read meanwhile.
 
-    Of a split within HELD_BYTES all samples, the same with each group. Raises DataError for a
-    shard shorter than its index says, StoreError as the store has it.
+    hold: of a split within HELD_BYTES give all samples, the same with each group. Raises DataError
+    for a shard shorter than its index says, StoreError as the store has it.
     """
     pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="shard-reader")
     try:
-        if _size(split) <= HELD_BYTES:
+        if hold and _size(split) <= HELD_BYTES:
             held: dict[int, bytes] | None = None
             for group in groups:
                 if held is None:
@@ -77,7 +77,7 @@ def read_ahead(
                     held = _collect([pool.submit(_read, split, run) for run in runs])
                 yield group, held
             return
-        current: tuple[list[tuple[T, np.ndarray]], list[Future[dict[int, bytes]]]] | None
+        current: tuple[Group[T], list[Future[dict[int, bytes]]]] | None
         current = None
         for group in groups:
             ids = np.concatenate([ids for _, ids in group])

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from percmae.counters import BITS, key_of, numbers
+
 
 @contextmanager
 def private_randomness() -> Iterator[None]:
@@ -31,3 +33,12 @@ def seed_sample(seed: int, epoch: int, sample: int) -> None:
     random.seed(low)
     np.random.seed(high & 0xFFFFFFFF)
     torch.default_generator.manual_seed(high >> 1)
+
+
+def sample_numbers(seed: int, epoch: int, samples: np.ndarray, count: int) -> np.ndarray:
+    """``count`` numbers in [0, 1) for each sample, float64 (n, count), without any generator.
+
+    samples: int64 (n,), positions in the split.
+    """
+    table = numbers(key_of(seed, epoch), samples, np.arange(1, count + 1))
+    return table * 2.0**-BITS

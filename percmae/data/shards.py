@@ -85,7 +85,7 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class Pixels:
-    """Mean and standard deviation of each channel in [0, 1], over all ingested training images."""
+    """Mean and standard deviation of each channel in [0, 1], over all training images ingested."""
 
     mean: list[float]
     std: list[float]

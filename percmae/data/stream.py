@@ -7,12 +7,13 @@ the pair (epoch, batch) of the next batch, to be given to :meth:`Loader.batches`
 
 from __future__ import annotations
 
+import copy
 import itertools
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -20,9 +21,11 @@ from PIL import Image
 from torch import Tensor
 
 from percmae.config import FORMATS
+from percmae.data.augment import Framed
+from percmae.data.batch import Batch, Loaded, ready
 from percmae.data.decode import ImageWarning, Once, check_formats, decode, telling
-from percmae.data.reader import grouped, read_ahead
-from percmae.data.seeding import private_randomness, seed_sample
+from percmae.data.reader import Read, grouped, read_ahead
+from percmae.data.seeding import private_randomness, sample_numbers, seed_sample
 from percmae.data.shards import Split
 from percmae.data.shortage import told
 from percmae.data.workers import Workers, require_descriptors
@@ -30,20 +33,10 @@ from percmae.errors import DataError
 from percmae.progress import warn
 
 _CHUNK, _WINDOW = 16, 4096
+CPU = torch.device("cpu")
 T = TypeVar("T")
 
-ImageTransform = Callable[[Image.Image], Tensor]
-
-
-class Batch(NamedTuple):
-    """Samples as a network takes them."""
-
-    images: Tensor
-    """(B, 3, H, W) float32, normalised."""
-    labels: Tensor
-    """(B,) int64."""
-    ids: Tensor
-    """(B,) int64, positions in the split."""
+ImageTransform = Framed | Callable[[Image.Image], Tensor]
 
 
 class Source(Protocol):
@@ -101,14 +94,16 @@ class Loader:
         pin_memory: bool = False,
         timeout: float = 600.0,
         formats: Sequence[str] = FORMATS,
+        device: torch.device = CPU,
     ) -> None:
         """
-        transform: a PIL RGB image to a (3, H, W) tensor; its attribute ``min_side``, if it has
-        one, allows JPEGs to be decoded smaller (see decode). batch_size: B, of each rank.
-        drop_last: leave out the samples that do not fill a global batch; without it the last
-        batch is short, and on ranks that get nothing of it, absent. workers: processes; 0 works
-        in this one. pin_memory: only where there is a GPU. timeout: seconds that a batch is waited
-        for, with workers. formats: of images that are opened.
+        transform: Framed, or a PIL RGB image to a (3, H, W) tensor; the latter's attribute
+        ``min_side``, if it has one, allows JPEGs to be decoded smaller (see decode). batch_size:
+        B, of each rank. drop_last: leave out the samples that do not fill a global batch; without
+        it the last batch is short, and on ranks that get nothing of it, absent. workers: at most
+        so many processes; 0 works in this one. pin_memory: only where there is a GPU. timeout:
+        seconds that a batch is waited for, with workers. formats: of images that are opened.
+        device: where the batches are wanted.
 
         Raises DataError if a whole epoch would be empty, UserError for a format that there is not
         and where fewer files may be open than the workers need, ValueError for senseless numbers.
@@ -133,11 +128,18 @@ class Loader:
         self.pin_memory = pin_memory and torch.cuda.is_available()
         self.timeout = timeout
         self.formats = check_formats(formats)
+        self.device = device
         # Of several ranks, one speaks.
         self._warned: Callable[[ImageWarning], None] = Once(
             warn if rank == 0 else lambda text: None
         )
         self._labels = split.labels  # computed once, before any worker is forked
+
+    def in_order(self, batch_size: int) -> Loader:
+        """All samples of the split in its own order, under the same transform."""
+        other = copy.copy(self)
+        other.batch_size, other.shuffle, other.drop_last = batch_size, False, False
+        return other
 
     @property
     def batches_per_epoch(self) -> int:
@@ -168,31 +170,45 @@ class Loader:
                 f"batch {start_batch} of epoch {start_epoch}: an epoch has "
                 f"{self.batches_per_epoch} batches"
             )
-        place = (start_epoch, start_batch, epochs)
-        if not self.workers:
+        with closing(self._loaded(start_epoch, start_batch, epochs)) as items:
+            yield from ready(items, self.device, self._finish)
+
+    def _loaded(
+        self, epoch: int, batch: int, epochs: int | None
+    ) -> Generator[tuple[int, int, Loaded], None, None]:
+        """The batches as they are handed over."""
+        workers = self.workers
+        if epochs is not None:  # no more than there are batches
+            workers = min(workers, epochs * self.batches_per_epoch - batch)
+        if workers < 1:
             with told("loading data"):
-                yield from self._made_here(*place)
+                yield from self._made_here(epoch, batch, epochs)
         elif self.pin_memory:
-            yield from self._pinned(*place)
+            yield from self._pinned_ahead(workers, epoch, batch, epochs)
         else:
-            with closing(self._start_workers(*place)) as workers:
-                yield from _batches(iter(lambda: self._take(workers), None))
+            with closing(self._start_workers(workers, epoch, batch, epochs)) as started:
+                yield from _present(iter(lambda: self._take(started), None))
 
     def _made_here(
         self, epoch: int, batch: int, epochs: int | None
-    ) -> Iterator[tuple[int, int, Batch]]:
+    ) -> Iterator[tuple[int, int, Loaded]]:
         plan = self.planned(epoch, batch, epochs)
-        for group, blobs in read_ahead(self.split, grouped(self.split, plan)):
+        for group, blobs in self._read(plan, epochs):
             for place, ids in group:
                 if len(ids):
                     with telling(self._warned):
                         loaded = self.load(place[0], ids, blobs)
+                    if self.pin_memory:
+                        loaded = _pinned(loaded)
                     yield (*place, loaded)
 
-    def _start_workers(self, *place: Any) -> Workers:
-        return Workers(
-            self.workers, lambda worker, count: self._work(worker, count, *place), self.timeout
-        )
+    def _read(self, plan: Iterable[tuple[T, np.ndarray]], epochs: int | None) -> Iterator[Read[T]]:
+        # What goes through the split once, and from front to back, need not hold it.
+        again = self.shuffle or epochs != 1
+        return read_ahead(self.split, grouped(self.split, plan), hold=again)
+
+    def _start_workers(self, count: int, *place: Any) -> Workers:
+        return Workers(count, lambda worker, count: self._work(worker, count, *place), self.timeout)
 
     def _work(
         self, worker: int, count: int, *place: Any
@@ -201,14 +217,14 @@ class Loader:
         mine = itertools.islice(self.planned(*place), worker, None, count)
         warned: list[ImageWarning] = []
         with telling(warned.append):
-            for group, blobs in read_ahead(self.split, grouped(self.split, mine)):
+            for group, blobs in self._read(mine, place[-1]):
                 for (epoch, batch), ids in group:
                     # A rank without a part in the last batch still takes its turn.
                     loaded = self.load(epoch, ids, blobs) if len(ids) else ()
                     yield epoch, batch, [tensor.numpy() for tensor in loaded], warned
                     warned.clear()
 
-    def _take(self, workers: Workers) -> tuple[int, int, Batch | None] | None:
+    def _take(self, workers: Workers) -> tuple[int, int, Loaded | None] | None:
         """The next batch of the workers, None for one without a sample; None at the end."""
         item = workers.take()
         if item is None:
@@ -220,22 +236,28 @@ class Loader:
             return epoch, batch, None
         images, *rest = map(torch.from_numpy, arrays)
         # Copied, for whoever keeps labels or ids is not to keep the memory of the images.
-        return epoch, batch, Batch(images, *(tensor.clone() for tensor in rest))
+        return epoch, batch, Loaded(images, *(tensor.clone() for tensor in rest))
 
-    def _pinned(self, *place: Any) -> Iterator[tuple[int, int, Batch]]:
+    def _pinned_ahead(self, count: int, *place: Any) -> Iterator[tuple[int, int, Loaded]]:
         """From the workers, each copied into page-locked memory while the one before is used."""
         device = torch.cuda.current_device()
 
-        def take() -> tuple[int, int, Batch | None] | None:
+        def take() -> tuple[int, int, Loaded | None] | None:
             item = self._take(workers)
             if item is None or item[2] is None:
                 return item
-            return item[0], item[1], Batch(*(tensor.pin_memory() for tensor in item[2]))
+            return item[0], item[1], _pinned(item[2])
 
         # A thread of its own, which would else open the first GPU for it.
         thread = ThreadPoolExecutor(1, "pin-memory", torch.cuda.set_device, (device,))
-        with thread, closing(self._start_workers(*place)) as workers:
-            yield from _batches(_one_ahead(thread, take))
+        with thread, closing(self._start_workers(count, *place)) as workers:
+            yield from _present(_one_ahead(thread, take))
+
+    def _finish(self, loaded: Loaded) -> Batch:
+        images, flips, labels, ids = loaded
+        if isinstance(self.transform, Framed):
+            images = self.transform.finish(images, flips)
+        return Batch(images, labels, ids)
 
     def planned(
         self, start_epoch: int, start_batch: int, epochs: int | None
@@ -253,22 +275,39 @@ class Loader:
                 yield (epoch, batch), whole[self.rank * size : (self.rank + 1) * size]
             start_batch = 0
 
-    def load(self, epoch: int, ids: np.ndarray, blobs: dict[int, bytes]) -> Batch:
+    def load(self, epoch: int, ids: np.ndarray, blobs: dict[int, bytes]) -> Loaded:
         """Decode and transform samples; ``blobs`` holds their bytes by id."""
-        min_side = getattr(self.transform, "min_side", None)
+        make = self._framed if isinstance(self.transform, Framed) else self._drawn
+        images, flips = make(epoch, ids, blobs)
+        labels = torch.from_numpy(self._labels[ids])
+        return Loaded(images, flips, labels, torch.from_numpy(ids.astype(np.int64)))
+
+    def _framed(
+        self, epoch: int, ids: np.ndarray, blobs: dict[int, bytes]
+    ) -> tuple[Tensor, Tensor]:
+        transform = cast("Framed", self.transform)
+        numbers = sample_numbers(self.seed, epoch, ids, transform.numbers)
+        pixels = np.empty((len(ids), transform.side, transform.side, 3), np.uint8)
+        for place, (id_, drawn) in enumerate(zip(ids.tolist(), numbers.tolist(), strict=True)):
+            name = partial(_describe, self.split, id_)
+            pixels[place] = transform.pixels(blobs[id_], drawn, name, self.formats)
+        return torch.from_numpy(pixels), torch.from_numpy(transform.flips(numbers))
+
+    def _drawn(self, epoch: int, ids: np.ndarray, blobs: dict[int, bytes]) -> tuple[Tensor, Tensor]:
+        transform = cast("Callable[[Image.Image], Tensor]", self.transform)
+        min_side = getattr(transform, "min_side", None)
         images: list[Tensor] = []
         with private_randomness():
             for id_ in ids.tolist():
                 name = partial(_describe, self.split, id_)
                 image = decode(blobs[id_], min_side, name, self.formats)
                 seed_sample(self.seed, epoch, id_)
-                images.append(self.transform(image))
-        labels = torch.from_numpy(self._labels[ids])
-        return Batch(torch.stack(images), labels, torch.from_numpy(ids.astype(np.int64)))
+                images.append(transform(image))
+        return torch.stack(images), torch.zeros(0, dtype=torch.bool)
 
 
-def _say_nothing(text: str) -> None:
-    pass
+def _pinned(loaded: Loaded) -> Loaded:
+    return Loaded(*(tensor.pin_memory() for tensor in loaded))
 
 
 def _one_ahead(thread: ThreadPoolExecutor, take: Callable[[], T | None]) -> Iterator[T]:
@@ -279,9 +318,9 @@ def _one_ahead(thread: ThreadPoolExecutor, take: Callable[[], T | None]) -> Iter
         yield item
 
 
-def _batches(
-    items: Iterator[tuple[int, int, Batch | None] | None],
-) -> Iterator[tuple[int, int, Batch]]:
+def _present(
+    items: Iterator[tuple[int, int, Loaded | None] | None],
+) -> Iterator[tuple[int, int, Loaded]]:
     for item in items:
         if item is not None and item[2] is not None:
             yield item[0], item[1], item[2]

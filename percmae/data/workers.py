@@ -33,6 +33,7 @@ import torch
 
 from percmae.data.shortage import shortage, told
 from percmae.errors import PercmaeError, UserError, WorkerLost
+from percmae.memory import keep_freed_memory
 
 # Items that each worker may have ready before they are asked for.
 _AHEAD = 2
@@ -245,6 +246,7 @@ def _be_worker(
         faulthandler.enable(words)
         faulthandler.register(_DUMP, words)
         torch.set_num_threads(1)  # OpenMP's threads have not come along
+        keep_freed_memory()
         _serve(parent, link, make())
         code = 0
     finally:

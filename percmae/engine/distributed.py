@@ -22,9 +22,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from percmae.config import Config
-from percmae.engine.memory import keep_freed_memory
 from percmae.engine.place import Place, find_place, unused_tasks
 from percmae.errors import ConfigError, PeerLost, PercmaeError, UserError, one_line
+from percmae.memory import keep_freed_memory
 from percmae.progress import note
 
 T = TypeVar("T")
@@ -51,13 +51,6 @@ class World:
     def main(self) -> bool:
         """Whether this process writes results and logs (rank 0)."""
         return self.rank == 0
-
-    def take(self, tensor: Tensor) -> Tensor:
-        """A tensor of the host on the device; the host does not wait until it is there."""
-        if self.device.type != "cuda":
-            return tensor
-        # Only from page-locked memory the device fetches it by itself.
-        return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def barrier(self) -> None:
         """Wait for all processes."""
@@ -330,14 +323,3 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     random.seed(value)
     np.random.seed(value)
     torch.manual_seed(value)
-
-
-def mask_noise(seed: int, index: int, rows: range, total: int, patches: int) -> Tensor:
-    """Rows of the (total, patches) uniform noise of global micro-batch ``index``, on the CPU.
-
-    Every process draws the whole batch's noise and takes its rows, so the masks do not depend on
-    how many processes share the batch.
-    """
-    state = np.random.SeedSequence([seed, index, 0x6D61736B]).generate_state(1, np.uint64)[0]
-    generator = torch.Generator().manual_seed(int(state) & (2**63 - 1))
-    return torch.rand(total, patches, generator=generator)[rows.start : rows.stop]

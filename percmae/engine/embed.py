@@ -15,14 +15,14 @@ from PIL import Image
 from torch import Tensor
 
 from percmae.config import Config
-from percmae.data.augment import Transform, build_transform
-from percmae.data.decode import Once, check_formats, decode, telling, to_rgb
+from percmae.data.augment import Framed, framed_transform
+from percmae.data.decode import Once, check_formats, telling, to_rgb
 from percmae.data.mixture import AnyDataset, open_data
 from percmae.data.shards import SPLITS
-from percmae.data.stream import Loader
 from percmae.engine.distributed import World, distributed
 from percmae.engine.evaluate import pretrained_generator
 from percmae.engine.knn import pooled
+from percmae.engine.loaders import whole_loader
 from percmae.engine.precision import autocast
 from percmae.engine.weights import network_weights
 from percmae.errors import DataError, UserError
@@ -146,22 +146,11 @@ def _dataset(images: Images) -> AnyDataset | None:
 def _of_dataset(
     generator: MaskedAutoencoder, run: Run, dataset: AnyDataset, split: str | None, world: World
 ) -> EmbedResult:
-    data = run.config.data
-    dataset.require_formats(data.formats)
+    dataset.require_formats(run.config.data.formats)
     keys, rows = [], []
     for name in SPLITS if split is None else (split,):
         chosen = dataset.split(name)
-        loader = Loader(
-            chosen,
-            build_transform(data.augment, data.image_size, False, "pretrain"),
-            batch_size=CHUNK,
-            seed=0,
-            shuffle=False,
-            drop_last=False,
-            workers=data.workers,
-            timeout=data.timeout,
-            formats=data.formats,
-        )
+        loader = whole_loader(run.config, chosen, CHUNK, World(0, 1, world.device))
         with Progress(f"features, {name}", len(chosen), "image") as bar:
             for _, _, batch in loader.batches() if len(chosen) else ():
                 rows.append(_features(generator, run.config, batch.images, world))
@@ -174,11 +163,13 @@ def _of_dataset(
 def _of_files(
     generator: MaskedAutoencoder, config: Config, items: list[tuple[str, Any]], world: World
 ) -> EmbedResult:
-    transform = build_transform(config.data.augment, config.data.image_size, False, "pretrain")
+    transform = framed_transform(config.data, False, "pretrain")
     formats = check_formats(config.data.formats)
     rows = []
     with telling(Once(warn)), Progress("features", len(items), "image") as bar:
-        for images in _read_ahead(items, transform, formats):
+        for pixels in _read_ahead(items, transform, formats):
+            unturned = torch.zeros(len(pixels), dtype=torch.bool, device=world.device)
+            images = transform.finish(pixels.to(world.device), unturned)
             rows.append(_features(generator, config, images, world))
             bar.update(len(images))
     return EmbedResult([key for key, _ in items], _stacked(rows, generator))
@@ -229,27 +220,32 @@ def _listed(place: StorePath, config: Config) -> list[tuple[str, Any]]:
     return [(place.name, place)]
 
 
+def _tensor(pixels: np.ndarray) -> Tensor:
+    return torch.from_numpy(pixels.copy())
+
+
 def _endings(formats: Sequence[str]) -> tuple[str, ...]:
     known = Image.registered_extensions()
     return tuple(sorted(ending for ending, name in known.items() if name in formats))
 
 
 def _read_ahead(
-    items: list[tuple[str, Any]], transform: Transform, formats: tuple[str, ...]
+    items: list[tuple[str, Any]], transform: Framed, formats: tuple[str, ...]
 ) -> Iterator[Tensor]:
-    """Chunks (n, 3, H, W) of the images, read and decoded by threads, a little ahead."""
+    """Chunks (n, H, W, 3), uint8, of the images, read and decoded by threads, a little ahead."""
 
     def load(item: tuple[str, Any]) -> Tensor:
         key, image = item
         if isinstance(image, Image.Image):
             try:
-                return transform(to_rgb(image))
+                return _tensor(transform.pixels_of(to_rgb(image)))
             except (ValueError, OSError) as error:
                 raise DataError(f"image {key}: {error}") from None
         path = StorePath(image)
         if not path.exists():
             raise DataError(f"image {path}: there is no such file")
-        return transform(decode(path.read_bytes(), transform.min_side, f"image {path}", formats))
+        data = path.read_bytes()
+        return _tensor(transform.pixels(data, name=f"image {path}", formats=formats))
 
     waiting: deque[list[Future[Tensor]]] = deque()
     pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from PIL.Image import Image
 from torch import Tensor
 
-from percmae.data.augment import build_transform
-from percmae.data.decode import Once, check_formats, decode, telling
+from percmae.data.augment import Framed, framed_transform
+from percmae.data.decode import Once, check_formats, telling
 from percmae.data.mixture import AnyDataset, open_data, open_one, require_labels
 from percmae.data.shards import SPLITS
-from percmae.engine.distributed import World, distributed, mask_noise
+from percmae.engine.distributed import World, distributed
 from percmae.engine.finetune import score, trained_classifier
 from percmae.engine.loaders import eval_loader
 from percmae.engine.metrics import psnr, ssim
@@ -24,7 +23,7 @@ from percmae.engine.pictures import (
     reconstruction_grid,
 )
 from percmae.engine.precision import autocast
-from percmae.engine.pretrain import FIXED_MASK_SEED
+from percmae.engine.pretrain import FIXED_MASK_SEED, fixed_draws
 from percmae.engine.representation import representation
 from percmae.engine.tracking import png
 from percmae.engine.weights import network_weights
@@ -145,9 +144,8 @@ def _pictures(
     generator: MaskedAutoencoder, run: Run, images: Tensor, noise: Tensor, world: World
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(originals, reconstructions) in [0, 1] and the mask, for normalised images."""
-    images = images.to(world.device)
     with autocast(run.config, world.device):
-        reconstructed, mask = generator.reconstructions(images, noise.to(world.device))
+        reconstructed, mask = generator.reconstructions(images, noise)
     augment = run.config.data.augment
     return denormalise(images, augment), denormalise(reconstructed[0], augment), mask
 
@@ -157,7 +155,7 @@ def _reconstruction(run: Run, dataset: AnyDataset, world: World) -> Evaluation:
     generator = pretrained_generator(run, world)
     loader = eval_loader(run.config, dataset, "test", world)
     count = min(RECONSTRUCTED, loader.samples)
-    noise = mask_noise(FIXED_MASK_SEED, 0, range(count), count, generator.patches)
+    noise = fixed_draws(count, world.device).mask_noise(generator.patches)
     figures: dict[str, list[Tensor]] = {"psnr": [], "ssim": []}
     grid: Tensor | None = None
     for _, _, batch in loader.batches():
@@ -208,21 +206,23 @@ def reconstruct(run: str, images: list[str], to: str) -> None:
     if not to.endswith(".png"):
         raise UserError(f"--to {to}: the picture is a PNG; give a name that ends in .png")
     config = opened.config
-    transform = build_transform(config.data.augment, config.data.image_size, False, "pretrain")
+    transform = framed_transform(config.data, False, "pretrain")
     formats = check_formats(config.data.formats)
     with telling(Once(warn)):
-        batch = torch.stack([transform(_read(image, formats)) for image in images])
+        pixels = torch.stack([_read(image, transform, formats) for image in images])
     with distributed(config) as world:
+        unturned = torch.zeros(len(pixels), dtype=torch.bool, device=world.device)
+        batch = transform.finish(pixels.to(world.device), unturned)
         generator = pretrained_generator(opened, world)
-        patches = generator.patches
-        noise = mask_noise(FIXED_MASK_SEED, 0, range(len(batch)), len(batch), patches)
+        noise = fixed_draws(len(batch), world.device).mask_noise(generator.patches)
         made = _pictures(generator, opened, batch, noise, world)
         grid = reconstruction_grid(*made, makes_whole_images(config))
     StorePath(to).write_bytes(png(grid))
 
 
-def _read(image: str, formats: Sequence[str]) -> Image:
+def _read(image: str, transform: Framed, formats: Sequence[str]) -> Tensor:
     path = StorePath(image)
     if not path.exists():
         raise DataError(f"image {image}: there is no such file")
-    return decode(path.read_bytes(), name=f"image {image}", formats=formats)
+    pixels = transform.pixels(path.read_bytes(), name=f"image {image}", formats=formats)
+    return torch.from_numpy(pixels.copy())

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from percmae.config import Config
 from percmae.config.naming import Features
+from percmae.data.batch import Batch
 from percmae.data.mixture import open_one
 from percmae.data.shards import Dataset
-from percmae.data.stream import Batch, Loader, Source
+from percmae.data.stream import Loader, Source
 from percmae.engine.calls import training_call
 from percmae.engine.carry_out import carry_out
 from percmae.engine.distributed import World, distributed
@@ -114,8 +115,8 @@ def score(model: Classifier, config: Config, source: Source, world: World) -> Cl
     call = model.classify if isinstance(source, FeatureSource) else model
     for _, _, batch in source.batches():
         with autocast(config, world.device):
-            logits = call(batch.images.to(world.device))
-        scores.add(logits.float(), batch.labels.to(world.device))
+            logits = call(batch.images)
+        scores.add(logits.float(), batch.labels)
     return scores.gathered(world)
 
 

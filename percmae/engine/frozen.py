@@ -14,9 +14,9 @@ from torch import Tensor
 
 from percmae.config import Config
 from percmae.data.augment import is_fixed
-from percmae.data.stream import Batch, Loader
+from percmae.data.batch import Batch
+from percmae.data.stream import Loader
 from percmae.engine.distributed import World
-from percmae.engine.loaders import in_order
 from percmae.engine.precision import autocast
 from percmae.models.classifier import Classifier
 from percmae.progress import Progress, note
@@ -31,9 +31,9 @@ class FeatureSource:
     """Batches as a loader gives them, with features (B, D) in the place of the images."""
 
     def __init__(self, loader: Loader, features: Tensor) -> None:
-        """features: (n, D), a row for each sample of the loader's split."""
+        """features: (n, D) on the device, a row for each sample of the loader's split."""
         self._loader, self._features = loader, features
-        self._labels = torch.from_numpy(loader.split.labels)
+        self._labels = torch.from_numpy(loader.split.labels).to(features.device)
 
     def batches(
         self, start_epoch: int = 0, start_batch: int = 0, epochs: int | None = 1
@@ -41,7 +41,7 @@ class FeatureSource:
         """As :meth:`percmae.data.stream.Loader.batches`, without reading anything."""
         for place, ids in self._loader.planned(start_epoch, start_batch, epochs):
             if len(ids):
-                rows = torch.from_numpy(ids.astype("int64"))
+                rows = torch.from_numpy(ids.astype("int64")).to(self._features.device)
                 yield *place, Batch(self._features[rows], self._labels[rows], rows)
 
 
@@ -68,14 +68,14 @@ def frozen_features(
 
 @torch.no_grad()
 def _all_features(model: Classifier, config: Config, loader: Loader, world: World) -> Tensor:
-    """Features (n, D) of all images of the loader's split, float32 on the CPU."""
+    """Features (n, D) of all images of the loader's split, float32 on the device."""
     rows = torch.zeros(len(loader.split), model.head.linear.in_features, device=world.device)
     name = f"features, {loader.split.name}"
     with Progress(name, len(rows), "image", show=world.main) as bar:
-        for _, _, batch in in_order(loader, CHUNK).batches():
+        for _, _, batch in loader.in_order(CHUNK).batches():
             with autocast(config, world.device):
-                features = model.encoder(batch.images.to(world.device))
-            rows[batch.ids.to(world.device)] = features.float()
+                features = model.encoder(batch.images)
+            rows[batch.ids] = features.float()
             bar.update(min(len(rows) - bar.done, len(features) * world.size))
     # Each process has filled its rows and left the others zero: the sum is all of them.
-    return world.sum(rows).cpu()
+    return world.sum(rows)

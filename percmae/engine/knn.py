@@ -33,11 +33,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from percmae.config import Config
-from percmae.data.augment import build_transform
+from percmae.data.batch import Batch
 from percmae.data.mixture import AnyDataset, require_labels
 from percmae.data.shards import Split
-from percmae.data.stream import Batch, Loader
+from percmae.data.stream import Loader
 from percmae.engine.distributed import World
+from percmae.engine.loaders import whole_loader
 from percmae.engine.precision import autocast
 from percmae.engine.rankme import rankme
 from percmae.models.mae import CHANNELS, MaskedAutoencoder
@@ -121,7 +122,7 @@ class Judge:
         rows = torch.zeros(len(images.split), generator.cls_token.shape[-1], device=device)
         for batch in images:
             with autocast(self.config, device):
-                rows[batch.ids.to(device)] = pooled(generator, batch.images.to(device))
+                rows[batch.ids] = pooled(generator, batch.images)
         # Each process has filled its rows and left the others zero: the sum is all of them.
         return self.world.sum(rows)
 
@@ -178,17 +179,7 @@ def spread_out(labels: np.ndarray, count: int) -> np.ndarray:
 
 def _loader(config: Config, split: Split, world: World) -> Loader:
     """Chunks of a split, shared over the processes."""
-    return Loader(
-        split,
-        build_transform(config.data.augment, config.data.image_size, False, config.stage),
-        batch_size=CHUNK,
-        seed=0,
-        shuffle=False,
-        drop_last=False,
-        rank=world.rank,
-        world=world.size,
-        formats=config.data.formats,
-    )
+    return whole_loader(config, split, CHUNK, world)
 
 
 class _Images:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from percmae.data.stream import Batch, Loader, Source
+from percmae.data.batch import Batch
+from percmae.data.stream import Loader, Source
 from percmae.losses.objective import Micro, Terms
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from percmae.config import Config
-from percmae.data.augment import build_transform
+from percmae.data.augment import Drawn, Framed, build_transform
 from percmae.data.mixture import AnyDataset, require_labels
 from percmae.data.shards import Dataset, Split
 from percmae.data.stream import Loader
@@ -37,38 +37,8 @@ def _with_labels(split: Split, dataset: AnyDataset, what: str) -> Split:
 def train_loader(config: Config, dataset: AnyDataset, world: World) -> Loader:
     """Batches of :func:`train_images`, in the order of (seed, epoch)."""
     dataset.require_formats(config.data.formats)
-    return Loader(
-        train_images(config, dataset),
-        build_transform(config.data.augment, config.data.image_size, True, config.stage),
-        batch_size=config.data.batch_size,
-        seed=config.seed,
-        shuffle=True,
-        drop_last=True,
-        rank=world.rank,
-        world=world.size,
-        workers=config.data.workers,
-        pin_memory=config.data.pin_memory and world.device.type == "cuda",
-        timeout=config.data.timeout,
-        formats=config.data.formats,
-    )
-
-
-def in_order(loader: Loader, batch_size: int) -> Loader:
-    """All images of a loader's split in its own order, under the loader's transform."""
-    return Loader(
-        loader.split,
-        loader.transform,
-        batch_size=batch_size,
-        seed=loader.seed,
-        shuffle=False,
-        drop_last=False,
-        rank=loader.rank,
-        world=loader.world,
-        workers=loader.workers,
-        pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
-        formats=loader.formats,
-    )
+    transform = build_transform(config.data, True, config.stage)
+    return _loader(config, train_images(config, dataset), transform, world)
 
 
 def eval_loader(config: Config, dataset: AnyDataset, split: str, world: World) -> Loader:
@@ -88,15 +58,31 @@ def eval_loader(config: Config, dataset: AnyDataset, split: str, world: World) -
         # Of several datasets, some of each.
         apart = 1 if isinstance(dataset, Dataset) else len(chosen) / limit
         chosen = chosen.subset("val", (np.arange(limit) * apart).astype(np.int64))
+    return whole_loader(config, chosen, config.data.batch_size, world)
+
+
+def whole_loader(config: Config, split: Split, batch_size: int, world: World) -> Loader:
+    """Batches of a whole split in its own order, as they are judged, shared over the processes."""
+    transform = build_transform(config.data, False, config.stage)
+    return _loader(config, split, transform, world, whole=True).in_order(batch_size)
+
+
+def _loader(
+    config: Config, split: Split, transform: Framed | Drawn, world: World, whole: bool = False
+) -> Loader:
+    data = config.data
     return Loader(
-        chosen,
-        build_transform(config.data.augment, config.data.image_size, False, config.stage),
-        batch_size=config.data.batch_size,
-        seed=0,
-        shuffle=False,
-        drop_last=False,
+        split,
+        transform,
+        batch_size=data.batch_size,
+        seed=config.seed,
+        shuffle=not whole,
+        drop_last=not whole,
         rank=world.rank,
         world=world.size,
-        workers=0,
-        formats=config.data.formats,
+        workers=data.workers,
+        pin_memory=data.pin_memory and world.device.type == "cuda",
+        timeout=data.timeout,
+        formats=data.formats,
+        device=world.device,
     )

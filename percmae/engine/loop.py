@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from percmae.config import Config
-from percmae.data.stream import Batch, Source
+from percmae.data.batch import Batch
+from percmae.data.stream import Source
 from percmae.engine.checkpoint import Checkpoints, State, archive
 from percmae.engine.distributed import World, seed_step
 from percmae.engine.finite import NotFinite, Watch
@@ -28,6 +29,7 @@ from percmae.engine.optim import Schedule, effective_lr, step_unless
 from percmae.engine.plan import Plan
 from percmae.engine.signals import Signals
 from percmae.engine.tracking import Tracker
+from percmae.engine.waiting import LoaderWait
 from percmae.errors import PercmaeError
 from percmae.losses.objective import Micro, Terms
 from percmae.progress import Progress, note, warn
@@ -83,6 +85,7 @@ class Loop:
         peak = effective_lr(config.optim, plan.batch)
         self.schedule = Schedule(config.optim, peak, plan.epoch, plan.total)
         self.checkpoints = Checkpoints(run.path / CHECKPOINTS, config.checkpoint)
+        self.waits = LoaderWait(world.device)
         self.watch = Watch(world, stop=config.trainer.exit_on_nan_losses)
         self.step = 0
         self.seconds = 0.0
@@ -130,7 +133,7 @@ class Loop:
                 for group in optimizer.param_groups:
                     for parameter in group["params"]:
                         parameter.grad = torch.zeros_like(parameter)
-        for micros in steps:
+        for micros in self.waits.over(steps):
             seed_step(self.config.seed, self.step, self.world.rank)
             stop = self._optimise(micros, window, signals)
             self.step += 1
@@ -169,7 +172,7 @@ class Loop:
         whole = plan.epoch * plan.accumulate
         micros: list[Batch] = []
         with closing(self.source.batches(epoch, step * plan.accumulate, epochs=None)) as batches:
-            for _, index, batch in self._on_device(batches):
+            for _, index, batch in batches:
                 if index >= whole:  # what an epoch has beyond its whole steps
                     continue
                 micros.append(batch)
@@ -178,28 +181,6 @@ class Loop:
                     micros = []
                     if self.step >= plan.total:
                         return
-
-    def _on_device(
-        self, batches: Iterator[tuple[int, int, Batch]]
-    ) -> Iterator[tuple[int, int, Batch]]:
-        """The same, on the device; there, each is fetched while the one before is worked on."""
-        if self.world.device.type != "cuda":
-            yield from batches
-            return
-        fetching, working = torch.cuda.Stream(), torch.cuda.current_stream()
-        fetched: tuple[int, int, Batch] | None = None
-        for epoch, index, batch in batches:
-            with torch.cuda.stream(fetching):
-                there = Batch(*map(self.world.take, batch))
-            if fetched is not None:
-                yield fetched
-            # What is begun from here on waits for it; its memory is not given away before.
-            working.wait_stream(fetching)
-            for tensor in there:
-                tensor.record_stream(working)
-            fetched = epoch, index, there
-        if fetched is not None:
-            yield fetched
 
     def _optimise(self, micros: list[Batch], window: _Window, signals: Signals) -> bool:
         """One step; whether a signal asks to stop after it.
@@ -300,9 +281,16 @@ class Loop:
         elapsed = time.perf_counter() - window.started
         values["lr"] = self.schedule(self.step - 1)
         values["images_per_second"] = round(window.steps * self.plan.batch / elapsed, 2)
-        remark = self.learner.remark(values, window.steps, self.plan.epoch)
-        if remark is not None and self.world.main:
-            warn(f"step {self.step}: {remark}")
+        # Of the process that waits longest, for the others wait for it.
+        share = self.world.largest(torch.tensor(self.waits.share()))
+        values["loader_wait"] = round(float(share), 4)
+        remarks = (
+            self.learner.remark(values, window.steps, self.plan.epoch),
+            self.waits.remark(self.config.data),
+        )
+        for remark in remarks:
+            if remark is not None and self.world.main:
+                warn(f"step {self.step}: {remark}")
         self.metrics.update({f"train/{k}": v for k, v in values.items()})
         if tracker is not None and bar is not None:
             tracker.log(self.step, self.step / self.plan.epoch, "train", values)

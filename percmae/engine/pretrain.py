@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from percmae.config import Config
+from percmae.data.batch import Batch
 from percmae.data.mixture import open_data
-from percmae.data.stream import Batch, Loader
+from percmae.data.stream import Loader
 from percmae.engine.calls import set_up
 from percmae.engine.carry_out import carry_out
 from percmae.engine.contest import Contest
-from percmae.engine.distributed import World, distributed, mask_noise
+from percmae.engine.distributed import World, distributed
 from percmae.engine.features import feature_network
 from percmae.engine.knn import Judge, build_judge
 from percmae.engine.learner import Learner
@@ -29,14 +30,18 @@ from percmae.engine.pictures import (
 )
 from percmae.engine.weights import initial_weights
 from percmae.losses.build import build_objective
-from percmae.losses.objective import Draws, Micro, Objective, Terms
+from percmae.losses.draws import Draws
+from percmae.losses.objective import Micro, Objective, Terms
 from percmae.models.weights import load_generator
 from percmae.progress import note
 from percmae.runs.record import RunResult, begun, identity_of
 
-# Masks of validation and pictures never change, so that figures can be compared over steps, seeds
-# and runs.
 FIXED_MASK_SEED = 20221229
+
+
+def fixed_draws(rows: int, device: torch.device) -> Draws:
+    """Of masks that never change, so that figures compare over steps, seeds and runs."""
+    return Draws(FIXED_MASK_SEED, 0, range(rows), device)
 
 
 class PretrainLearner(Learner):
@@ -73,9 +78,8 @@ class PretrainLearner(Learner):
     def backward(self, batch: Batch, micro: Micro) -> Terms:
         n, patches = batch.images.shape[0], self.objective.generator.patches
         mine = range(self.world.rank * n, (self.world.rank + 1) * n)
-        noise = mask_noise(self.config.seed, micro.index, mine, n * self.world.size, patches)
         draws = Draws(self.config.seed, micro.index, mine, self.world.device)
-        return self.objective.backward(batch.images, self.world.take(noise), micro, draws)
+        return self.objective.backward(batch.images, draws.mask_noise(patches), micro, draws)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -86,8 +90,8 @@ class PretrainLearner(Learner):
         sums: dict[str, Tensor] = {}
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
         for _, _, batch in self.val.batches():
-            images = batch.images.to(self.world.device)
-            noise = self._val_noise[batch.ids].to(self.world.device)
+            images = batch.images
+            noise = self._val_noise[batch.ids]
             terms = self.objective.terms(images, noise)
             for name, value in terms.items():
                 sums[name] = sums.get(name, torch.zeros_like(total)) + value.double() * len(images)
@@ -105,8 +109,8 @@ class PretrainLearner(Learner):
 
     @cached_property
     def _val_noise(self) -> Tensor:
-        total, patches = len(self.val.split), self.objective.generator.patches
-        return mask_noise(FIXED_MASK_SEED, 0, range(total), total, patches)
+        patches = self.objective.generator.patches
+        return fixed_draws(len(self.val.split), self.world.device).mask_noise(patches)
 
     def train(self, mode: bool) -> None:
         self.objective.train(mode)
@@ -120,8 +124,8 @@ class PretrainLearner(Learner):
             return {}
         images = self._shown
         patches = self.objective.generator.patches
-        noise = mask_noise(FIXED_MASK_SEED, 0, range(len(images)), len(images), patches)
-        reconstructed, mask = self.objective.reconstruct(images, noise.to(images.device))
+        noise = fixed_draws(len(images), images.device).mask_noise(patches)
+        reconstructed, mask = self.objective.reconstruct(images, noise)
         augment = self.config.data.augment
         originals = denormalise(images, augment)
         scales = [denormalise(image, augment) for image in reconstructed]

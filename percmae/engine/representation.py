@@ -24,13 +24,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from percmae.data.augment import build_transform
 from percmae.data.mixture import AnyDataset
 from percmae.data.shards import Split
 from percmae.data.stream import Loader
 from percmae.engine.distributed import World
 from percmae.engine.finetune import before_pretraining
 from percmae.engine.knn import pooled, spread_out, vote
+from percmae.engine.loaders import whole_loader
 from percmae.engine.pictures import denormalise, neighbours_grid
 from percmae.engine.precision import autocast
 from percmae.engine.rankme import rankme
@@ -81,7 +81,7 @@ def representation(
     images, dimensions = asked[0].shape
     rank = EffectiveRank(value=value, untrained=untrained, images=images, dimensions=dimensions)
     banks, asked = ([F.normalize(rows, dim=1) for rows in found] for found in (banks, asked))
-    gallery = _gallery(bank, queries, banks[0], asked[0], run)
+    gallery = _gallery(bank, queries, banks[0], asked[0], run, world)
     known, right = (np.flatnonzero(split.labels >= 0) for split in (bank, queries))
     if not len(known) or not len(right):
         return Representation(rank, gallery=gallery)
@@ -112,49 +112,40 @@ def _features(
     encoders: list[MaskedAutoencoder], split: Split, run: Run, world: World
 ) -> list[Tensor]:
     """Each encoder's features (n, D), not scaled, of all images of a split, decoded once."""
-    loader = _loader(split, run)
+    loader = _loader(split, run, world)
     found: list[list[Tensor]] = [[] for _ in encoders]
     with Progress(f"features, {split.name}", len(split), "image") as bar:
         for _, _, batch in loader.batches():
-            images = batch.images.to(world.device)
             for rows, encoder in zip(found, encoders, strict=True):
                 with autocast(run.config, world.device):
-                    rows.append(pooled(encoder, images))
-            bar.update(len(images))
+                    rows.append(pooled(encoder, batch.images))
+            bar.update(len(batch.images))
     return [torch.cat(rows) for rows in found]
 
 
-def _loader(split: Split, run: Run) -> Loader:
-    """A split in its own order, as for evaluation."""
-    data = run.config.data
-    return Loader(
-        split,
-        build_transform(data.augment, data.image_size, False, "pretrain"),
-        batch_size=_CHUNK,
-        seed=0,
-        shuffle=False,
-        drop_last=False,
-        workers=data.workers,
-        timeout=data.timeout,
-        formats=data.formats,
-    )
+def _loader(split: Split, run: Run, world: World) -> Loader:
+    """A split in its own order: not shared out over processes, the rows are wanted in theirs."""
+    return whole_loader(run.config, split, _CHUNK, World(0, 1, world.device))
 
 
-def _gallery(bank: Split, queries: Split, banks: Tensor, asked: Tensor, run: Run) -> Tensor:
+def _gallery(
+    bank: Split, queries: Split, banks: Tensor, asked: Tensor, run: Run, world: World
+) -> Tensor:
     """Some queries, each with its nearest images of the bank by the cosine of their features."""
     shown = spread_out(queries.labels, SHOWN)
     rows = asked[torch.from_numpy(shown)]
     nearest = (rows @ banks.T).topk(min(SHOWN_NEIGHBOURS, len(banks)), dim=1).indices.cpu()
     ids, places = np.unique(nearest.numpy(), return_inverse=True)
     augment = run.config.data.augment
-    seen = denormalise(_images(queries.subset("test", shown), run), augment)
-    near = denormalise(_images(bank.subset("train", ids), run), augment)
+    seen = denormalise(_images(queries.subset("test", shown), run, world), augment)
+    near = denormalise(_images(bank.subset("train", ids), run, world), augment)
     return neighbours_grid(seen, near[torch.from_numpy(places.reshape(nearest.shape))])
 
 
-def _images(split: Split, run: Run) -> Tensor:
+def _images(split: Split, run: Run, world: World) -> Tensor:
     """All images (n, 3, H, W) of a small split, normalised."""
-    return torch.cat([batch.images for _, _, batch in _loader(split, run).batches()])
+    found = (batch.images for _, _, batch in _loader(split, run, world).batches())
+    return torch.cat(list(found)).cpu()
 
 
 def _top1(queries: Tensor, bank: Tensor, labels: Tensor, right: Tensor) -> float:

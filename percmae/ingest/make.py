@@ -7,7 +7,6 @@ same source again: only what changed is done.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from percmae.ingest import manifest
 from percmae.ingest.build import BuiltShard, Work
 from percmae.ingest.catalogue import Catalogue
 from percmae.ingest.checked import smaller
+from percmae.ingest.cores import usable_cores
 from percmae.ingest.crew import Hear, build_all
 from percmae.ingest.growth import Change, everything, growth
 from percmae.ingest.leftovers import leftovers, used_numbers
@@ -64,13 +64,11 @@ class Making:
         Raises DataError for images that cannot make a dataset, and where ``to`` holds another one;
         StoreError as the store has it.
         """
-        workers = self.workers or len(os.sched_getaffinity(0))
+        workers = self.workers or usable_cores()
         self.to.prepare()
         for line in self.catalogue.notes:
             note(f"ingest: {line}")
         before = self._before()
-        if before is not None and not before.grows:
-            return self._of_before_growth(before)
         change = self._change(before)
         if before is not None and change.nothing:
             note(f"ingest: nothing new in {self._source}")
@@ -96,7 +94,7 @@ class Making:
         content = manifest.compose(
             self.to, self.catalogue, change, in_order, self.settings, before, self.more
         )
-        dataset = manifest.write(self.to, content)
+        dataset = manifest.write(self.to, content, before)
         for entry in leftovers(self.to):
             entry.path.delete()
         _sum_up(dataset)
@@ -112,32 +110,19 @@ class Making:
         if not path.exists():
             return None
         dataset = Dataset.open(path.uri)
-        before = dataset.manifest
-        now = self.settings.to_json() | dict(self.more)
-        how = ["shard_bytes", "formats", "short_side", "quality", "labels"]
-        roles = [{source["role"] for source in of} for of in (before["sources"], self._sources)]
-        if roles[0] != roles[1] or any(before.get(key) != now.get(key) for key in how):
+        sources = (dataset.manifest["sources"], self.catalogue.sources)
+        roles = [{source["role"] for source in of} for of in sources]
+        if roles[0] != roles[1] or not made_with(dataset, self.settings, self.more.get("labels")):
             raise self._another("made from other archives, or with other settings")
+        if not dataset.grows:
+            raise self._another(f"of format {FORMER}, which cannot grow")
         return dataset
-
-    @property
-    def _sources(self) -> Sequence[dict[str, Any]]:
-        return self.catalogue.sources
 
     def _another(self, what: str) -> DataError:
         return DataError(
             f"{self.to} already holds a dataset {what}; give another destination, or delete "
             f"{self.to / MANIFEST} to start anew"
         )
-
-    def _of_before_growth(self, dataset: Dataset) -> IngestResult:
-        """A dataset of format 1 is what it is: reused where it is of the same archives."""
-        before = {source["role"]: source for source in dataset.manifest["sources"]}
-        for source in self._sources:
-            same = ("size", "etag")
-            if any(before[source["role"]].get(key) != source.get(key) for key in same):
-                raise self._another(f"of format {FORMER}, which cannot grow")
-        return IngestResult(dataset.uri, dataset, reused=True)
 
     def _change(self, before: Dataset | None) -> Change:
         if before is None:
@@ -197,6 +182,14 @@ class Making:
         if damaged:
             warn(f"ingest: left out {damaged:,} damaged image(s) of {self._source} in all")
         return built
+
+
+def made_with(dataset: Dataset, settings: Settings, labels: str | None = None) -> bool:
+    """Whether the dataset was made with these settings, and its labels found in this way."""
+    now = settings.to_json() | {"labels": labels}
+    names = ("shard_bytes", "formats", "short_side", "quality", "labels")
+    before = dataset.manifest | {"formats": dataset.formats}
+    return all(before.get(name) == now.get(name) for name in names)
 
 
 def _say(change: Change, before: Dataset | None) -> None:

@@ -126,7 +126,7 @@ def features(
     model: MaskedAutoencoder, config: Config, what: str, split: Split
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Features (N, D) by name of the images of a split, as they are, and their labels (N,)."""
-    transform = build_transform(config.data.augment, config.data.image_size, False, "probe")
+    transform = build_transform(config.data, False, "probe")
     loader = Loader(split, transform, batch_size=250, seed=0, shuffle=False, drop_last=False)
     found: dict[str, list[Tensor]] = {}
     labels = []

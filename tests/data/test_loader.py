@@ -22,8 +22,9 @@ from forks import forked
 from PIL import Image
 from torch import Tensor
 
+from percmae.data.batch import Batch
 from percmae.data.shards import Dataset, Split
-from percmae.data.stream import Batch, Loader, epoch_order
+from percmae.data.stream import Loader, epoch_order
 from percmae.errors import DataError, StoreAccessError, WorkerLost
 from percmae.ingest import ingest
 

@@ -59,7 +59,7 @@ def test_oddities_are_noted_in_the_archives_order(tmp_path: Path) -> None:
         files = {f"._{wnid}_1.JPEG": b"x", f"{wnid}_1.JPEG": ab.picture(1)}
         tars[f"{wnid}.tar"] = ab.tar_bytes(files)
     train = ab.tar_bytes({".DS_Store": b"x"} | tars)
-    catalogue = open_ilsvrc(*ab.build(tmp_path / "in", train=train).uris())
+    catalogue = open_ilsvrc(**ab.build(tmp_path / "in", train=train).uris())
     (note,) = catalogue.notes
     assert note.startswith("skipped 3 side file(s)")
     assert note.endswith("ILSVRC2012_img_train.tar → .DS_Store)")
@@ -73,7 +73,7 @@ def test_what_the_headers_tell_of_the_last_image(tmp_path: Path) -> None:
     last = {f"{ab.WNIDS[2]}_{n}.JPEG": ab.picture(n) for n in range(4)} | {"a b.JPEG": b""}
     tars[f"{ab.WNIDS[2]}.tar"] = ab.tar_bytes(last)
     with pytest.raises(DataError, match=r"'a b\.JPEG' is no name for an image"):
-        open_ilsvrc(*ab.build(tmp_path / "in", train=ab.tar_bytes(tars)).uris())
+        open_ilsvrc(**ab.build(tmp_path / "in", train=ab.tar_bytes(tars)).uris())
 
 
 def test_numbers_of_images_of_the_real_data_set(
@@ -84,10 +84,10 @@ def test_numbers_of_images_of_the_real_data_set(
     train = ab.tar_bytes(ab.class_tars() | {f"{ab.WNIDS[0]}.tar": few})
     uris = ab.build(tmp_path / "in", train=train).uris()
     with pytest.raises(DataError, match=r"holds 1 images, the devkit says 5; .* give --subset"):
-        open_ilsvrc(*uris)
-    assert sorted(open_ilsvrc(*uris, subset=True).found) == [1, 5, 5]
+        open_ilsvrc(**uris)
+    assert sorted(open_ilsvrc(**uris, subset=True).found) == [1, 5, 5]
 
 
 def test_a_format_that_there_is_not(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="image formats JPG: choose from"):
-        open_ilsvrc(*ab.build(tmp_path / "in").uris(), formats=["JPG"])
+        open_ilsvrc(**ab.build(tmp_path / "in").uris(), formats=["JPG"])

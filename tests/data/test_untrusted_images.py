@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from percmae.config import FORMATS
+from percmae.config import FORMATS, load_config
+from percmae.data.augment import framed_transform
 from percmae.data.decode import ImageWarning, Once, check_formats, decode, telling, verify
 from percmae.data.stream import Loader
 from percmae.engine.evaluate import _read
@@ -160,9 +161,10 @@ def test_training_opens_what_its_setting_says(tmp_path: Path) -> None:
 def test_reconstruct_opens_what_its_setting_says(tmp_path: Path) -> None:
     picture = tmp_path / "a.jpg"
     picture.write_bytes(encoded("AVIF"))
-    assert _read(str(picture), ["AVIF"]).size == (24, 18)
+    transform = framed_transform(load_config().data, False, "pretrain")
+    assert _read(str(picture), transform, ["AVIF"]).shape == (224, 224, 3)
     with pytest.raises(DataError, match=r"image .*a\.jpg is not an image that can be opened as"):
-        _read(str(picture), FORMATS)
+        _read(str(picture), transform, FORMATS)
 
 
 def test_formats_that_there_are_not(monkeypatch: pytest.MonkeyPatch) -> None:

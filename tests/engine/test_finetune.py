@@ -136,7 +136,7 @@ def test_evaluation_agrees_with_predictions_made_by_hand(
     assert not reused
     assert isinstance(found, ClassifierEvaluation)
     model = trained_classifier(run)
-    transform = build_transform(config.data.augment, 32, False, "finetune")
+    transform = build_transform(config.data, False, "finetune")
     split = tiny_dataset.split("test")
     loader = Loader(split, transform, batch_size=7, seed=0, shuffle=False, drop_last=False)
     with torch.no_grad():

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch.multiprocessing import start_processes
 
 from percmae.config import Config
+from percmae.data.augment import build_transform
 from percmae.data.shards import Dataset
 from percmae.data.stream import Loader
 from percmae.engine import knn
@@ -128,7 +129,7 @@ def by_hand(config: Config, dataset: Dataset) -> float:
     for name in ("train", "val"):
         loader = Loader(
             dataset.split(name),
-            knn.build_transform(config.data.augment, config.data.image_size, False, "pretrain"),
+            build_transform(config.data, False, "pretrain"),
             batch_size=7,
             seed=0,
             shuffle=False,

@@ -98,7 +98,7 @@ def test_two_hundred_steps_stay_finite_and_learn(
     first, last = (sum(r[term] for r in part) for part in (trained[:10], trained[-10:]))
     # What a discriminator asks for is not always closer to the original.
     assert last < (0.9 if "loss/gan" not in trained[0] else 0.98) * first
-    assert {"lr", "grad_norm/generator", "images_per_second"} <= set(trained[0])
+    assert {"lr", "grad_norm/generator", "images_per_second", "loader_wait"} <= set(trained[0])
     if variant in ("ls_gan", "msg_gan", "stylegan2_ada"):
         shown = {"d_accuracy", "grad_norm/discriminator", "loss/discriminator", "weighted/gan"}
         assert shown <= set(trained[0])

@@ -11,7 +11,7 @@ import pytest
 from folder_source import picture, tree
 
 from percmae.cli.verbs import main
-from percmae.data.shards import Dataset
+from percmae.data.shards import SPLITS, Dataset
 from percmae.storage import StorePath
 
 
@@ -67,7 +67,8 @@ def test_what_two_datasets_do_not_share(tmp_path: Path, capsys: pytest.CaptureFi
         (folder / "dog" / f"{n:03d}.jpg").write_bytes(picture(20_000 + n))
     ingest(folder, to, "--grow-held-out")
     facts = json.loads(said(capsys, "diff", before, f"{to}/manifest.json", "--json"))
-    keys = [key.decode() for key in Dataset.open(before).split("train").keys.tolist()]
+    whole = Dataset.open(before)
+    keys = [k.decode() for name in SPLITS for k in whole.split(name).keys.tolist()]
     gone, other = (next(k for k in keys if k.startswith(f"cat/{n}")) for n in ("001", "002"))
     assert {kind: of["images"] for kind, of in facts.items()} == {
         "added": 5,

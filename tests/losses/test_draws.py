@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 
-from percmae.losses.draws import _STEP, Draws, splitmix64
+from percmae.counters import STEP, numbers, splitmix64
+from percmae.losses.draws import Draws
 
 CPU = torch.device("cpu")
 
@@ -21,8 +23,16 @@ def test_the_hash_is_splitmix64() -> None:
         6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431,
         16408922859458223821,
     ]  # fmt: skip
-    found = splitmix64(1234567 + torch.arange(1, 6) * _STEP)
-    assert [word % 2**64 for word in found.tolist()] == published
+    for counts in (torch.arange(1, 6), np.arange(1, 6)):
+        found = splitmix64(1234567 + counts * STEP)
+        assert [word % 2**64 for word in found.tolist()] == published
+
+
+def test_arrays_and_tensors_have_the_same_numbers() -> None:
+    ours = numbers(-(2**62), np.arange(5, 9), np.arange(100))
+    theirs = numbers(-(2**62), torch.arange(5, 9), torch.arange(100))
+    assert np.array_equal(ours, theirs.numpy())
+    assert ours.shape == (4, 100)
 
 
 def test_a_rows_numbers_are_its_own() -> None:

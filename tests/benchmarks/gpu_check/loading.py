@@ -13,9 +13,10 @@ from PIL import Image
 from gpu_check.check import Check
 from gpu_check.training import ONLY_STEPS, loop_over
 from percmae.config import Config
+from percmae.data.batch import Batch
 from percmae.data.sample import make_sample_archives
 from percmae.data.shards import Dataset
-from percmae.data.stream import Batch, Loader
+from percmae.data.stream import Loader
 from percmae.engine.distributed import World
 from percmae.engine.loaders import train_loader
 from percmae.ingest import ingest

@@ -10,7 +10,7 @@ import torch
 
 from percmae.bench.contenders import random_features
 from percmae.config import Config
-from percmae.data.stream import Batch
+from percmae.data.batch import Batch
 from percmae.engine.distributed import World
 from percmae.engine.loop import Loop
 from percmae.engine.plan import Plan
@@ -30,7 +30,7 @@ ONLY_STEPS = [
 
 
 class Batches:
-    """In the loader's place: one batch from memory, page-locked where there is a GPU.
+    """In the loader's place: one batch that is on the device.
 
     before: what is done before the step of that number (counted from 0); the last number ends
     training.
@@ -41,7 +41,7 @@ class Batches:
     ) -> None:
         n, size = config.data.batch_size, config.data.image_size
         tensors = torch.randn(n, 3, size, size), torch.zeros(n, dtype=torch.int64), torch.arange(n)
-        self._batch = Batch(*(t.pin_memory() if device.type == "cuda" else t for t in tensors))
+        self._batch = Batch(*(t.to(device) for t in tensors))
         self._before = before
 
     def batches(

@@ -25,9 +25,8 @@ from gpu_check.check import Check, settle
 from gpu_check.settings import LOOPS, compiling
 from gpu_check.speed import plain_compiler
 from gpu_check.training import ONLY_STEPS, Batches, loop_over
-from percmae.engine.distributed import World, mask_noise
 from percmae.losses.ada import DRAWS
-from percmae.losses.objective import Draws
+from percmae.losses.draws import Draws
 
 WARM, SPOKEN, PROFILED, TIMED = 5, 5, 10, 20  # steps, one after the other
 WAITING = {"cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy"}
@@ -187,9 +186,9 @@ def traced(trace: dict[str, Any]) -> dict[str, Any]:
 def _draws(check: Check, size: int) -> None:
     """Milliseconds of the host for the random numbers of a batch, by what they are for."""
     device, patches = check.device, (size // 16) ** 2
-    world, draws = World(0, 1, device), Draws(0, 1, range(DRAWN), device)
+    draws = Draws(0, 1, range(DRAWN), device)
     kinds = {
-        "masks": lambda: world.take(mask_noise(0, 1, range(DRAWN), DRAWN, patches)),
+        "masks": lambda: draws.mask_noise(patches),
         "mixing share": lambda: draws.uniform(0),
         "augmentation": lambda: draws.uniform(1, DRAWS),
         "path length": lambda: draws.normal(3, 3, size, size),

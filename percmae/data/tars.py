@@ -10,7 +10,6 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any
 
 from percmae.errors import DataError
@@ -155,7 +154,7 @@ def members(tar: tarfile.TarFile, source: str, odd: Oddities) -> Iterator[tarfil
 
 def is_side_file(name: str) -> bool:
     """Whether a file manager left it, not a person."""
-    *folders, base = PurePosixPath(name).parts or ("",)
+    *folders, base = name.rstrip("/").split("/")
     return (
         base.startswith("._")
         or base.lower() in _SIDE_NAMES
@@ -165,7 +164,7 @@ def is_side_file(name: str) -> bool:
 
 def check_inside(name: str, source: str) -> None:
     """Raise DataError for an entry that would be unpacked elsewhere."""
-    if name.startswith(("/", "\\")) or ".." in PurePosixPath(name.replace("\\", "/")).parts:
+    if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/"):
         raise DataError(
             f"{source}: entry {name!r} points outside the archive; do not unpack it, use another"
         )

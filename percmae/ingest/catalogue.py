@@ -33,7 +33,7 @@ class Columns:
     """One row for each image, sorted by key, which is unique; n rows."""
 
     keys: np.ndarray
-    """bytes (n,): relative path without its ending; no dot, not more than 255 bytes."""
+    """bytes (n,): made of the relative path alone; no dot, not more than 255 bytes."""
     labels: np.ndarray
     """int32 (n,): place in the classes, or UNLABELLED."""
     splits: np.ndarray

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import tarfile
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -53,6 +54,7 @@ def zip_of(files: Mapping[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> by
 def opened(uri: StorePath | str, labels: str = "auto", formats: tuple[str, ...] = ()) -> Catalogue:
     """A source, opened, and held to what its contract says of columns."""
     catalogue = open_source(str(uri), Wanted(labels, formats))
+    catalogue = pickle.loads(pickle.dumps(catalogue))  # as where processes share the work
     columns = catalogue.columns
     keys = columns.keys.tolist()
     assert keys == sorted(set(keys))

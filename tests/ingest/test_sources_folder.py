@@ -141,6 +141,7 @@ def test_a_dataset_of_our_own(tmp_store: StorePath) -> None:
     (tmp_store / "train/train-000000.tar").write_bytes(b"x")
     message = refused(tmp_store, "is a dataset already")
     assert message.endswith(f"give --data {tmp_store}/manifest.json")
+    assert refused(tmp_store / "manifest.json") == message
 
 
 @pytest.mark.parametrize("content", [b"{}", b"[1]", b"\xff", b'{"format": 3}'])
@@ -228,6 +229,8 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     # Who runs tests as root may read everything.
     monkeypatch.setattr(os, "access", lambda path, mode: not path.endswith("2.jpg"))
     refused(tmp_path, f"{tmp_path}/2.jpg may not be read")
+    (tmp_path / "t.csv").write_text("uri\n1.jpg\n2.jpg\n")
+    refused(tmp_path / "t.csv", f"{tmp_path}/2.jpg may not be read")
 
 
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:
@@ -236,6 +239,19 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     catalogue = opened(tmp_path)
     assert told(catalogue) == {"caf%E9/1%FF_jpg": ("caf\\xe9", "hash")}
     assert catalogue.name(0) == "caf\\xe9/1\\xff.jpg"
+
+
+def test_a_name_with_a_line_break_is_said_in_one_line(tmp_path: Path) -> None:
+    put(StorePath(tmp_path), contents("a/1.jpg", "a/2\n3.jpg", "Icon\r", "x\ny.txt"))
+    catalogue = opened(tmp_path)
+    assert told(catalogue) == {"a/1_jpg": ("a", "hash"), "a/2%0A3_jpg": ("a", "hash")}
+    assert catalogue.name(1) == "a/2\\n3.jpg"
+    assert catalogue.notes[:2] == [
+        "skipped 1 side file(s) of macOS, Windows or a NAS (first: Icon\\r)",
+        "skipped 1 file(s) that by their ending are no images (first: x\\ny.txt)",
+    ]
+    put(StorePath(tmp_path), contents("a\nb/c/1.jpg"))
+    refused(tmp_path, "folders deep")
 
 
 def test_accents_in_either_form_are_one_class_and_one_key(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ class Sieve:
     def takes(self, path: bytes) -> bool:
         """Whether a file with this relative path is an image of the source."""
         if not is_image(path, self.endings):
-            if is_side_file(shown(path)):
+            if _is_beside(path):
                 self.odd.skip(shown(path))
             elif is_hidden(path):
                 self.leave_out("hidden file(s)", path)
@@ -95,8 +95,8 @@ class Sieve:
             return False
         folder = path.rpartition(b"/")[0]
         if folder != self._folder:  # the next one lies there, as a rule
-            self._folder, self._beside = folder, is_side_file(shown(folder + b"/x"))
-        if self._beside or is_side_file(shown(path.rpartition(b"/")[2])):
+            self._folder, self._beside = folder, _is_beside(folder + b"/x")
+        if self._beside or _is_beside(path.rpartition(b"/")[2]):
             self.odd.skip(shown(path))
             return False
         if is_hidden(path):
@@ -171,5 +171,12 @@ def packed(texts: Iterable[bytes]) -> np.ndarray:
 
 
 def shown(name: bytes) -> str:
-    """A file's name for a message."""
-    return name.decode("utf-8", "backslashreplace")
+    """A file's name for a message: one line, whatever is in it."""
+    text = name.decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode-escape").decode() for c in text)
+
+
+def _is_beside(path: bytes) -> bool:
+    return is_side_file(path.decode("utf-8", "surrogateescape"))

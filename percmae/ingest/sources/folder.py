@@ -42,7 +42,7 @@ def look_into(root: StorePath, sieve: Sieve) -> Content:
     Raises DataError for a dataset's own folder, for what cannot be read and for a file that is too
     large; StoreError as the store has it.
     """
-    _refuse_dataset(root)
+    refuse_dataset(root / MANIFEST)
     content = Content()
     for name, size, changed in _objects(root) if root.is_s3 else _walk(root, sieve):
         path = name.encode("utf-8", "surrogateescape")
@@ -73,7 +73,7 @@ def open_folder(root: StorePath, content: Content, sieve: Sieve, wanted: Wanted)
     described = {
         "role": "images",
         "kind": "folder",
-        "name": root.name,
+        "name": root.name or str(root),
         "images": len(files),
         "listing": listing(columns),
     }
@@ -81,8 +81,8 @@ def open_folder(root: StorePath, content: Content, sieve: Sieve, wanted: Wanted)
     return Listed(tree.classes, columns, [described], notes, root, files, order)
 
 
-def _refuse_dataset(root: StorePath) -> None:
-    manifest = root / MANIFEST
+def refuse_dataset(manifest: StorePath) -> None:
+    """Raise DataError where this is the manifest of a dataset of ours."""
     if not manifest.exists():
         return
     try:
@@ -92,7 +92,7 @@ def _refuse_dataset(root: StorePath) -> None:
     named = content.get("format") if isinstance(content, dict) else None
     if isinstance(named, str) and named.startswith(FORMAT.partition("/")[0] + "/"):
         raise DataError(
-            f"{root} is a dataset already, which needs no ingest: give --data {manifest}"
+            f"{manifest.parent} is a dataset already, which needs no ingest: give --data {manifest}"
         )
 
 
@@ -142,7 +142,7 @@ def _walk(root: StorePath, sieve: Sieve) -> Iterator[tuple[str, int, object]]:
             elif not modes.S_ISREG(found.st_mode):
                 sieve.leave_out("device(s), pipe(s) or socket(s)", name)
             else:
-                _check_readable(entry.path)
+                check_readable(entry.path)
                 yield path, found.st_size, found.st_mtime_ns
         waiting.extend(reversed(folders))
 
@@ -165,7 +165,8 @@ def _leads_on(link: str, top: str, linked: set[str]) -> bool:
     return True
 
 
-def _check_readable(path: str) -> None:
+def check_readable(path: str) -> None:
+    """Raise DataError for a file that this process may not read."""
     if not os.access(path, os.R_OK):
         shown_path = shown(os.fsencode(path))
         raise DataError(f"{shown_path} may not be read; see who may, or take it out of the source")

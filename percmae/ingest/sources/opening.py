@@ -13,7 +13,14 @@ from percmae.errors import DataError, UserError
 from percmae.ingest.catalogue import Catalogue, Wanted
 from percmae.ingest.sources.archives import open_archives
 from percmae.ingest.sources.files import Sieve, also, endings_of
-from percmae.ingest.sources.folder import ARCHIVES, PACKED, TABLES, look_into, open_folder
+from percmae.ingest.sources.folder import (
+    ARCHIVES,
+    PACKED,
+    TABLES,
+    look_into,
+    open_folder,
+    refuse_dataset,
+)
 from percmae.ingest.sources.table import open_table
 from percmae.storage import StorePath
 
@@ -52,6 +59,8 @@ def _open_file(path: StorePath, sieve: Sieve, wanted: Wanted) -> Catalogue:
         return open_archives(path.parent, [path.name], sieve, wanted, alone=True)
     if name.endswith(TABLES):
         return open_table(path, sieve, wanted)
+    if name.endswith(".json"):
+        refuse_dataset(path)
     found = what_is(path.read_bytes(0, 512))
     what = f"is {found[0]}" if found else "is a single file"
     raise DataError(

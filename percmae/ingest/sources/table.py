@@ -6,7 +6,7 @@ import os
 import posixpath
 import stat as modes
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -17,6 +17,7 @@ from percmae.errors import DataError, StoreAccessError, UserError
 from percmae.ingest.catalogue import BY_HASH, UNLABELLED, Place, Wanted
 from percmae.ingest.sources.classes import SPLIT_NAMES, Labels, renumbered, settled
 from percmae.ingest.sources.files import Files, Sieve, check_size, shown, stamp
+from percmae.ingest.sources.folder import check_readable
 from percmae.ingest.sources.keys import key_of
 from percmae.ingest.sources.listed import Listed, in_order, listing
 from percmae.ingest.sources.rows import Row, rows_of
@@ -25,6 +26,7 @@ from percmae.storage import StorePath
 
 _STORE = "s3://"
 _SIDE_BY_SIDE = 16
+_AT_A_TIME = 16  # images that a thread looks at
 # A request lists a thousand objects, or looks at one.
 _LISTED_FROM = 50
 
@@ -82,20 +84,29 @@ class _Table:
 
     def look(self) -> None:
         """Size and stamp of each image. Raises DataError for what is not there."""
-        absent = []
+        absent: list[int] = []
+        listed, single = self._groups()
         with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
-            groups = list(self._groups())
-            for group, found in zip(groups, pool.map(self._look_at, groups), strict=True):
-                for number, (size, changed) in zip(group, found, strict=True):
-                    if size < 0:
-                        absent.append(number)
-                        continue
-                    check_size(self._row(number), size)
-                    self.files.sizes[number] = size
-                    self.files.stamps[number] = stamp(size, changed)
+            for group, found in zip(listed, pool.map(self._list, listed), strict=True):
+                absent += self._note(group, found)
+            pieces = [single[k : k + _AT_A_TIME] for k in range(0, len(single), _AT_A_TIME)]
+            for piece, found in zip(pieces, pool.map(self._look_at, pieces), strict=True):
+                absent += self._note(piece, found)
         if absent:
             more = f" (nor are those of {len(absent) - 1:,} more rows)" if absent[1:] else ""
             raise DataError(f"{self._row(min(absent))} is not there{more}; check the table")
+
+    def _note(self, numbers: Sequence[int], found: Iterable[tuple[int, object]]) -> list[int]:
+        """Keep size and stamp of each of these; those that are not there."""
+        absent = []
+        for number, (size, changed) in zip(numbers, found, strict=True):
+            if size < 0:
+                absent.append(number)
+                continue
+            check_size(self._row(number), size)
+            self.files.sizes[number] = size
+            self.files.stamps[number] = stamp(size, changed)
+        return absent
 
     def catalogue(self, sieve: Sieve) -> Tabled:
         classes: list[ClassInfo]
@@ -137,27 +148,28 @@ class _Table:
             f"{self.rows[first]}; rename one of them"
         )
 
-    def _groups(self) -> Iterator[list[int]]:
-        """Rows that are looked at together: those of one folder."""
-        folders: dict[bytes, list[int]] = {}
+    def _groups(self) -> tuple[list[array[int]], array[int]]:
+        """Rows whose images are found by listing their folder in a store, and all others."""
+        folders: dict[bytes, array[int]] = {}
+        single = array("q")
         for number, name in enumerate(self.files.names()):
-            folders.setdefault(name.rpartition(b"/")[0], []).append(number)
-        for folder, numbers in folders.items():
-            in_store = folder.startswith(_STORE.encode()) or (
-                self.root.is_s3 and folder[:1] != b"/"
-            )
-            if in_store and len(numbers) >= _LISTED_FROM:
-                yield numbers
+            if name.startswith(_STORE.encode()) or (self.root.is_s3 and name[:1] != b"/"):
+                folders.setdefault(name.rpartition(b"/")[0], array("q")).append(number)
             else:
-                yield from ([number] for number in numbers)
+                single.append(number)
+        for group in folders.values():
+            if len(group) < _LISTED_FROM:
+                single += group
+        return [group for group in folders.values() if len(group) >= _LISTED_FROM], single
 
-    def _look_at(self, numbers: list[int]) -> list[tuple[int, object]]:
-        """(bytes, what changes with the content) of each of these; -1 bytes for none."""
+    def _list(self, numbers: array[int]) -> list[tuple[int, object]]:
+        """(bytes, what changes with the content) of images of one folder; -1 bytes for none."""
         paths = [_path(self.root, self.files.name(number)) for number in numbers]
-        if len(numbers) == 1:
-            return [_stat(paths[0])]
         there = {e.name: (e.size, e.etag) for e in paths[0].parent.iter() if "/" not in e.name}
         return [there.get(path.name, (-1, "")) for path in paths]
+
+    def _look_at(self, numbers: array[int]) -> list[tuple[int, object]]:
+        return [_stat(_path(self.root, self.files.name(number))) for number in numbers]
 
 
 def _stat(path: StorePath) -> tuple[int, object]:
@@ -173,7 +185,10 @@ def _stat(path: StorePath) -> tuple[int, object]:
         status = os.stat(path.uri)
     except OSError:
         return -1, ""
-    return (status.st_size, status.st_mtime_ns) if modes.S_ISREG(status.st_mode) else (-1, "")
+    if not modes.S_ISREG(status.st_mode):
+        return -1, ""
+    check_readable(path.uri)
+    return status.st_size, status.st_mtime_ns
 
 
 def _name(root: StorePath, uri: object, where: str) -> bytes:

@@ -170,13 +170,13 @@ class Loader:
                 f"batch {start_batch} of epoch {start_epoch}: an epoch has "
                 f"{self.batches_per_epoch} batches"
             )
-        with closing(self._loaded(start_epoch, start_batch, epochs)) as items:
+        with closing(self.loaded(start_epoch, start_batch, epochs)) as items:
             yield from ready(items, self.device, self._finish)
 
-    def _loaded(
+    def loaded(
         self, epoch: int, batch: int, epochs: int | None
     ) -> Generator[tuple[int, int, Loaded], None, None]:
-        """The batches as they are handed over."""
+        """As :meth:`batches`, as they are handed over, for whoever finishes them."""
         workers = self.workers
         if epochs is not None:  # no more than there are batches
             workers = min(workers, epochs * self.batches_per_epoch - batch)

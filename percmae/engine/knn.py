@@ -48,12 +48,14 @@ CACHE_BYTES = 256 << 20
 class KNN:
     """k-NN top-1 of an encoder on one dataset; call it at each validation, in every process.
 
-    train, val: the splits that the bank and the queries are taken from.
+    train, val: the splits of the dataset that the bank and the queries are taken from.
     """
 
-    def __init__(self, config: Config, train: Split, val: Split, world: World) -> None:
+    def __init__(
+        self, config: Config, dataset: Dataset, train: Split, val: Split, world: World
+    ) -> None:
         self.config, self.world = config, world
-        loaders = [_loader(config, split, world) for split in (train, val)]
+        loaders = [_loader(config, dataset, split, world) for split in (train, val)]
         pixels = CHANNELS * config.data.image_size**2
         share = sum(min(len(x.split), x.batches_per_epoch * CHUNK) for x in loaders)
         keep = share * pixels * torch.float32.itemsize <= CACHE_BYTES
@@ -101,7 +103,7 @@ def build_knn(config: Config, dataset: Dataset, val: Split, world: World) -> KNN
     """The figure as ``config.tracking`` has it, on the validation slice ``val``; None for none."""
     if not config.tracking.knn_samples:
         return None
-    return KNN(config, dataset.split("train"), val, world)
+    return KNN(config, dataset, dataset.split("train"), val, world)
 
 
 def features(generator: MaskedAutoencoder, images: Tensor) -> Tensor:
@@ -138,10 +140,10 @@ def spread_out(labels: np.ndarray, count: int) -> np.ndarray:
     return np.sort(by_class[np.argsort(rounds, kind="stable")[:count]])
 
 
-def _loader(config: Config, split: Split, world: World) -> Loader:
+def _loader(config: Config, dataset: Dataset, split: Split, world: World) -> Loader:
     """Chunks of what is chosen of a split, shared over the processes."""
     chosen = spread_out(split.labels, config.tracking.knn_samples)
-    return whole_loader(config, split.subset(split.name, chosen), CHUNK, world)
+    return whole_loader(config, dataset, split.subset(split.name, chosen), CHUNK, world)
 
 
 class _Images:

@@ -6,17 +6,20 @@ import numpy as np
 
 from percmae.config import Config
 from percmae.data.augment import Drawn, Framed, build_transform
+from percmae.data.cache import Cache
 from percmae.data.shards import Dataset, Split
 from percmae.data.stream import Loader
 from percmae.engine.distributed import World
 from percmae.errors import DataError
+from percmae.storage import StorePath
 
 
 def train_loader(config: Config, dataset: Dataset, world: World) -> Loader:
     """Batches of the training images whose labels are used, in the order of (seed, epoch)."""
     dataset.require_formats(config.data.formats)
     split = dataset.labelled(config.data.label_fraction)
-    return _loader(config, split, build_transform(config.data, True, config.stage), world)
+    transform = build_transform(config.data, True, config.stage)
+    return _loader(config, split, transform, world, _cache(config, dataset))
 
 
 def eval_loader(config: Config, dataset: Dataset, split: str, world: World) -> Loader:
@@ -31,17 +34,32 @@ def eval_loader(config: Config, dataset: Dataset, split: str, world: World) -> L
     limit = config.trainer.val_samples
     if split == "val" and limit is not None and limit < len(chosen):
         chosen = chosen.subset("val", np.arange(limit))
-    return whole_loader(config, chosen, config.data.batch_size, world)
+    return whole_loader(config, dataset, chosen, config.data.batch_size, world)
 
 
-def whole_loader(config: Config, split: Split, batch_size: int, world: World) -> Loader:
-    """Batches of a whole split in its own order, as they are judged, shared over the processes."""
+def whole_loader(
+    config: Config, dataset: Dataset, split: Split, batch_size: int, world: World
+) -> Loader:
+    """Batches of a whole split of a dataset, in its own order, shared over the processes."""
     transform = build_transform(config.data, False, config.stage)
-    return _loader(config, split, transform, world, whole=True).in_order(batch_size)
+    cache = _cache(config, dataset)
+    return _loader(config, split, transform, world, cache, whole=True).in_order(batch_size)
+
+
+def _cache(config: Config, dataset: Dataset) -> Cache | None:
+    """The cache that is asked for; none for a dataset that is a folder of this machine."""
+    if config.data.cache is None or not StorePath(dataset.uri).is_s3:
+        return None
+    return Cache(config.data.cache, config.data.cache_bytes, dataset.digest)
 
 
 def _loader(
-    config: Config, split: Split, transform: Framed | Drawn, world: World, whole: bool = False
+    config: Config,
+    split: Split,
+    transform: Framed | Drawn,
+    world: World,
+    cache: Cache | None,
+    whole: bool = False,
 ) -> Loader:
     data = config.data
     return Loader(
@@ -58,4 +76,5 @@ def _loader(
         timeout=data.timeout,
         formats=data.formats,
         device=world.device,
+        cache=cache,
     )

@@ -49,7 +49,7 @@ def representation(
     before = build_model(run.config)
     load_strict(before, before_pretraining(run.config, run.config.seed), f"before {run.uri}")
     encoders = [generator, before.to(world.device).eval()]
-    banks, asked = (_features(encoders, split, run, world) for split in (bank, queries))
+    banks, asked = (_features(encoders, split, run, dataset, world) for split in (bank, queries))
     labels = torch.from_numpy(bank.labels).to(world.device)
     right = torch.from_numpy(queries.labels).to(world.device)
     top1, untrained = (
@@ -71,11 +71,11 @@ def _some(split: Split, count: int) -> Split:
 
 @torch.no_grad()
 def _features(
-    encoders: list[MaskedAutoencoder], split: Split, run: Run, world: World
+    encoders: list[MaskedAutoencoder], split: Split, run: Run, dataset: Dataset, world: World
 ) -> list[Tensor]:
     """Each encoder's features (n, D) of all images of a split, which are decoded once."""
     # Not shared out over processes: the rows are wanted in their order.
-    loader = whole_loader(run.config, split, _CHUNK, World(0, 1, world.device))
+    loader = whole_loader(run.config, dataset, split, _CHUNK, World(0, 1, world.device))
     found: list[list[Tensor]] = [[] for _ in encoders]
     with Progress(f"features, {split.name}", len(split), "image") as bar:
         for _, _, batch in loader.batches():

@@ -177,14 +177,14 @@ def test_images_are_decoded_once_when_they_are_few(
 
     monkeypatch.setattr(Loader, "load", load)
     model = network(config)
-    kept = KNN(config, tiny_dataset.split("train"), tiny_dataset.split("val"), ALONE)
+    kept = KNN(config, tiny_dataset, *map(tiny_dataset.split, ("train", "val")), ALONE)
     first = kept(model)
     once = len(loads)
     assert kept(model) == first
     assert len(loads) == once == 5
     with monkeypatch.context() as patch:
         patch.setattr(knn, "CACHE_BYTES", 1000)
-        read_again = KNN(config, tiny_dataset.split("train"), tiny_dataset.split("val"), ALONE)
+        read_again = KNN(config, tiny_dataset, *map(tiny_dataset.split, ("train", "val")), ALONE)
     assert [read_again(model), read_again(model)] == [first, first]
     assert len(loads) == 3 * once
 

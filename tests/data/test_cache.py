@@ -146,7 +146,7 @@ def proxy(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
         yield running
 
 
-def loader(dataset: Dataset, cache: Cache | None, workers: int = 0, hold: bool = True) -> Loader:
+def loader(dataset: Dataset, cache: Cache | None, workers: int = 0) -> Loader:
     split = dataset.split("train")
     transform = framed_transform(load_config().data, True, "pretrain")
     return Loader(

@@ -31,7 +31,7 @@ def work_of(arguments: list[str]) -> Work:
     # In their normal form, so that the same work has the same name.
     arguments = [_normal(argument) for argument in arguments]
     args = parse(build_parser(), arguments)
-    for name in ("data", "to", "run", "out"):
+    for name in ("data", "to", "run", "out", "images"):
         value = getattr(args, name, None)
         away = [] if value is None else addresses(value)
         if not all(part.startswith("s3://") for part in away):

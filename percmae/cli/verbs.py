@@ -340,7 +340,7 @@ _WORK: dict[str, Callable[[argparse.Namespace], None]] = {
 }
 
 # Trainings share their work; the rest only looks.
-_SHARED = ("pretrain", "finetune", "probe", "config", "doctor")
+_SHARED = ("pretrain", "finetune", "probe", "config", "datasets", "doctor")
 
 
 def main(argv: list[str] | None = None) -> int:

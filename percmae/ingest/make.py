@@ -69,8 +69,6 @@ class Making:
         for line in self.catalogue.notes:
             note(f"ingest: {line}")
         before = self._before()
-        if before is not None and not before.grows:
-            return self._of_before_growth(before)
         change = self._change(before)
         if before is not None and change.nothing:
             note(f"ingest: nothing new in {self._source}")
@@ -112,32 +110,19 @@ class Making:
         if not path.exists():
             return None
         dataset = Dataset.open(path.uri)
-        before = dataset.manifest
-        now = self.settings.to_json() | dict(self.more)
-        how = ["shard_bytes", "formats", "short_side", "quality", "labels"]
-        roles = [{source["role"] for source in of} for of in (before["sources"], self._sources)]
-        if roles[0] != roles[1] or any(before.get(key) != now.get(key) for key in how):
+        sources = (dataset.manifest["sources"], self.catalogue.sources)
+        roles = [{source["role"] for source in of} for of in sources]
+        if roles[0] != roles[1] or not made_with(dataset, self.settings, self.more.get("labels")):
             raise self._another("made from other archives, or with other settings")
+        if not dataset.grows:
+            raise self._another(f"of format {FORMER}, which cannot grow")
         return dataset
-
-    @property
-    def _sources(self) -> Sequence[dict[str, Any]]:
-        return self.catalogue.sources
 
     def _another(self, what: str) -> DataError:
         return DataError(
             f"{self.to} already holds a dataset {what}; give another destination, or delete "
             f"{self.to / MANIFEST} to start anew"
         )
-
-    def _of_before_growth(self, dataset: Dataset) -> IngestResult:
-        """A dataset of format 1 is what it is: reused where it is of the same archives."""
-        before = {source["role"]: source for source in dataset.manifest["sources"]}
-        for source in self._sources:
-            same = ("size", "etag")
-            if any(before[source["role"]].get(key) != source.get(key) for key in same):
-                raise self._another(f"of format {FORMER}, which cannot grow")
-        return IngestResult(dataset.uri, dataset, reused=True)
 
     def _change(self, before: Dataset | None) -> Change:
         if before is None:
@@ -197,6 +182,14 @@ class Making:
         if damaged:
             warn(f"ingest: left out {damaged:,} damaged image(s) of {self._source} in all")
         return built
+
+
+def made_with(dataset: Dataset, settings: Settings, labels: str | None = None) -> bool:
+    """Whether the dataset was made with these settings, and its labels found in this way."""
+    now = settings.to_json() | {"labels": labels}
+    names = ("shard_bytes", "formats", "short_side", "quality", "labels")
+    before = dataset.manifest | {"formats": dataset.formats}
+    return all(before.get(name) == now.get(name) for name in names)
 
 
 def _say(change: Change, before: Dataset | None) -> None:

@@ -8,13 +8,15 @@ from typing import Any, Required, TypedDict, Unpack
 
 from percmae.config import FORMATS
 from percmae.data.archives import PUBLISHED
+from percmae.data.devkit import require
+from percmae.data.shards import MANIFEST, Dataset
 from percmae.errors import DataError, UserError
 from percmae.ingest.catalogue import Catalogue, Wanted
-from percmae.ingest.make import IngestResult, Making
+from percmae.ingest.make import IngestResult, Making, made_with
 from percmae.ingest.pods import Pods, pods_of
-from percmae.ingest.settings import SHARD_BYTES, settings_of
+from percmae.ingest.settings import SHARD_BYTES, Settings, settings_of
 from percmae.ingest.sources import open_ilsvrc, open_source
-from percmae.ingest.sources.ilsvrc import Ilsvrc
+from percmae.ingest.sources.ilsvrc import Ilsvrc, identity
 from percmae.progress import Progress, note, warn
 from percmae.storage import StorePath
 
@@ -83,13 +85,15 @@ def _make(asked: Asked, pods: Pods | None) -> IngestResult | None:
     workers, to = asked.get("workers"), StorePath(asked["to"])
     if workers is not None and workers < 1:
         raise UserError(f"--workers {workers}: give 1 or more")
-    archives = _archives(asked)
+    archives, grow = _archives(asked), asked.get("grow_held_out", False)
     more: dict[str, Any] = {}
     catalogue: Catalogue | Ilsvrc
     if archives:
         if asked.get("md5"):
             for path in archives[:2]:
                 _check_md5(path)
+        if not grow and (there := _unchanged(to, settings, archives)):
+            return there
         train, val, devkit = (path.uri for path in archives)
         subset = asked.get("subset", False)
         catalogue = open_ilsvrc(train, val, devkit, subset=subset, formats=settings.formats)
@@ -100,7 +104,6 @@ def _make(asked: Asked, pods: Pods | None) -> IngestResult | None:
         labels = asked.get("labels", Wanted().labels)
         catalogue = open_source(str(asked["images"]), Wanted(labels, settings.formats))
         more["labels"] = labels
-    grow = asked.get("grow_held_out", False)
     return Making(catalogue, to, settings, workers, grow, more).run(pods)
 
 
@@ -121,6 +124,31 @@ def _archives(asked: Asked) -> list[StorePath]:
             kind = "the ILSVRC archives" if images else "--images"
             raise UserError(f"--{name} goes with {kind}; leave it out")
     return [StorePath(str(uri)) for uri in given.values()] if some else []
+
+
+def _unchanged(
+    to: StorePath, settings: Settings, archives: Sequence[StorePath]
+) -> IngestResult | None:
+    """The dataset at ``to``, if it was made from these very archives: they need no listing then."""
+    now = [
+        identity(role, require(path, role), path.stat())
+        for role, path in zip(("train", "val"), archives, strict=False)
+    ]
+    md5 = hashlib.md5(require(archives[2], "devkit").read_bytes()).hexdigest()
+    to.prepare()
+    manifest = to / MANIFEST
+    if not manifest.exists():
+        return None
+    dataset = Dataset.open(manifest.uri)
+    before = {source["role"]: source for source in dataset.manifest["sources"]}
+    same = before.get("devkit", {}).get("md5") == md5 and all(
+        before.get(str(source["role"]), {}).get(key) == source[key]
+        for source in now
+        for key in ("size", "etag")
+    )
+    if not same or not made_with(dataset, settings):
+        return None
+    return IngestResult(manifest.uri, dataset, reused=True)
 
 
 def _miscounted(catalogue: Ilsvrc) -> dict[str, Any]:

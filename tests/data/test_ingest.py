@@ -16,12 +16,14 @@ import archive_building as ab
 import numpy as np
 import pytest
 import webdataset
+from test_shards import former_dataset
 
 from percmae.data.sample import SampleArchives
 from percmae.data.shards import Dataset
 from percmae.errors import DataError, StoreAccessError, UserError
-from percmae.ingest import IngestResult, ingest, make, verb
+from percmae.ingest import IngestResult, ingest, verb
 from percmae.ingest.build import Work
+from percmae.ingest.sources.ilsvrc import identity
 from percmae.ingest.states import FOLDER
 from percmae.storage import StorePath
 
@@ -82,13 +84,29 @@ def test_same_archives_again_are_reused_without_reading_images(
     assert not first.reused
     monkeypatch.setattr(Work, "build", None)
     with monkeypatch.context() as patch:
-        patch.setattr(make, "read_place", None)
+        patch.setattr(verb, "open_ilsvrc", None)
         again = run(archives, tmp_path / "out")
     assert again.reused
     assert again.dataset.digest == first.dataset.digest
 
     copied = ab.build(tmp_path / "copy")  # other inodes and times, same bytes
     assert run(copied, tmp_path / "out").reused
+
+
+def test_a_dataset_of_format_1_is_reused_and_does_not_grow(tmp_path: Path) -> None:
+    archives, out = ab.build(tmp_path / "in"), tmp_path / "out"
+    manifest = Path(former_dataset(out))
+    content = json.loads(manifest.read_text()) | {"shard_bytes": SMALL}
+    for role, path in vars(archives).items():
+        stored = StorePath(path)
+        md5 = hashlib.md5(path.read_bytes()).hexdigest()
+        content["sources"].append({"md5": md5} | identity(role, stored, stored.stat()))
+    manifest.write_text(json.dumps(content))
+    again = run(archives, out)
+    assert (again.reused, again.dataset.digest) == (True, content["digest"])
+    os.utime(archives.val, (1, 1))
+    with pytest.raises(DataError, match="of format percmae-dataset/1, which cannot grow; give ano"):
+        run(archives, out)
 
 
 def test_a_dataset_made_from_other_archives_is_not_overwritten(tmp_path: Path) -> None:

@@ -85,9 +85,9 @@ def open_ilsvrc(
         kit.classes,
         columns,
         [
-            _identity("train", paths[_TRAIN], stats[_TRAIN]),
-            _identity("val", paths[_VAL], stats[_VAL]),
-            _identity("devkit", StorePath(devkit), StorePath(devkit).stat()) | {"md5": md5},
+            identity("train", paths[_TRAIN], stats[_TRAIN]),
+            identity("val", paths[_VAL], stats[_VAL]),
+            identity("devkit", StorePath(devkit), StorePath(devkit).stat()) | {"md5": md5},
         ],
         list(odd.lines()),
         paths[_TRAIN].parent,
@@ -202,5 +202,6 @@ def _add(files: Files, name: str, stat: Stat, offset: int, size: int) -> None:
     files.add(path, size, stamp(stat.etag, offset, size), offset, size)
 
 
-def _identity(role: str, path: StorePath, stat: Stat) -> dict[str, object]:
+def identity(role: str, path: StorePath, stat: Stat) -> dict[str, object]:
+    """What tells one archive from another without reading it."""
     return {"role": role, "name": path.name, "size": stat.size, "etag": stat.etag}

@@ -82,8 +82,8 @@ test-images: $(VENV)/.installed-dev ## Build the container images and run them
 test-cluster: $(VENV)/.installed-dev ## Test on the Kubernetes cluster of KUBECONFIG, in namespaces of its own
 	@PERCMAE_TEST_CLUSTER=1 $(BIN)/python -m pytest -n $(CLUSTER_WORKERS) --dist loadscope --durations=10 tests/cluster
 
-bench: $(VENV)/.installed-dev ## Measure the loader beside WebDataset, and a training step of each variant
-	$(BIN)/python tests/benchmarks/loader.py
+bench: $(VENV)/.installed-dev ## Measure the loader beside those of others, and a training step of each variant
+	$(BIN)/percmae bench loader
 	$(BIN)/percmae bench step
 
 gpu-check: $(if $(WHEELS),,$(VENV)/.installed-dev) ## Is it right and fast on this GPU? (OUT= ARGS=--tiny; PYTHON= WHEELS=)

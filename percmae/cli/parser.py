@@ -188,7 +188,22 @@ def _doctor(sub: argparse.ArgumentParser) -> None:
 
 
 def _bench(sub: argparse.ArgumentParser) -> None:
-    actions = sub.add_subparsers(dest="action", required=True, metavar="step")
+    actions = sub.add_subparsers(dest="action", required=True, metavar="step|loader")
+    loader = actions.add_parser(
+        "loader",
+        help="images a second of the loader, beside those of others",
+        description="Measure how many images a second are read from an S3 server of this machine, "
+        "decoded and cropped, by our loader in each of its modes and by those of others that are "
+        "installed (pip install 'percmae[bench]').",
+    )
+    loader.add_argument("--photos", metavar="DIR", help="JPEGs (default: those of scikit-image)")
+    loader.add_argument("--images", type=int, default=1000, metavar="N", help="of an epoch")
+    loader.add_argument("--rounds", type=int, default=3, metavar="N", help="measurements of each")
+    loader.add_argument(
+        "--cores", type=int, nargs="+", default=[1, 2], metavar="N", help="default: 1 2"
+    )
+    loader.add_argument("--only", metavar="NAME,…", help="which (default: all)")
+    loader.add_argument("--json", action="store_true", help="one JSON document on stdout")
     step = actions.add_parser(
         "step",
         help="seconds and memory of a training step of each variant",

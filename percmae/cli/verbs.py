@@ -11,7 +11,9 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from percmae.cli.parser import build_parser
@@ -245,6 +247,9 @@ def _stored_config(uri: str) -> Config:
 
 
 def _bench(args: argparse.Namespace) -> None:
+    if args.action == "loader":
+        _bench_loader(args)
+        return
     from percmae.bench import step
 
     document = step.bench(
@@ -257,6 +262,26 @@ def _bench(args: argparse.Namespace) -> None:
         overrides=args.overrides,
     )
     print(json.dumps(document) if args.json else step.table(document))
+
+
+def _bench_loader(args: argparse.Namespace) -> None:
+    from percmae.bench import loader
+    from percmae.local_store import server
+
+    with (
+        tempfile.TemporaryDirectory(prefix="percmae-bench-") as folder,
+        server.running(Path(folder)) as store,
+    ):
+        os.environ.update(store.environ)
+        document = loader.bench(
+            store.uri,
+            photos=args.photos,
+            count=args.images,
+            rounds=args.rounds,
+            cores=args.cores,
+            only=args.only.split(",") if args.only else None,
+        )
+    print(json.dumps(document) if args.json else loader.table(document))
 
 
 def _doctor(args: argparse.Namespace) -> None:

@@ -118,6 +118,12 @@ class Data:
     timeout: Annotated[float, Field(gt=0, json_schema_extra=OPERATIONAL)] = 600.0
     """Seconds to wait for a batch of the loader processes; then the run ends, saying what they were
     doing, with an exit code that has a job's pods begin again from the last checkpoint."""
+    cache: Annotated[str | None, Field(json_schema_extra=OPERATIONAL)] = None
+    """Folder of this machine where what is read of shards in a store is kept, so that later epochs
+    are read from there; the processes of a machine share it. null: none."""
+    cache_bytes: Annotated[PositiveInt, Field(json_schema_extra=OPERATIONAL)] = 160 << 30
+    """At most so many bytes in data.cache (ImageNet takes 150 GB); what was not used for longest
+    goes."""
     formats: Annotated[list[ImageFormat], Field(min_length=1, json_schema_extra=OPERATIONAL)] = (
         Field(default_factory=lambda: list(FORMATS))
     )

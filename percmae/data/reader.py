@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from percmae.data.shards import Split
 from percmae.errors import DataError
+from percmae.storage import StorePath
 
 T = TypeVar("T")
 Group = list[tuple[T, np.ndarray]]
@@ -29,6 +30,15 @@ GROUP_SAMPLES = 4096
 # A split that takes no more is read once and kept, within the same bound: of small images a group
 # is spread so thinly over the shards that almost each few of them would be a request, every epoch.
 HELD_BYTES = 2 * GROUP_BYTES
+
+
+Source = Callable[[StorePath, int, int], bytes]
+"""A shard, a place in it and a length to the bytes there."""
+
+
+def read_store(shard: StorePath, start: int, length: int) -> bytes:
+    """As :meth:`percmae.storage.StorePath.read_bytes`."""
+    return shard.read_bytes(start, length)
 
 
 class _Run(NamedTuple):
@@ -61,11 +71,13 @@ def grouped(split: Split, batches: Iterable[tuple[T, np.ndarray]]) -> Iterator[G
         yield group
 
 
-def read_ahead(split: Split, groups: Iterable[Group[T]], hold: bool = True) -> Iterator[Read[T]]:
+def read_ahead(
+    split: Split, groups: Iterable[Group[T]], hold: bool = True, source: Source = read_store
+) -> Iterator[Read[T]]:
     """Each group with the bytes of its samples by id, the next one being read meanwhile.
 
-    hold: of a split within HELD_BYTES give all samples, the same with each group. Raises DataError
-    for a shard shorter than its index says, StoreError as the store has it.
+    hold: of a split within HELD_BYTES give all samples, the same with each group. source: what
+    reads. Raises DataError for a shard shorter than its index says, StoreError as the store has it.
     """
     pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="shard-reader")
     try:
@@ -74,14 +86,17 @@ def read_ahead(split: Split, groups: Iterable[Group[T]], hold: bool = True) -> I
             for group in groups:
                 if held is None:
                     runs = _runs(split, np.arange(len(split)))
-                    held = _collect([pool.submit(_read, split, run) for run in runs])
+                    held = _collect([pool.submit(_read, split, run, source) for run in runs])
                 yield group, held
             return
         current: tuple[Group[T], list[Future[dict[int, bytes]]]] | None
         current = None
         for group in groups:
             ids = np.concatenate([ids for _, ids in group])
-            following = (group, [pool.submit(_read, split, run) for run in _runs(split, ids)])
+            following = (
+                group,
+                [pool.submit(_read, split, run, source) for run in _runs(split, ids)],
+            )
             if current:
                 yield current[0], _collect(current[1])
             current = following
@@ -122,9 +137,9 @@ def _runs(split: Split, ids: np.ndarray) -> list[_Run]:
     return runs
 
 
-def _read(split: Split, run: _Run) -> dict[int, bytes]:
+def _read(split: Split, run: _Run, source: Source) -> dict[int, bytes]:
     path = split.shards[run.shard]
-    data = path.read_bytes(run.start, run.end - run.start)
+    data = source(path, run.start, run.end - run.start)
     if len(data) != run.end - run.start:
         raise DataError(f"{path} is shorter than its index says; run ingest again")
     # Copies, so that the gaps do not stay in memory with the samples.

@@ -23,8 +23,9 @@ from torch import Tensor
 from percmae.config import FORMATS
 from percmae.data.augment import Framed
 from percmae.data.batch import Batch, Loaded, ready
+from percmae.data.cache import Cache
 from percmae.data.decode import ImageWarning, Once, check_formats, decode, telling
-from percmae.data.reader import Read, grouped, read_ahead
+from percmae.data.reader import Read, grouped, read_ahead, read_store
 from percmae.data.seeding import private_randomness, sample_numbers, seed_sample
 from percmae.data.shards import Split
 from percmae.data.shortage import told
@@ -95,6 +96,7 @@ class Loader:
         timeout: float = 600.0,
         formats: Sequence[str] = FORMATS,
         device: torch.device = CPU,
+        cache: Cache | None = None,
     ) -> None:
         """
         transform: Framed, or a PIL RGB image to a (3, H, W) tensor; the latter's attribute
@@ -103,7 +105,7 @@ class Loader:
         it the last batch is short, and on ranks that get nothing of it, absent. workers: at most
         so many processes; 0 works in this one. pin_memory: only where there is a GPU. timeout:
         seconds that a batch is waited for, with workers. formats: of images that are opened.
-        device: where the batches are wanted.
+        device: where the batches are wanted. cache: of shards, on the disk.
 
         Raises DataError if a whole epoch would be empty, UserError for a format that there is not
         and where fewer files may be open than the workers need, ValueError for senseless numbers.
@@ -129,6 +131,7 @@ class Loader:
         self.timeout = timeout
         self.formats = check_formats(formats)
         self.device = device
+        self.cache = cache
         # Of several ranks, one speaks.
         self._warned: Callable[[ImageWarning], None] = Once(
             warn if rank == 0 else lambda text: None
@@ -170,13 +173,13 @@ class Loader:
                 f"batch {start_batch} of epoch {start_epoch}: an epoch has "
                 f"{self.batches_per_epoch} batches"
             )
-        with closing(self._loaded(start_epoch, start_batch, epochs)) as items:
+        with closing(self.loaded(start_epoch, start_batch, epochs)) as items:
             yield from ready(items, self.device, self._finish)
 
-    def _loaded(
+    def loaded(
         self, epoch: int, batch: int, epochs: int | None
     ) -> Generator[tuple[int, int, Loaded], None, None]:
-        """The batches as they are handed over."""
+        """As :meth:`batches`, as they are handed over, for whoever finishes them."""
         workers = self.workers
         if epochs is not None:  # no more than there are batches
             workers = min(workers, epochs * self.batches_per_epoch - batch)
@@ -205,7 +208,8 @@ class Loader:
     def _read(self, plan: Iterable[tuple[T, np.ndarray]], epochs: int | None) -> Iterator[Read[T]]:
         # What goes through the split once, and from front to back, need not hold it.
         again = self.shuffle or epochs != 1
-        return read_ahead(self.split, grouped(self.split, plan), hold=again)
+        source = self.cache.read if self.cache else read_store
+        return read_ahead(self.split, grouped(self.split, plan), again, source)
 
     def _start_workers(self, count: int, *place: Any) -> Workers:
         return Workers(count, lambda worker, count: self._work(worker, count, *place), self.timeout)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from percmae.config import Config
+from percmae.data.addresses import addresses
 from percmae.data.augment import Drawn, Framed, build_transform
+from percmae.data.cache import Cache
 from percmae.data.mixture import AnyDataset, require_labels
 from percmae.data.shards import Dataset, Split
 from percmae.data.stream import Loader
 from percmae.engine.distributed import World
 from percmae.errors import DataError, UserError
+from percmae.storage import StorePath
 
 
 def train_images(config: Config, dataset: AnyDataset) -> Split:
@@ -38,7 +41,8 @@ def train_loader(config: Config, dataset: AnyDataset, world: World) -> Loader:
     """Batches of :func:`train_images`, in the order of (seed, epoch)."""
     dataset.require_formats(config.data.formats)
     transform = build_transform(config.data, True, config.stage)
-    return _loader(config, train_images(config, dataset), transform, world)
+    cache = _cache(config, dataset)
+    return _loader(config, train_images(config, dataset), transform, world, cache)
 
 
 def eval_loader(config: Config, dataset: AnyDataset, split: str, world: World) -> Loader:
@@ -58,17 +62,33 @@ def eval_loader(config: Config, dataset: AnyDataset, split: str, world: World) -
         # Of several datasets, some of each.
         apart = 1 if isinstance(dataset, Dataset) else len(chosen) / limit
         chosen = chosen.subset("val", (np.arange(limit) * apart).astype(np.int64))
-    return whole_loader(config, chosen, config.data.batch_size, world)
+    return whole_loader(config, dataset, chosen, config.data.batch_size, world)
 
 
-def whole_loader(config: Config, split: Split, batch_size: int, world: World) -> Loader:
-    """Batches of a whole split in its own order, as they are judged, shared over the processes."""
+def whole_loader(
+    config: Config, dataset: AnyDataset, split: Split, batch_size: int, world: World
+) -> Loader:
+    """Batches of a whole split of a dataset, in its own order, shared over the processes."""
     transform = build_transform(config.data, False, config.stage)
-    return _loader(config, split, transform, world, whole=True).in_order(batch_size)
+    cache = _cache(config, dataset)
+    return _loader(config, split, transform, world, cache, whole=True).in_order(batch_size)
+
+
+def _cache(config: Config, dataset: AnyDataset) -> Cache | None:
+    """The cache that is asked for; none where all is in folders of this machine."""
+    away = (StorePath(address).is_s3 for address in addresses(dataset.uri))
+    if config.data.cache is None or not any(away):
+        return None
+    return Cache(config.data.cache, config.data.cache_bytes, dataset.digest)
 
 
 def _loader(
-    config: Config, split: Split, transform: Framed | Drawn, world: World, whole: bool = False
+    config: Config,
+    split: Split,
+    transform: Framed | Drawn,
+    world: World,
+    cache: Cache | None,
+    whole: bool = False,
 ) -> Loader:
     data = config.data
     return Loader(
@@ -85,4 +105,5 @@ def _loader(
         timeout=data.timeout,
         formats=data.formats,
         device=world.device,
+        cache=cache,
     )

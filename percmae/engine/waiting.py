@@ -75,6 +75,8 @@ class LoaderWait:
         ways = [f"raise data.workers (now {data.workers})"]
         if data.decode != "fastest":
             ways.append("choose data.decode=fastest")
+        if data.cache is None:
+            ways.append("keep what is read of a store in data.cache")
         return (
             f"training waits for images {self._all_waited / self._all_seconds:.0%} of the time: "
             + " or ".join(ways)

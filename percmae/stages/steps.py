@@ -106,19 +106,27 @@ def check(
 
 @_step
 def ingest(
-    archive_train: str,
-    archive_val: str,
-    archive_devkit: str,
+    images: str,
+    labels: str,
+    archives: Sequence[str],
     store: str,
     name: str,
     dataset: Artifact,
 ) -> None:
-    """Archives to the dataset ``<store>/datasets/<name>``, which ``dataset`` then names."""
+    """Images to the dataset ``<store>/datasets/<name>``, which ``dataset`` then names.
+
+    images, labels: as ``percmae ingest`` takes them; archives: train, val and devkit of ILSVRC,
+    which count where ``images`` is empty.
+    """
     from percmae.ingest import ingest
     from percmae.progress import note
 
     to = dataset_folder(store, name)
-    result = ingest(train=archive_train, val=archive_val, devkit=archive_devkit, to=to)
+    if images:
+        result = ingest(images=images, labels=labels, to=to)
+    else:
+        train, val, devkit = archives
+        result = ingest(train=train, val=val, devkit=devkit, to=to)
     found = result.dataset
     if result.reused:
         note(f"{found.uri}: unchanged, reused")

@@ -63,7 +63,10 @@ def test_a_person_is_told_once_what_to_change() -> None:
     told = waits.remark(data)
     assert told is not None
     assert "waits for images 2" in told
-    assert told.endswith("raise data.workers (now 3) or choose data.decode=fastest")
+    assert told.endswith(
+        "raise data.workers (now 3) or choose data.decode=fastest or keep what is read of a store "
+        "in data.cache"
+    )
     assert waits.remark(data) is None
     idle = LoaderWait(torch.device("cpu"), clock)
     train(idle, clock, 100, 0.04, 1.0)
@@ -72,7 +75,7 @@ def test_a_person_is_told_once_what_to_change() -> None:
     slow = LoaderWait(torch.device("cpu"), clock)
     train(slow, clock, 100, 0.06, 1.0)
     slow.share()
-    told = slow.remark(replace(data, decode="fastest"))
+    told = slow.remark(replace(data, decode="fastest", cache="/scratch"))
     assert told is not None
     assert told.endswith("6% of the time: raise data.workers (now 3)")
 

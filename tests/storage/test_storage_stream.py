@@ -33,7 +33,7 @@ def test_headers_of_small_members_come_many_with_a_request() -> None:
 def test_large_members_are_skipped_for_the_price_of_their_headers() -> None:
     asked = requests_of(step=1 << 20)
     assert len(asked) == 24
-    assert max(asked) == 32 << 10
+    assert max(asked) <= 64 << 10
 
 
 def test_it_gives_the_bytes_that_are_there() -> None:

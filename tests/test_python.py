@@ -19,8 +19,8 @@ from unlabelled import pattern, write_dataset
 import percmae
 from percmae.api import dataset_name, settings_of
 from percmae.cli.verbs import main
-from percmae.config import load_config, to_dict
-from percmae.data.augment import build_transform
+from percmae.config import FORMATS, load_config, to_dict
+from percmae.data.augment import framed_transform
 from percmae.data.mixture import Mixture
 from percmae.data.shards import Dataset
 from percmae.engine import evaluate as evaluating
@@ -45,6 +45,7 @@ def folder_of_images(folder: Path, count: int = 5) -> Path:
         place.mkdir(parents=True, exist_ok=True)
         pattern(number, number, 40).save(place / f"{number}.{'png' if number % 2 else 'jpg'}")
     (folder / "notes.txt").write_text("no picture")
+    (folder / "a" / "._1.png").write_bytes(b"what a file manager leaves")
     return folder
 
 
@@ -156,10 +157,13 @@ def network(run: Run) -> torch.nn.Module:
     return evaluating.pretrained_generator(run, World(0, 1, torch.device("cpu")))
 
 
-def prepared(run: Run, images: list[Image.Image]) -> torch.Tensor:
-    data = run.config.data
-    transform = build_transform(data.augment, data.image_size, False, "pretrain")
-    return torch.stack([transform(image.convert("RGB")) for image in images])
+def prepared(run: Run, files: list[Path]) -> torch.Tensor:
+    transform = framed_transform(run.config.data, False, "pretrain")
+    pixels = [
+        transform.pixels(file.read_bytes(), name=str(file), formats=FORMATS) for file in files
+    ]
+    unturned = torch.zeros(len(files), dtype=torch.bool)
+    return transform.finish(torch.from_numpy(np.stack(pixels)), unturned)
 
 
 def test_the_encoder_is_ours_in_timms_form(run: Run) -> None:
@@ -182,9 +186,9 @@ def test_features_are_the_mean_of_its_patch_tokens(run: Run, tmp_path: Path) -> 
     found = percmae.embed(run, str(folder))
     assert found.keys == ["a/1.png", "a/3.png", "b/0.jpg", "b/2.jpg", "b/4.jpg"]
     assert (found.features.shape, found.features.dtype) == ((5, 24), np.float32)
-    images = [Image.open(folder / key) for key in found.keys]
+    images = prepared(run, [folder / key for key in found.keys])
     with torch.no_grad():
-        tokens = percmae.encoder(run).forward_features(prepared(run, images))
+        tokens = percmae.encoder(run).forward_features(images)
     np.testing.assert_allclose(found.features, tokens[:, 1:].mean(1), atol=1e-5, rtol=1e-5)
     assert not np.allclose(found.features[0], found.features[1], atol=1e-3)
 

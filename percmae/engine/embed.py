@@ -19,6 +19,7 @@ from percmae.data.augment import Framed, framed_transform
 from percmae.data.decode import Once, check_formats, telling, to_rgb
 from percmae.data.mixture import AnyDataset, open_data
 from percmae.data.shards import SPLITS
+from percmae.data.tars import is_side_file
 from percmae.engine.distributed import World, distributed
 from percmae.engine.evaluate import pretrained_generator
 from percmae.engine.knn import pooled
@@ -128,9 +129,8 @@ def _pretraining(run: Run | str) -> Run:
     if opened.config.stage != "pretrain":
         raise UserError(f"run {opened.uri} is a {opened.config.stage} run; give a pretraining run")
     if not opened.complete:
-        note(
-            f"run {opened.uri} is not complete; its checkpoint of step {opened.record.step} counts"
-        )
+        step = opened.record.step
+        note(f"run {opened.uri} is not complete; its checkpoint of step {step} counts")
     return opened
 
 
@@ -207,8 +207,7 @@ def _listed(place: StorePath, config: Config) -> list[tuple[str, Any]]:
     found = [
         (entry.name, entry.path)
         for entry in place.iter()
-        if entry.name.lower().endswith(endings)
-        and not entry.name.rpartition("/")[2].startswith(".")
+        if entry.name.lower().endswith(endings) and not is_side_file(entry.name)
     ]
     if found:
         return found

@@ -45,7 +45,7 @@ def loaded(split: object) -> tuple[np.ndarray, list[int]]:
     config = load_config("mae", "demo", "pretrain", overrides=["data.image_size=32"])
     augment = config.data.augment
     augment.mean, augment.std = [0.5] * 3, [0.5] * 3
-    transform = build_transform(augment, 32, False, "pretrain")
+    transform = build_transform(config.data, False, "pretrain")
     loader = Loader(split, transform, batch_size=7, seed=0, shuffle=False, drop_last=False)  # type: ignore[arg-type]
     batches = [batch for _, _, batch in loader.batches()]
     images = np.concatenate([batch.images.numpy() for batch in batches])

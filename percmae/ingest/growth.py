@@ -20,6 +20,7 @@ from percmae.ingest.plan import Part
 from percmae.ingest.splits import Bounds, assign, choose_bounds
 
 _THREADS = 8
+_AT_A_TIME = 1024  # images that are compared
 _ORDER = ("test", "val", "train")  # what is small first: a fault shows early
 
 Shards = dict[str, list[ShardInfo]]
@@ -188,8 +189,13 @@ def _differ(
         before = shard.read_bytes(int(stored.offsets[place]), int(stored.sizes[place]))
         return prepared(row) != before
 
+    found: list[bool] = []
     with ThreadPoolExecutor(_THREADS) as pool:
-        return np.fromiter(pool.map(differs, rows.tolist()), dtype=bool, count=len(rows))
+        for first in range(
+            0, len(rows), _AT_A_TIME
+        ):  # as many as a pool may hold
+            found += pool.map(differs, rows[first : first + _AT_A_TIME].tolist())
+    return np.array(found, dtype=bool)
 
 
 def _corrupt(catalogue: Catalogue, dataset: Dataset) -> tuple[list[dict[str, Any]], np.ndarray]:

@@ -94,7 +94,7 @@ class Making:
         content = manifest.compose(
             self.to, self.catalogue, change, in_order, self.settings, before, self.more
         )
-        dataset = manifest.write(self.to, content)
+        dataset = manifest.write(self.to, content, before)
         for entry in leftovers(self.to):
             entry.path.delete()
         _sum_up(dataset)

@@ -73,8 +73,13 @@ def compose(
     return content
 
 
-def write(to: StorePath, content: Json) -> Dataset:
-    """Put a manifest into the store: the copy that stays, then the one that is the newest."""
+def write(to: StorePath, content: Json, before: Dataset | None) -> Dataset:
+    """Put a manifest into the store: the copy that stays, then the one that is the newest.
+
+    before: the dataset as it was, of which a copy stays even where it came here without one.
+    """
+    if before is not None and not pinned_path(to, before.digest).exists():
+        pinned_path(to, before.digest).write_json(before.manifest)
     pinned_path(to, content["digest"]).write_json(content)
     manifest = to / MANIFEST
     manifest.write_json(content)

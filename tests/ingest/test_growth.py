@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +91,9 @@ def test_growth_moves_no_image_to_another_split_than_a_larger_bound_would(tmp_pa
     """Bounds are those of the first ingest: of many more images the same share is held out."""
     folder, out = tree(tmp_path / "in"), tmp_path / "out"
     bounds = make(FolderSource(folder), out).dataset.manifest["bounds"]
-    grown = make(FolderSource(tree(folder, 120)), out, grow_held_out=True).dataset
+    grown = make(FolderSource(tree(folder, 90)), out, grow_held_out=True).dataset
     assert grown.manifest["bounds"] == bounds
-    assert 15 <= len(grown.split("val")) <= 50
+    assert 8 <= len(grown.split("val")) <= 32
 
 
 def test_what_goes_is_marked_and_what_changes_is_replaced(
@@ -100,6 +101,7 @@ def test_what_goes_is_marked_and_what_changes_is_replaced(
 ) -> None:
     folder, out = tree(tmp_path / "in"), tmp_path / "out"
     first = make(FolderSource(folder), out).dataset
+    shutil.rmtree(out / "manifests")  # as where the dataset was copied without them
     kind = split_of(first)
     (folder / "cat" / "001.jpg").unlink()
     (folder / "cat" / "002.jpg").write_bytes(picture(999))
@@ -116,7 +118,9 @@ def test_what_goes_is_marked_and_what_changes_is_replaced(
     assert removed == 3
     counts = [grown.manifest["splits"][name]["samples"] for name in SPLITS]
     assert counts == [len(grown.split(name)) for name in SPLITS]
-    assert everything(Dataset.open(first.pinned)) == before
+    earlier = grown.as_it_was(first.digest)
+    assert earlier is not None
+    assert everything(earlier) == before
     assert make(FolderSource(folder), out).reused
 
 

@@ -157,11 +157,6 @@ def pooled(generator: MaskedAutoencoder, images: Tensor) -> Tensor:
     return latent[:, 1:].float().mean(dim=1)
 
 
-def features(generator: MaskedAutoencoder, images: Tensor) -> Tensor:
-    """The same scaled to length 1."""
-    return F.normalize(pooled(generator, images), dim=1)
-
-
 def vote(queries: Tensor, bank: Tensor, labels: Tensor, neighbours: int) -> Tensor:
     """Class (N,) of each query (N, D): the weighted vote of its neighbours in the bank (M, D).
 

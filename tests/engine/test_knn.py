@@ -21,7 +21,7 @@ from percmae.data.shards import Dataset
 from percmae.data.stream import Loader
 from percmae.engine import knn
 from percmae.engine.distributed import World
-from percmae.engine.knn import Judge, build_judge, features, spread_out, vote
+from percmae.engine.knn import Judge, build_judge, pooled, spread_out, vote
 from percmae.engine.pretrain import pretrain
 from percmae.engine.weights import network_weights
 from percmae.models import build_model
@@ -79,6 +79,11 @@ def test_vote_equals_a_plain_loop() -> None:
 def network(config: Config) -> MaskedAutoencoder:
     torch.manual_seed(7)
     return build_model(config)
+
+
+def features(model: MaskedAutoencoder, images: torch.Tensor) -> torch.Tensor:
+    """Those of k-NN: of length 1."""
+    return F.normalize(pooled(model, images), dim=1)
 
 
 def test_features_are_of_the_whole_image(tiny: Make) -> None:

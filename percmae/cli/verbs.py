@@ -271,8 +271,8 @@ def _bench_loader(args: argparse.Namespace) -> None:
     with (
         tempfile.TemporaryDirectory(prefix="percmae-bench-") as folder,
         server.running(Path(folder)) as store,
+        store.in_environment(),
     ):
-        os.environ.update(store.environ)
         document = loader.bench(
             store.uri,
             photos=args.photos,

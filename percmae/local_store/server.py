@@ -34,6 +34,8 @@ _START_SECONDS = 30.0
 _STOP_SECONDS = 10.0
 _POLL_SECONDS = 0.03
 _PORT_TAKEN = "address already in use"
+# Settings of another store that would be taken before those of this one.
+_OVERRULING = ("AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN", "PERCMAE_STORE_CONFIG")
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,22 @@ class LocalStore:
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
             "AWS_REGION": "us-east-1",
         }
+
+    @contextmanager
+    def in_environment(self) -> Iterator[None]:
+        """This process, and what it starts, has these variables, and none that overrules them."""
+        before = {name: os.environ.get(name) for name in (*self.environ, *_OVERRULING)}
+        os.environ.update(self.environ)
+        for name in _OVERRULING:
+            os.environ.pop(name, None)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
 
     @property
     def uri(self) -> str:

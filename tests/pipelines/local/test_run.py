@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from small_pipeline import TINY, write_images
+from unlabelled import pattern
 
 from percmae.errors import ConfigError, UserError
 from percmae.stages.placement import Placement
@@ -172,6 +173,28 @@ def test_bad_input_is_refused_before_anything_starts(
     with pytest.raises(UserError, match=message):
         run(arguments.pop("variant", "mae"), RunOptions(**arguments))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_images_without_labels(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forks: ForkServer
+) -> None:
+    """A flat folder: what needs labels is left out, the run ends well and is reported."""
+    monkeypatch.setenv("PERCMAE_HOME", str(tmp_path / "home"))
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(80):
+        pattern(number % 5, number).save(photos / f"{number}.jpg")
+    options = RunOptions("t", images=str(photos), seeds=(0,), overrides=TINY, to=tmp_path / "runs")
+    options = dataclasses.replace(options, label_fractions=(1.0,), store=s3.uri("unlabelled"))
+    outcome = run("mae", options, forks)
+    skipped = {step.name for step in outcome.steps if step.skipped}
+    done = {step.name for step in outcome.steps} - skipped
+    assert done == {"check", "ingest", "pretrain", "evaluate pretrain", "report"}
+    assert {"probe", "evaluate probe", "finetune", "evaluate finetune"} <= skipped
+    assert outcome.report["labelled"] is False
+    assert outcome.report["features"]["rankme"]["n"] == 1
+    assert "features are nearest to its own" in " ".join(outcome.html.read_text().split())
 
 
 def test_steps_table() -> None:

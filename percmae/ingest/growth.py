@@ -191,9 +191,7 @@ def _differ(
 
     found: list[bool] = []
     with ThreadPoolExecutor(_THREADS) as pool:
-        for first in range(
-            0, len(rows), _AT_A_TIME
-        ):  # as many as a pool may hold
+        for first in range(0, len(rows), _AT_A_TIME):  # as many as a pool may hold
             found += pool.map(differs, rows[first : first + _AT_A_TIME].tolist())
     return np.array(found, dtype=bool)
 

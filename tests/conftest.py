@@ -44,6 +44,8 @@ LONG_FILES = {
     "engine/test_weight_files.py",
     "engine/test_weights_parent.py",
     "engine/test_whose_settings.py",
+    "ingest/test_growth.py",
+    "ingest/test_make.py",
     "jobs/test_digest.py",
     "jobs/test_manifests.py",
     "jobs/test_overlays.py",

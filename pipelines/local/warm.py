@@ -211,6 +211,10 @@ def main(descriptor: str, *modules: str) -> None:
     os.environ["_KFP_RUNTIME"] = "true"  # makes kfp import only what a step needs
     for module in (_EXECUTOR, *_MODULES, *modules):
         with contextlib.suppress(ImportError):
+            if module.startswith(
+                "timm"
+            ):  # which imports torchvision, and cannot everywhere by itself
+                importlib.import_module("percmae.vision").load_torchvision()
             importlib.import_module(module)
     if modules:  # for what trains: timm, and torchvision in the one way that works everywhere
         with contextlib.suppress(ImportError):

@@ -89,7 +89,11 @@ class Making:
             note(f"ingest: pod {pods.index} of {pods.of} has built its {len(share):,} shards")
             return None
         if pods:
-            built = pods.wait(states, shards, built, earlier)
+
+            def build(missing: PlannedShard) -> BuiltShard:
+                return self._build(work, states, [missing], {}, workers)[missing.stem]
+
+            built = pods.wait(states, shards, built, earlier, build)
         in_order = [(planned, built[planned.stem]) for planned in shards]
         content = manifest.compose(
             self.to, self.catalogue, change, in_order, self.settings, before, self.more

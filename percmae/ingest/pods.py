@@ -1,13 +1,15 @@
 """An ingest shared by the pods of an Indexed Job, which know each other through the store alone.
 
-Each pod builds the shards of its turns; pod 0 waits for the others' and writes the manifest.
+Each pod builds the shards of its turns; pod 0 waits for the others' and writes the manifest. A pod
+that no node has room for, or that is lost for good, delays it and no more: pod 0 then builds what
+is missing, the last first. Two that build the same shard write the same bytes.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -22,8 +24,7 @@ INDEX = "JOB_COMPLETION_INDEX"
 """Variable of a pod of an Indexed Job: which of them it is."""
 
 _LOOK = 2.0  # seconds between two looks into the store
-_SAY = 60.0
-_PATIENCE = 6 * 3600.0  # without a further shard: a lost pod is started anew long before
+_PATIENCE = 60.0  # without a further shard, after which pod 0 builds one itself
 
 
 @dataclass(frozen=True)
@@ -56,31 +57,29 @@ class Pods:
         shards: Sequence[PlannedShard],
         built: dict[str, BuiltShard],
         earlier: dict[str, str],
+        build: Callable[[PlannedShard], BuiltShard],
     ) -> dict[str, BuiltShard]:
         """All shards, once the other pods have built theirs.
 
-        built: those of this pod, by stem; earlier: what :meth:`begin` gave. Raises PercmaeError
-        when another pod has failed since, or none goes on.
+        built: those of this pod, by stem; earlier: what :meth:`begin` gave; build: what builds one
+        here. Raises PercmaeError when another pod has failed since.
         """
         done = dict(built)
-        progressed = said = time.monotonic()
+        progressed = time.monotonic()
         while missing := [shard for shard in shards if shard.stem not in done]:
             self._check(states, earlier)
             found = states.finished(missing)
             done |= found
-            now = time.monotonic()
             if found:
-                progressed = now
-            elif now - progressed > _PATIENCE:
-                raise PercmaeError(
-                    f"{missing[0].name} and {len(missing) - 1:,} more shards of other pods do not "
-                    f"come: none in {_PATIENCE / 3600:g} h; see to the job's pods, and that all "
-                    "read the same source"
+                progressed = time.monotonic()
+            elif time.monotonic() - progressed > _PATIENCE:
+                last = missing[-1]
+                note(
+                    f"ingest: {len(missing):,} shards of other pods do not come; building "
+                    f"{last.name} here"
                 )
-            if now - said > _SAY:
-                said = now
-                note(f"ingest: waiting for {len(missing) - len(found):,} shards of other pods")
-            if len(found) < len(missing):
+                done[last.stem] = build(last)
+            else:
                 time.sleep(_LOOK)
         return done
 

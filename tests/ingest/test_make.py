@@ -294,6 +294,17 @@ def test_pods_share_the_shards(tmp_store: StorePath, tmp_path: Path) -> None:
     assert late.reused
 
 
+def test_pods_that_never_come_are_done_without(
+    tmp_store: StorePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pods, "_PATIENCE", -1.0)
+    source = FolderSource(tree(tmp_path / "in"))
+    make(source, tmp_path / "whole" / "x")
+    assert Making(source, tmp_store / "x", SMALL, 1).run(pods.Pods(0, 3)) is not None
+    local = files(tmp_path / "whole" / "x")
+    assert {entry.name: entry.path.read_bytes() for entry in (tmp_store / "x").iter()} == local
+
+
 def test_the_error_of_a_pod_ends_the_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

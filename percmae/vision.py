@@ -8,12 +8,15 @@ neither operator, so declaring the two *schemas* first (no kernels) lets the imp
 them still fails, which is right: nothing here detects boxes. On a healthy install the schemas
 already exist after the import and nothing below changes anything.
 
-``from percmae.vision import torchvision`` everywhere, never ``import torchvision``; timm imports
-torchvision itself, so it comes from here too.
+``vision.torchvision`` everywhere, never ``import torchvision``; timm imports torchvision itself, so
+it comes from here too. Both on first use: torchvision brings torch's compiler along, which takes as
+long to import as torch itself, and a pretraining needs neither.
 """
 
 from __future__ import annotations
 
+import sys
+from functools import cache
 from types import ModuleType
 
 import torch
@@ -23,25 +26,29 @@ _OPERATORS = {
     "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 }
 # Kept for the life of the process: a Library withdraws its definitions when it is collected.
-_schemas: torch.library.Library | None = None
+_schemas: list[torch.library.Library] = []
 
-try:
-    import torchvision
-except RuntimeError as error:
-    if "torchvision::nms" not in str(error):
-        raise
-    import sys
 
-    for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
-        del sys.modules[name]
-    _schemas = torch.library.Library("torchvision", "FRAGMENT")
-    for schema in _OPERATORS.values():
-        _schemas.define(schema)
-    import torchvision
+@cache
+def load_torchvision() -> ModuleType:
+    """The torchvision package, as ``vision.torchvision`` is."""
+    try:
+        import torchvision
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        _schemas.append(torch.library.Library("torchvision", "FRAGMENT"))
+        for schema in _OPERATORS.values():
+            _schemas[0].define(schema)
+        import torchvision
+    return torchvision
 
 
 def load_timm() -> ModuleType:
-    """The timm package, imported on first use (it takes most of a second)."""
+    """The timm package."""
+    load_torchvision()
     import timm
     import timm.data
     import timm.optim
@@ -49,4 +56,7 @@ def load_timm() -> ModuleType:
     return timm
 
 
-__all__ = ["load_timm", "torchvision"]
+def __getattr__(name: str) -> ModuleType:
+    if name == "torchvision":
+        return load_torchvision()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

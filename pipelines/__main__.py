@@ -26,7 +26,7 @@ _RUN_EXAMPLES = """\
 examples:
   percmae run
   percmae run --variant ssim --tag try1 pretrain.optim.epochs=3
-  percmae run --source my-images/ --seeds 0 data.workers=2 probe.optim.epochs=20
+  percmae run --images photos/ --seeds 0 data.workers=2 probe.optim.epochs=20
 
 """
 
@@ -181,11 +181,12 @@ def _add_options(sub: argparse.ArgumentParser, **defaults: Any) -> None:
         metavar="URI",
         help="keep datasets and runs there (s3://… or a folder), not in the embedded server",
     )
-    sub.add_argument(
-        "--archives",
-        metavar="URI",
-        help="folder or s3:// prefix of the ILSVRC archives, instead of sample images",
-    )
+    text = "your own, instead: a folder, a table, archives or shards, as percmae ingest takes them"
+    sub.add_argument("--images", metavar="URI", help=text)
+    text = "of these: auto (default: folders one deep are classes), folders, or none"
+    sub.add_argument("--labels", metavar="HOW", help=text)
+    text = "or ILSVRC's: folder or s3:// prefix of its archives"
+    sub.add_argument("--archives", metavar="URI", help=text)
     sub.add_argument("--dataset", metavar="NAME", help="name the dataset is kept under")
     _add_placement(sub.add_argument_group("where the training is done"), Placement())
 

@@ -57,12 +57,14 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
     @dsl.pipeline(
         name=NAME,
         display_name="Perceptual MAE: train",
-        description="Pretrain, probe, fine-tune and evaluate on ImageNet archives, over seeds.",
+        description="Pretrain, probe, fine-tune and evaluate on images or ImageNet, over seeds.",
         pipeline_config=dsl.PipelineConfig(
             ttl_seconds_after_finished=limits.run_ttl, active_deadline_seconds=limits.run_deadline
         ),
     )
     def train(
+        images: str = "",
+        labels: str = "auto",
         archive_train: str = f"{BUCKET}/archives/{ARCHIVES['train']}",
         archive_val: str = f"{BUCKET}/archives/{ARCHIVES['val']}",
         archive_devkit: str = f"{BUCKET}/archives/{ARCHIVES['devkit']}",
@@ -85,9 +87,11 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
         """Pretrain a masked autoencoder, judge what it learned, and report.
 
         Args:
-            archive_train: Data: the training images' tar as downloaded, s3:// or a path.
-            archive_val: Data: the validation images' tar as downloaded; they become the test set.
-            archive_devkit: Data: the development kit's tar.gz, with the classes and labels.
+            images: Data: your own, a folder, table, archives or shards. Empty takes the archives.
+            labels: Data: of images; auto (folders one deep are classes), folders, or none.
+            archive_train: Data: without images, ILSVRC's tar of class tars, s3:// or a path.
+            archive_val: Data: without images, its validation images' tar, which is the test set.
+            archive_devkit: Data: without images, its development kit's tar.gz.
             dataset: Data: name under which the ingested dataset is kept in the store.
             store: Data: where datasets, runs and reports are kept, such as s3://bucket.
             variant: Training: what is learned; mae (masked pixels), ssim, msg_gan and so on.
@@ -127,6 +131,8 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
             checked = check(seeds=seeds, label_fractions=label_fractions, **what, **where)
             in_image(checked, "Check the parameters")
             ingested = ingest(
+                images=images,
+                labels=labels,
                 archive_train=archive_train,
                 archive_val=archive_val,
                 archive_devkit=archive_devkit,

@@ -23,8 +23,8 @@ LONG_FILES = {
     "cli/test_cli.py",
     "cli/test_surroundings.py",
     "data/test_ingest.py",
-    "data/test_ingest_state.py",
     "data/test_loader.py",
+    "data/test_mixture.py",
     "data/test_odd_archives.py",
     "data/test_workers.py",
     "doctor/test_doctor_tries.py",
@@ -38,6 +38,7 @@ LONG_FILES = {
     "engine/test_random_settings.py",
     "engine/test_strategy.py",
     "engine/test_surroundings.py",
+    "engine/test_unlabelled.py",
     "engine/test_variants.py",
     "engine/test_waiting.py",
     "engine/test_weight_files.py",
@@ -61,10 +62,12 @@ LONG_FILES = {
     "report/test_report_page.py",
     "report/test_report_rows.py",
     "stages/test_requests.py",
+    "stages/test_without_labels.py",
     "storage/test_storage_proxy.py",
     "storage/test_storage_retry.py",
     "storage/test_storage_roles.py",
     "storage/test_storage_s3.py",
+    "test_python.py",
 }
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from percmae.data.ingest import ingest
 from percmae.data.sample import SampleArchives, make_sample_archives
 from percmae.data.shards import Dataset
+from percmae.ingest import ingest
 
 TINY = [
     "data.image_size=32",
@@ -43,7 +43,7 @@ def sample_dataset(
     """The sample archives, ingested to a local directory in shards of 1 MiB; read only."""
     a = sample_archives
     to = tmp_path_factory.mktemp("dataset")
-    return ingest(str(a.train), str(a.val), str(a.devkit), str(to), shard_bytes=2**20).dataset
+    return ingest(**a.uris(), to=str(to), shard_size=2**20).dataset
 
 
 @pytest.fixture(scope="session")
@@ -71,4 +71,4 @@ def tiny_dataset(
     """The tiny archives, ingested to a local directory; read only."""
     a = tiny_archives
     to = tmp_path_factory.mktemp("tiny-dataset")
-    return ingest(str(a.train), str(a.val), str(a.devkit), str(to)).dataset
+    return ingest(**a.uris(), to=str(to)).dataset

@@ -22,7 +22,7 @@ from percmae.engine.precision import autocast
 from percmae.losses.build import build_objective
 from percmae.losses.objective import Draws, Micro, Objective
 from percmae.models.features import FeatureNetwork, build_features
-from percmae.vision import torchvision
+from percmae.vision import load_torchvision
 
 TrainingStep = Callable[[], None]
 # Optimiser steps and epochs that stand for the kinds of step a variant has.
@@ -144,5 +144,6 @@ def random_vgg16() -> FeatureNetwork:
 
     Its speed does not depend on them.
     """
-    layers = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"][:10])
+    vgg = load_torchvision().models.vgg
+    layers = vgg.make_layers(vgg.cfgs["D"][:10])
     return build_features("vgg16", {f"features.{k}": v for k, v in layers.state_dict().items()})

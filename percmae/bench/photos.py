@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from percmae.data.ingest import ingest
-from percmae.data.sample import make_sample_archives
 from percmae.errors import UserError
+from percmae.ingest import ingest
 
 SIZES = {"500x375": (500, 375), "short side 256": (341, 256)}
 """As ImageNet's photographs are in the middle, and as they are often re-encoded."""
@@ -70,6 +69,4 @@ def prepare(
         file = folder / f"class {number % _CLASSES}" / f"{number}.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(different[number % len(different)])
-    a = make_sample_archives(str(here / "archives"), str(folder))
-    dataset = ingest(str(a.train), str(a.val), str(a.devkit), to, shard_bytes=8 << 20)
-    return folder, dataset.manifest_uri
+    return folder, ingest(images=str(folder), to=to, shard_size=8 << 20).manifest_uri

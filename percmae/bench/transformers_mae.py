@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from percmae import vision  # noqa: F401  (torchvision, which transformers imports, comes from there)
 from percmae.config import Config
 from percmae.models.layers import NORM_EPS
+from percmae.vision import load_torchvision
 
 if TYPE_CHECKING:
     from transformers import ViTMAEForPreTraining
@@ -42,6 +42,7 @@ def hf_model(config: Config, state_dict: Mapping[str, Tensor]) -> ViTMAEForPreTr
     ``model(images, noise=noise)`` returns loss, logits (N, L, p²·3) and mask (N, L) as our forward
     pass does. Raises RuntimeError when a tensor finds no place.
     """
+    load_torchvision()  # which transformers imports
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
     encoder, decoder = config.model.encoder, config.model.decoder

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from percmae import __version__
+from percmae.data.addresses import joined
 from percmae.jobs.names import BUCKET
 
 _ABOUT = """\
@@ -72,22 +74,12 @@ def build_parser() -> argparse.ArgumentParser:
     text = "also where one of the same name is there"
     sub.add_argument("--force", action="store_true", help=text)
 
-    sub = verb("ingest", "turn ILSVRC archives into a dataset of shards")
-    for name, text in (
-        ("train", "the tar of class tars"),
-        ("val", "the tar of validation images, used as the test set"),
-        ("devkit", "the devkit's tar.gz, with classes and labels"),
-    ):
-        sub.add_argument(f"--{name}", required=True, metavar="URI", help=text)
-    sub.add_argument("--to", required=True, metavar="URI", help="folder of the dataset")
-    text = "image formats that are opened (default: as setting data.formats); others are left out"
-    sub.add_argument("--formats", nargs="+", metavar="NAME", help=text)
-    text = "classes of the real ILSVRC may lack images: the train archive is a part of it"
-    sub.add_argument("--subset", action="store_true", help=text)
+    _ingest(verb("ingest", "turn images, or ILSVRC archives, into a dataset of shards"))
+    _datasets(verb("datasets", "look at datasets, compare them, and tidy them up"))
 
     sub = verb("pretrain", "pretrain a masked autoencoder")
     _config_options(sub)
-    _training(sub, "never")
+    _training(sub, "never", "; given several times: all of them, as one dataset")
 
     for name, text in (
         ("finetune", "fine-tune a pretrained encoder on the labels"),
@@ -120,13 +112,22 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = verb("evaluate", "figures of a finished run on the test set")
     sub.add_argument("--run", required=True, metavar="URI", help="any finished run")
-    sub.add_argument("--data", required=True, metavar="MANIFEST", help="the dataset's manifest")
+    _data(sub)
     sub.add_argument("--json", action="store_true", help="one JSON document on stdout")
 
     sub = verb("reconstruct", "show what a pretrained model makes of images")
     sub.add_argument("--run", required=True, metavar="URI", help="the pretraining run")
     sub.add_argument("--images", required=True, nargs="+", metavar="FILE", help="image files")
     sub.add_argument("--to", required=True, metavar="FILE.png", help="the picture to write")
+
+    sub = verb("embed", "write the features of images by a pretrained encoder")
+    sub.add_argument("--run", required=True, metavar="URI", help="the pretraining run")
+    text = "a folder or prefix, image files, or a dataset's manifest"
+    sub.add_argument("--images", required=True, nargs="+", metavar="URI", help=text)
+    text = "of a dataset: train, val or test (default: all three)"
+    sub.add_argument("--split", metavar="S", help=text)
+    text = "the file to write: .npz (keys, features), or .parquet where there is pyarrow"
+    sub.add_argument("--out", required=True, metavar="FILE", help=text)
 
     sub = verb("report", "write the HTML report of finished runs")
     sub.add_argument("--runs", required=True, nargs="+", metavar="URI", help="runs of any stage")
@@ -263,6 +264,57 @@ def add_presets(sub: argparse.ArgumentParser, recipe: str = "mae") -> None:
     sub.add_argument("--tag", help="experiment tag; the run is named <tag>_<variant>")
 
 
+def _ingest(sub: argparse.ArgumentParser) -> None:
+    text = "a folder or prefix, a table (csv, jsonl, parquet), tar or zip archives, or shards"
+    sub.add_argument("--images", metavar="URI", help=text)
+    for name, text in (
+        ("train", "instead: ILSVRC's tar of class tars,"),
+        ("val", "its tar of validation images, used as the test set,"),
+        ("devkit", "and its devkit's tar.gz, with classes and labels"),
+    ):
+        sub.add_argument(f"--{name}", metavar="URI", help=text)
+    sub.add_argument("--to", required=True, metavar="URI", help="folder of the dataset")
+    text = "auto (default: folders one deep are classes), folders (the first is), or none"
+    sub.add_argument("--labels", default="auto", metavar="HOW", help=text)
+    text = "image formats that are opened (default: as setting data.formats); others are left out"
+    sub.add_argument("--formats", nargs="+", metavar="NAME", help=text)
+    text = "of a shard, in bytes or such as 256M (default: 128M)"
+    sub.add_argument("--shard-size", metavar="SIZE", help=text)
+    text = "make larger images JPEGs whose shorter side has N pixels (default: keep all bytes)"
+    sub.add_argument("--short-side", type=int, metavar="N", help=text)
+    sub.add_argument("--quality", type=int, metavar="Q", help="of these JPEGs (default: 90)")
+    text = "processes that build shards (default: one for each core)"
+    sub.add_argument("--workers", type=int, metavar="N", help=text)
+    text = "in an Indexed Job: its number of pods, which share the shards"
+    sub.add_argument("--of", type=int, metavar="N", help=text)
+    text = "validation and test take in new images, too, and those that were held back"
+    sub.add_argument("--grow-held-out", action="store_true", help=text)
+    text = "classes of the real ILSVRC may lack images: the train archive is a part of it"
+    sub.add_argument("--subset", action="store_true", help=text)
+    text = "read the ILSVRC archives as a whole first, to compare their published MD5"
+    sub.add_argument("--md5", action="store_true", help=text)
+
+
+def _datasets(sub: argparse.ArgumentParser) -> None:
+    actions = sub.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, text, arguments in (
+        ("ls", "the datasets below a folder or prefix", ("uri",)),
+        ("show", "what a dataset was made from, and what it holds", ("manifest",)),
+        ("diff", "images that one dataset has and another has not", ("left", "right")),
+        ("gc", "files that no manifest of a dataset refers to", ("dataset",)),
+    ):
+        action = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        for argument in arguments:
+            what = "URI" if name == "ls" else "FOLDER" if name == "gc" else "MANIFEST"
+            action.add_argument(argument, metavar=what)
+        if name == "gc":
+            action.add_argument("--delete", action="store_true", help="delete them (default: list)")
+            text = "also those of an ingest that may be under way"
+            action.add_argument("--force", action="store_true", help=text)
+        else:
+            action.add_argument("--json", action="store_true", help="as one line of JSON")
+
+
 def _config_options(sub: argparse.ArgumentParser) -> None:
     add_variant(sub)
     add_presets(sub)
@@ -280,8 +332,27 @@ def _written(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--force", action="store_true", help="replace a file that exists")
 
 
-def _training(sub: argparse.ArgumentParser, resume: str) -> None:
-    sub.add_argument("--data", required=True, metavar="MANIFEST", help="the dataset's manifest")
+class _Manifests(argparse.Action):
+    """An option that may be given several times: its values as one address."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        earlier = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, joined([earlier, values] if earlier else [values]))
+
+
+def _data(sub: argparse.ArgumentParser, several: str = "") -> None:
+    text = f"the dataset's manifest{several}"
+    sub.add_argument("--data", required=True, metavar="MANIFEST", action=_Manifests, help=text)
+
+
+def _training(sub: argparse.ArgumentParser, resume: str, several: str = "") -> None:
+    _data(sub, several)
     sub.add_argument("--to", required=True, metavar="URI", help="folder that holds the runs")
     sub.add_argument(
         "--resume",

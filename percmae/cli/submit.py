@@ -7,6 +7,7 @@ import re
 
 from percmae.cli.parser import build_parser
 from percmae.command import parse
+from percmae.data.addresses import addresses, joined
 from percmae.errors import UserError
 from percmae.jobs.work import Work, command, training
 from percmae.storage import StorePath
@@ -30,9 +31,10 @@ def work_of(arguments: list[str]) -> Work:
     # In their normal form, so that the same work has the same name.
     arguments = [_normal(argument) for argument in arguments]
     args = parse(build_parser(), arguments)
-    for name in ("data", "to", "run", "out"):
+    for name in ("data", "to", "run", "out", "images"):
         value = getattr(args, name, None)
-        if value is not None and not value.startswith("s3://"):
+        away = [] if value is None else addresses(value)
+        if not all(part.startswith("s3://") for part in away):
             raise UserError(
                 f"--{name} {value}: a pod does not see this machine's files; give s3://"
             )
@@ -47,7 +49,9 @@ def work_of(arguments: list[str]) -> Work:
 
 def _normal(argument: str) -> str:
     found = _URI.fullmatch(argument)
-    return f"{found[1]}{StorePath(found[2]).uri}" if found else argument
+    if not found:
+        return argument
+    return found[1] + joined([StorePath(part).uri for part in addresses(found[2])])
 
 
 def _pretraining(args: argparse.Namespace) -> Work:
@@ -60,8 +64,8 @@ def _pretraining(args: argparse.Namespace) -> Work:
 
 
 def _downstream(args: argparse.Namespace) -> Work:
-    from percmae.cli.parent import parent_of
     from percmae.runs.downstream import downstream_config, without_own_settings
+    from percmae.stages.parent import parent_of
 
     parent = parent_of(args.run)
     config = downstream_config(

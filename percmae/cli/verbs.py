@@ -45,16 +45,29 @@ def _put(args: argparse.Namespace) -> None:
 
 
 def _ingest(args: argparse.Namespace) -> None:
-    from percmae.config import FORMATS
-    from percmae.data.ingest import ingest
+    from percmae.ingest.verb import Asked, ingest, ingest_share
     from percmae.progress import note
 
-    archives = (args.train, args.val, args.devkit)
-    formats = args.formats or FORMATS
-    result = ingest(*archives, args.to, formats=formats, subset=args.subset)
+    asked: Asked = {name: getattr(args, name) for name in Asked.__annotations__}  # type: ignore[assignment]
+    result = ingest(**asked) if args.of is None else ingest_share(args.of, **asked)
+    if result is None:
+        return
     if result.reused:
         note(f"{result.manifest_uri}: unchanged, reused")
     print(result.manifest_uri)
+
+
+def _datasets(args: argparse.Namespace) -> None:
+    from percmae.ingest import datasets
+
+    if args.action == "ls":
+        print(datasets.listing(args.uri, args.json))
+    elif args.action == "show":
+        print(datasets.shown(args.manifest, args.json))
+    elif args.action == "diff":
+        print(datasets.difference(args.left, args.right, args.json))
+    else:
+        print(datasets.collected(args.dataset, args.delete, args.force))
 
 
 def _pretrain(args: argparse.Namespace) -> None:
@@ -70,8 +83,8 @@ def _pretrain(args: argparse.Namespace) -> None:
 
 
 def _downstream(args: argparse.Namespace) -> None:
-    from percmae.cli.parent import parent_of
     from percmae.runs.downstream import downstream_config
+    from percmae.stages.parent import parent_of
 
     parent = parent_of(args.run)
     config = downstream_config(
@@ -92,8 +105,10 @@ def _evaluate(args: argparse.Namespace) -> None:
         print(json.dumps(document))
         return
     if "reconstruction" in document:
-        neighbours = {f"knn_{name}": value for name, value in document.get("knn", {}).items()}
-        figures = document["reconstruction"] | neighbours
+        figures = document["reconstruction"]
+        for part in ("rank", "knn"):
+            told = document.get(part, {})
+            figures |= {f"{part}_{name}": value for name, value in told.items()}
     else:
         figures = {name: document[name] for name in ("top1", "top5", "loss", "ece")}
     for name, value in figures.items():
@@ -105,6 +120,15 @@ def _reconstruct(args: argparse.Namespace) -> None:
 
     reconstruct(args.run, args.images, args.to)
     print(args.to)
+
+
+def _embed(args: argparse.Namespace) -> None:
+    from percmae.engine.embed import check_target, embed, write_embedding
+
+    check_target(args.out)
+    images = args.images[0] if len(args.images) == 1 else args.images
+    write_embedding(embed(args.run, images, args.split), args.out)
+    print(args.out)
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -323,11 +347,13 @@ _WORK: dict[str, Callable[[argparse.Namespace], None]] = {
     "sample-data": _sample_data,
     "put": _put,
     "ingest": _ingest,
+    "datasets": _datasets,
     "pretrain": _pretrain,
     "finetune": _downstream,
     "probe": _downstream,
     "evaluate": _evaluate,
     "reconstruct": _reconstruct,
+    "embed": _embed,
     "report": _report,
     "export": _export,
     "import": _import,
@@ -339,7 +365,7 @@ _WORK: dict[str, Callable[[argparse.Namespace], None]] = {
 }
 
 # Trainings share their work; the rest only looks.
-_SHARED = ("pretrain", "finetune", "probe", "config", "doctor")
+_SHARED = ("pretrain", "finetune", "probe", "config", "datasets", "doctor")
 
 
 def main(argv: list[str] | None = None) -> int:

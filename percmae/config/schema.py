@@ -324,11 +324,14 @@ class Tracking:
     """Images reconstructed for mae_recon_out and TensorBoard; 0 for none."""
     images_every: Annotated[float, Field(gt=0, json_schema_extra=OPERATIONAL)] = 1.0
     """Epochs between reconstructions."""
-    knn_samples: Annotated[NonNegativeInt, Field(json_schema_extra=OPERATIONAL)] = 1000
+    knn_samples: Annotated[NonNegativeInt | None, Field(json_schema_extra=OPERATIONAL)] = None
     """Labelled training images whose encoder features classify the validation slice by nearest
-    neighbours at each validation; 0 for none."""
+    neighbours at each validation; 0 for none, null for 1000 where there are labels."""
     knn_neighbours: Annotated[PositiveInt, Field(json_schema_extra=OPERATIONAL)] = 20
     """Neighbours that vote."""
+    rankme_samples: Annotated[NonNegativeInt, Field(json_schema_extra=OPERATIONAL)] = 2048
+    """Images of the validation slice whose encoder features' effective rank (RankMe) is measured at
+    each validation, best several times the encoder's width; 0 for none."""
 
 
 @dataclass(config=SETTINGS)

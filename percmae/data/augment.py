@@ -14,7 +14,8 @@ from torch import Tensor
 from percmae.config import Augment
 from percmae.config.schema import Data
 from percmae.data.decode import Name
-from percmae.data.framing import Frame, framed, reduction_of
+from percmae.data.framing import Frame, framed, framed_image, reduction_of
+from percmae.vision import load_timm
 
 _ATTEMPTS = 10  # at a random box, as torchvision has it
 _NUMBERS = 3 + 2 * _ATTEMPTS
@@ -55,6 +56,14 @@ class Framed:
             return self._frame_of(width, height, numbers)
 
         return framed(data, choose, self.side, self._mode, self._interpolation, name, formats)
+
+    def pixels_of(self, image: Image.Image) -> np.ndarray:
+        """The same of a decoded RGB image, by a transform that takes no numbers."""
+
+        def choose(width: int, height: int) -> Frame:
+            return self._frame_of(width, height, ())
+
+        return framed_image(image, choose, self.side, self._mode, self._interpolation)
 
     def flips(self, numbers: np.ndarray) -> np.ndarray:
         """Which images (n,) are mirrored, from their numbers (n, self.numbers)."""
@@ -181,12 +190,10 @@ def _on_grid(left: int, top: int, width: int, height: int, side: int) -> Frame:
 
 
 def _finetune(augment: Augment, image_size: int) -> Callable[[Image.Image], Tensor]:
-    # Imported here: timm takes seconds, and only fine-tuning needs it.
-    from timm.data import auto_augment, create_transform
-
+    timm_data = load_timm().data
     mean, std = augment.normalisation
-    auto_augment.NAME_TO_OP.update(dict.fromkeys(_POSTERIZE, _posterize))
-    transform: Callable[[Image.Image], Tensor] = create_transform(
+    timm_data.auto_augment.NAME_TO_OP.update(dict.fromkeys(_POSTERIZE, _posterize))
+    transform: Callable[[Image.Image], Tensor] = timm_data.create_transform(
         input_size=image_size,
         is_training=True,
         scale=(augment.crop_scale[0], augment.crop_scale[1]),

@@ -56,7 +56,7 @@ def decode(
             check_effort(image.size, data)
             if min_side is not None and image.format == "JPEG":
                 image.draft("RGB", (min_side, min_side))
-            return _to_rgb(image)
+            return to_rgb(image)
     except UnidentifiedImageError:
         raise DataError(
             f"{_called(name)} is not an image that can be opened as {', '.join(formats)}"
@@ -206,7 +206,8 @@ def check_effort(size: tuple[int, int], data: bytes) -> None:
         raise ValueError(f"a JPEG of {scans:,} scans")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The image in mode RGB, over white where transparent. Raises ValueError for float pixels."""
     if image.mode == "RGB" and "transparency" not in image.info:
         image.load()
         return image

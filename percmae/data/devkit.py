@@ -80,7 +80,7 @@ def _files(data: bytes, path: StorePath) -> dict[str, bytes]:
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:*") as tar:
             for member in tar:
-                check_inside(member, str(path))
+                check_inside(member.name, str(path))
                 wanted = next((f for f in (META, GROUND_TRUTH) if _ends(member.name, f)), None)
                 if wanted:
                     check_plain(member, str(path))

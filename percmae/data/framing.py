@@ -65,17 +65,24 @@ def framed(
     name: of the image, in messages. formats: what is opened, by Pillow's names. Raises DataError
     for damaged data and data of another format.
     """
-    if mode == "exact":
-        image = decode(data, name=name, formats=formats)
-        frame = choose(*image.size)
-        left, top, width, height = frame.box
-        part = image.crop((left, top, left + width, top + height))
-        return _middle(np.asarray(part.resize(frame.size, _FILTERS[interpolation])), side)
-    found = _jpeg(data, choose, mode == "fastest") if "JPEG" in formats else None
-    if found is None:
-        pixels = np.array(decode(data, name=name, formats=formats))
-        found = pixels, choose(pixels.shape[1], pixels.shape[0])
-    return _middle(_resized(*found, interpolation), side)
+    if mode != "exact" and "JPEG" in formats:
+        found = _jpeg(data, choose, mode == "fastest")
+        if found is not None:
+            return _middle(_resized(*found, interpolation), side)
+    image = decode(data, name=name, formats=formats)
+    return framed_image(image, choose, side, mode, interpolation)
+
+
+def framed_image(
+    image: Image.Image, choose: Choose, side: int, mode: Decode, interpolation: Interpolation
+) -> np.ndarray:
+    """The pixels of a frame of a decoded RGB image: uint8 (side, side, 3)."""
+    frame = choose(*image.size)
+    if mode != "exact":
+        return _middle(_resized(np.array(image), frame, interpolation), side)
+    left, top, width, height = frame.box
+    part = image.crop((left, top, left + width, top + height))
+    return _middle(np.asarray(part.resize(frame.size, _FILTERS[interpolation])), side)
 
 
 def _jpeg(data: bytes, choose: Choose, fastest: bool) -> tuple[np.ndarray, Frame] | None:

@@ -14,14 +14,13 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
-from percmae.data.archives import ARCHIVES
 from percmae.data.devkit import Devkit, require
 from percmae.data.tars import (
     AGAIN,
     BLOCK,
-    END_MARK,
+    LARGEST_IMAGE,
     Oddities,
-    check_head,
+    check_ends,
     extract,
     members,
     open_tar,
@@ -29,16 +28,9 @@ from percmae.data.tars import (
 from percmae.errors import DataError
 from percmae.storage import StorePath
 
-# (name, size in bytes) of the published archives and their MD5.
-PUBLISHED_MD5 = {
-    (ARCHIVES["train"], 147_897_477_120): "1d675b47d978889d74fa0da5fadfb00e",
-    (ARCHIVES["val"], 6_744_924_160): "29b22e2961454d5413ddabcf34fc5622",
-}
-
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _OF_CLASS = re.compile(r"(n\d{8})_")
 _VAL_IMAGE = re.compile(r"(ILSVRC2012_val_(\d{8}))\.[A-Za-z0-9]+")
-_LARGEST_IMAGE = 256 * 2**20
 _LOOKED_AT = 100  # of the val archive's entries, before it is read
 # A class of the real data set may lack this share of its images before it is an error.
 _TOLERATED = 0.1
@@ -71,13 +63,8 @@ def look_at_archive(path: StorePath, role: str) -> None:
     else, show at once.
     """
     size = require(path, role).stat().size
-    head = path.read_bytes(0, min(size, BLOCK)) if size else b""
-    check_head(head, f"{path} ({role})")
-    if size < END_MARK or size % BLOCK or any(path.read_bytes(size - END_MARK, END_MARK)):
-        raise DataError(
-            f"{path} ({role}) does not end as a tar does: truncated after {size:,} bytes, or "
-            f"something follows its end; {AGAIN}"
-        )
+    with path.open() as file:
+        check_ends(file, size, f"{path} ({role})")
 
 
 def look_at_train(path: StorePath, devkit: Devkit, subset: bool = False) -> None:
@@ -91,13 +78,13 @@ def look_at_train(path: StorePath, devkit: Devkit, subset: bool = False) -> None
     seen: set[str] = set()
     with path.open() as file, open_tar(file, "r:", source) as tar:
         for member in members(tar, source, odd):
-            wnid = _wnid(member, source, labels)
+            wnid = class_of(member, source, labels)
             if wnid in seen:
                 raise DataError(f"{source}: class archive {member.name} comes twice")
             seen.add(wnid)
             empty = _look_at_class(extract(tar, member), member.size, wnid, source, devkit)
             if empty and not subset:
-                _check_count(0, wnid, f"{source} → {member.name}", devkit)
+                check_count(0, wnid, f"{source} → {member.name}", devkit)
     missing = [c.wnid for c in devkit.classes if c.wnid not in seen]
     if missing:
         raise DataError(
@@ -110,22 +97,14 @@ def _look_at_class(file: Any, size: int, wnid: str, source: str, devkit: Devkit)
     """Look at the first image's header and the end of a class archive; whether it holds none."""
     inside = f"{source} → {wnid}.tar"
     try:
-        head = file.read(BLOCK)
-        if any(head):  # else it is empty: that begins with the mark of its end
-            check_head(head, inside)
+        check_ends(file, size, inside, may_be_empty=True)
         file.seek(0)
         with open_tar(file, "r:", inside) as tar:
             first = next(members(tar, inside, Oddities()), None)
-        file.seek(max(0, size - END_MARK))
-        ended = not any(file.read(END_MARK))
     except tarfile.TarError as error:  # the outer archive ends before this one
         raise DataError(f"{inside} is truncated ({error}); {AGAIN}") from None
-    if not ended:
-        raise DataError(
-            f"{inside} does not end as a tar does: truncated, or something follows its end; {AGAIN}"
-        )
     if first is not None:
-        _train_key(first, wnid, inside, devkit.labels)
+        train_key(first, wnid, inside, devkit.labels)
     return first is None
 
 
@@ -134,7 +113,7 @@ def look_at_val(path: StorePath, devkit: Devkit) -> None:
     source = str(path)
     with path.open() as file, open_tar(file, "r:", source) as tar:
         for member in itertools.islice(members(tar, source, Oddities()), _LOOKED_AT):
-            _val_number(member, source, devkit)
+            val_number(member, source, devkit)
 
 
 def train_images(
@@ -155,14 +134,14 @@ def train_images(
     labels = devkit.labels
     with open_tar(stream, "r|", source) as outer:
         for member in members(outer, source, odd):
-            wnid = _wnid(member, source, labels)
+            wnid = class_of(member, source, labels)
             offset = start.offset + member.offset
             skip = start.skip if member.offset == 0 else 0
             inside = f"{source} → {member.name}"
             keys: set[str] = set()
             with open_tar(extract(outer, member), "r|", inside) as inner:
                 for number, image in enumerate(members(inner, inside, odd)):
-                    key = _train_key(image, wnid, inside, labels)
+                    key = train_key(image, wnid, inside, labels)
                     if key in keys:
                         raise DataError(f"{inside}: image {image.name} comes twice")
                     keys.add(key)
@@ -173,7 +152,7 @@ def train_images(
                     path = f"{member.name}/{image.name}"
                     yield ArchivedImage(key, labels[wnid], data, path, place)
             if not subset:
-                _check_count(len(keys), wnid, inside, devkit)
+                check_count(len(keys), wnid, inside, devkit)
 
 
 def val_images(
@@ -186,7 +165,7 @@ def val_images(
     """
     with open_tar(stream, "r|", source) as tar:
         for member in members(tar, source, odd):
-            key, number = _val_number(member, source, devkit)
+            key, number = val_number(member, source, devkit)
             data = _read_image(tar, member, source)
             padded = -(-member.size // BLOCK) * BLOCK
             after = Position(start.offset + member.offset_data + padded)
@@ -194,7 +173,8 @@ def val_images(
             yield ArchivedImage(key, label, data, member.name, after)
 
 
-def _wnid(member: tarfile.TarInfo, source: str, labels: dict[str, int]) -> str:
+def class_of(member: tarfile.TarInfo, source: str, labels: dict[str, int]) -> str:
+    """The wnid of a class archive. Raises DataError for what is none, or of no known class."""
     path = PurePosixPath(member.name)
     if path.suffix != ".tar":
         raise DataError(
@@ -206,7 +186,8 @@ def _wnid(member: tarfile.TarInfo, source: str, labels: dict[str, int]) -> str:
     return path.stem
 
 
-def _train_key(image: tarfile.TarInfo, wnid: str, inside: str, labels: dict[str, int]) -> str:
+def train_key(image: tarfile.TarInfo, wnid: str, inside: str, labels: dict[str, int]) -> str:
+    """Key of a training image. Raises DataError for one of another class, and a strange name."""
     stem = PurePosixPath(image.name).stem.replace(".", "_")
     other = _OF_CLASS.match(stem)
     if other and other[1] != wnid and other[1] in labels:
@@ -219,8 +200,8 @@ def _train_key(image: tarfile.TarInfo, wnid: str, inside: str, labels: dict[str,
     return key
 
 
-def _val_number(member: tarfile.TarInfo, source: str, devkit: Devkit) -> tuple[str, int]:
-    """(key, number) of a validation image."""
+def val_number(member: tarfile.TarInfo, source: str, devkit: Devkit) -> tuple[str, int]:
+    """(key, number) of a validation image, which counts from 1. Raises DataError for another."""
     match = _VAL_IMAGE.fullmatch(PurePosixPath(member.name).name)
     number = int(match[2]) if match else 0
     if not match or not 1 <= number <= len(devkit.val_labels):
@@ -231,7 +212,7 @@ def _val_number(member: tarfile.TarInfo, source: str, devkit: Devkit) -> tuple[s
     return match[1], number
 
 
-def _check_count(found: int, wnid: str, inside: str, devkit: Devkit) -> None:
+def check_count(found: int, wnid: str, inside: str, devkit: Devkit) -> None:
     """Raise DataError where a class of the real data set is far from its number of images."""
     due = int(devkit.train_images[devkit.labels[wnid]])
     if devkit.is_ilsvrc and abs(found - due) > _TOLERATED * due:
@@ -242,7 +223,7 @@ def _check_count(found: int, wnid: str, inside: str, devkit: Devkit) -> None:
 
 
 def _read_image(tar: tarfile.TarFile, member: tarfile.TarInfo, source: str) -> bytes:
-    if member.size > _LARGEST_IMAGE:
+    if member.size > LARGEST_IMAGE:
         raise DataError(f"{source}: {member.name} has {member.size:,} bytes; not an image")
     try:
         data: bytes = extract(tar, member).read()

@@ -52,6 +52,10 @@ class SampleArchives:
     devkit: Path
     reused: bool
 
+    def uris(self) -> dict[str, str]:
+        """As ``percmae.ingest.ingest`` takes them."""
+        return {"train": str(self.train), "val": str(self.val), "devkit": str(self.devkit)}
+
 
 def make_sample_archives(out: str | Path, source: str = DEFAULT_SOURCE) -> SampleArchives:
     """Write ILSVRC archives of real images into the directory ``out``.

@@ -144,10 +144,11 @@ def _cifar10(scratch: Path) -> Source:
 
 def _imagenette(scratch: Path) -> Source:
     """13,394 photos of 10 ImageNet classes, 160 px, downloaded by torchvision (94 MB)."""
-    from percmae.vision import torchvision
+    from percmae.vision import load_torchvision
 
     dataset = _download(
-        lambda: torchvision.datasets.Imagenette(scratch, size="160px", download=True), "imagenette"
+        lambda: load_torchvision().datasets.Imagenette(scratch, size="160px", download=True),
+        "imagenette",
     )
     found = _from_folder(next(scratch.glob("imagenette2*/train")).parent)
     names = dict(zip(dataset.wnids, dataset.classes, strict=True))
@@ -169,9 +170,9 @@ LAST_SOURCE = "mnist"
 
 
 def _torchvision(name: str, classes: list[str] | None, scratch: Path) -> Source:
-    from percmae.vision import torchvision
+    from percmae.vision import load_torchvision
 
-    kind = getattr(torchvision.datasets, name)
+    kind = getattr(load_torchvision().datasets, name)
     train = _download(lambda: kind(scratch, train=True, download=True), name)
     val = kind(scratch, train=False)
     return Source(

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from percmae.data.shards import ShardInfo
+from percmae.data.shards import UNLABELLED, IndexRow, ShardInfo, index_table
 from percmae.storage import StorePath
 
 _BLOCK = 512
@@ -27,7 +27,7 @@ class ShardWriter:
         self._folder = folder
         self._stem = stem
         self._sha = hashlib.sha256()
-        self._rows: list[tuple[int, int, int, bytes]] = []
+        self._rows: list[IndexRow] = []
         self._stack = ExitStack()
         self._finished = False
         self.bytes = 0
@@ -41,10 +41,27 @@ class ShardWriter:
             raise RuntimeError(f"shard {self._tar} was not finished")
         self._stack.__exit__(*error)  # type: ignore[arg-type]
 
-    def add(self, key: str, data: bytes, label: int) -> None:
-        """Append one sample. ``key`` has no dot (WebDataset splits names at the first one)."""
-        self._rows.append((self.bytes + _BLOCK, len(data), label, key.encode()))
-        self._write(_member(f"{key}.jpg", data) + _member(f"{key}.cls", str(label).encode()))
+    def add(
+        self,
+        key: str,
+        data: bytes,
+        label: int,
+        stamp: int = 0,
+        phash: int = 0,
+        ending: str = ".jpg",
+    ) -> None:
+        """Append one sample. ``key`` has no dot (WebDataset splits names at the first one).
+
+        label: UNLABELLED for none; ending: of the image's file; stamp, phash: for the index.
+        """
+        header = _header(f"{key}{ending}", len(data))
+        encoded = key.encode(errors="surrogateescape")
+        self._rows.append((self.bytes + len(header), len(data), label, encoded, stamp, phash))
+        parts = [header, data, _padding(data)]
+        if label != UNLABELLED:
+            text = str(label).encode()
+            parts += [_header(f"{key}.cls", len(text)), text, _padding(text)]
+        self._write(b"".join(parts))
 
     def finish(self) -> ShardInfo:
         """Close the shard, write its index, and describe both."""
@@ -72,15 +89,26 @@ class ShardWriter:
         self.bytes += len(data)
 
 
-def _member(name: str, data: bytes) -> bytes:
+def stored_bytes(sizes: np.ndarray, labelled: np.ndarray) -> np.ndarray:
+    """Bytes that images of these sizes take in a shard, int64 (n,); labelled: bool (n,)."""
+    label = 2 * _BLOCK  # header and content
+    return _BLOCK + -(-sizes // _BLOCK) * _BLOCK + np.where(labelled, label, 0)
+
+
+def _header(name: str, size: int) -> bytes:
     header = tarfile.TarInfo(name)  # mtime, uid and gid are 0, mode is 644
-    header.size = len(data)
-    return b"".join((header.tobuf(tarfile.USTAR_FORMAT), data, bytes(-len(data) % _BLOCK)))
+    header.size = size
+    try:
+        return header.tobuf(tarfile.USTAR_FORMAT)
+    except ValueError:  # a name of more than 100 bytes that ustar cannot cut in two
+        return header.tobuf(tarfile.GNU_FORMAT)
 
 
-def _index_bytes(rows: list[tuple[int, int, int, bytes]]) -> bytes:
-    width = max((len(row[3]) for row in rows), default=1)
-    fields = [("offset", "<u8"), ("size", "<u4"), ("label", "<i4"), ("key", f"S{width}")]
+def _padding(data: bytes) -> bytes:
+    return bytes(-len(data) % _BLOCK)
+
+
+def _index_bytes(rows: list[IndexRow]) -> bytes:
     buffer = io.BytesIO()
-    np.save(buffer, np.array(rows, dtype=fields), allow_pickle=False)
+    np.save(buffer, index_table(rows), allow_pickle=False)
     return buffer.getvalue()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any
 
 from percmae.errors import DataError
@@ -19,6 +18,8 @@ BLOCK = tarfile.BLOCKSIZE
 END_MARK = 2 * BLOCK
 """Bytes of zeros at the end of any tar."""
 AGAIN = "download it again"
+LARGEST_IMAGE = 256 * 2**20
+"""Bytes beyond which a file is no image."""
 
 _BUFFER = 64 * 2**10
 # What file managers of macOS, Windows, KDE and Synology leave beside one's files.
@@ -59,6 +60,12 @@ class Oddities:
         self.side_files += 1
         self.first_side_file = self.first_side_file or name
 
+    def add(self, other: Oddities) -> None:
+        """Count those of another archive, which comes behind, as well."""
+        self.side_files += other.side_files
+        self.first_side_file = self.first_side_file or other.first_side_file
+        self.joined += other.joined
+
     def lines(self) -> Iterator[str]:
         """A line for each kind, with the number and the first."""
         if self.side_files:
@@ -90,6 +97,24 @@ def check_head(head: bytes, source: str) -> None:
         raise DataError(f"{source} {reason}; {cure}") from None
 
 
+def check_ends(file: Any, size: int, source: str, may_be_empty: bool = False) -> None:
+    """Raise DataError unless a file of this size begins and ends as a tar does.
+
+    Two small reads, so that the commonest faults, a download cut short and a file that is something
+    else, show at once. may_be_empty: it may begin with the mark of its end.
+    """
+    file.seek(0)
+    head = file.read(BLOCK)
+    if any(head) or not may_be_empty:
+        check_head(head, source)
+    file.seek(max(0, size - END_MARK))
+    if size < END_MARK or size % BLOCK or any(file.read(END_MARK)):
+        raise DataError(
+            f"{source} does not end as a tar does: truncated after {size:,} bytes, or something "
+            f"follows its end; {AGAIN}"
+        )
+
+
 def open_tar(stream: Any, mode: Any, source: str) -> tarfile.TarFile:
     """``mode``: ``r|`` for a stream, ``r:`` for a file that can seek."""
     try:
@@ -117,7 +142,7 @@ def members(tar: tarfile.TarFile, source: str, odd: Oddities) -> Iterator[tarfil
             return
         # TarFile remembers all it saw, about 1 KB a file, for methods that are not used here.
         tar.members.clear()  # type: ignore[attr-defined]
-        check_inside(member, source)
+        check_inside(member.name, source)
         check_plain(member, source)
         if member.isdir():
             continue
@@ -129,7 +154,7 @@ def members(tar: tarfile.TarFile, source: str, odd: Oddities) -> Iterator[tarfil
 
 def is_side_file(name: str) -> bool:
     """Whether a file manager left it, not a person."""
-    *folders, base = PurePosixPath(name).parts or ("",)
+    *folders, base = name.rstrip("/").split("/")
     return (
         base.startswith("._")
         or base.lower() in _SIDE_NAMES
@@ -137,13 +162,11 @@ def is_side_file(name: str) -> bool:
     )
 
 
-def check_inside(member: tarfile.TarInfo, source: str) -> None:
+def check_inside(name: str, source: str) -> None:
     """Raise DataError for an entry that would be unpacked elsewhere."""
-    name = member.name
-    if name.startswith(("/", "\\")) or ".." in PurePosixPath(name.replace("\\", "/")).parts:
+    if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/"):
         raise DataError(
-            f"{source}: entry {name!r} points outside the archive; this is not an ILSVRC archive, "
-            "do not unpack it"
+            f"{source}: entry {name!r} points outside the archive; do not unpack it, use another"
         )
 
 
@@ -151,8 +174,8 @@ def check_plain(member: tarfile.TarInfo, source: str) -> None:
     """Raise DataError for what is neither a file nor a folder."""
     if not (member.isdir() or member.isreg()):
         raise DataError(
-            f"{source}: entry {member.name!r} is a link or device, which no ILSVRC archive holds; "
-            "do not unpack it"
+            f"{source}: entry {member.name!r} is a link or device, not a file with an image in it; "
+            "do not unpack it, use an archive of files alone"
         )
 
 

@@ -51,12 +51,14 @@ def _package(name: str, fix: str) -> Finding:
 
 
 def _torchvision() -> Iterator[Finding]:
+    from percmae import vision
+
     try:
-        from percmae import vision
+        vision.load_torchvision()
     except (ImportError, RuntimeError) as error:
         yield Finding(False, "torchvision", str(error), "install the build that fits your torch")
         return
-    compiled = vision._schemas is None
+    compiled = not vision._schemas
     found = "compiled operators" if compiled else "without its compiled operators (not needed here)"
     yield Finding(True, "torchvision imports", found)
 

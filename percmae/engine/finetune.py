@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from percmae.config import Config
 from percmae.config.naming import Features
 from percmae.data.batch import Batch
+from percmae.data.mixture import open_one
 from percmae.data.shards import Dataset
 from percmae.data.stream import Loader, Source
 from percmae.engine.calls import training_call
@@ -30,7 +31,7 @@ from percmae.models.classifier import Classifier
 from percmae.models.weights import Tensors
 from percmae.progress import note
 from percmae.runs.parent import Parent, WeightsFile
-from percmae.runs.record import Run, RunResult, identity_of
+from percmae.runs.record import Run, RunResult, begun, identity_of
 from percmae.vision import load_timm
 
 
@@ -133,8 +134,9 @@ def finetune(
     position embeddings are interpolated. features: ``untrained`` is the control, training from
     scratch: the network as it was before pretraining, namely a run's own initial weights, from its
     seed; of a file, an encoder of its sizes drawn from this run's seed. Writes
-    ``<to>/<name>_finetune/``. Raises UserError for bad input (a run without a checkpoint, a class
-    count that is not the dataset's, sizes that do not fit the weights, pixels to be fine-tuned).
+    ``<to>/<name>_finetune/``. Of images only some of which are labelled, those count. Raises
+    UserError for bad input (no labels, a run without a checkpoint, a class count that is not the
+    dataset's, sizes that do not fit the weights, pixels to be fine-tuned).
     """
     if features == "pixels":
         raise UserError("pixels have no encoder to fine-tune; give them to a probe")
@@ -162,16 +164,25 @@ def _train(
     config: Config, parent: Parent, data: str, to: str, resume: str, features: Features
 ) -> RunResult:
     with distributed(config) as world:
-        dataset = world.first(lambda: Dataset.open(data))
+        name = config.name_on(features)
+        run, dataset = world.first(lambda: begun(to, name, open_one(data, config.stage)))
         identity = identity_of(config, dataset, parent, features)
         config = identity.config
 
         def learner(fresh: bool) -> ClassifyLearner:
+            if world.main:
+                _tell_of_labels(dataset)
             model = _model(config, parent, dataset, features, world)
             val = eval_loader(config, dataset, "val", world)
             return ClassifyLearner(config, model, world, val)
 
-        return carry_out(identity, dataset, to, resume, world, learner)
+        return carry_out(identity, dataset, to, run, resume, world, learner)
+
+
+def _tell_of_labels(dataset: Dataset) -> None:
+    images, labelled = len(dataset.split("train")), dataset.labelled_images
+    if labelled < images:
+        note(f"{dataset.uri}: {labelled:,} of {images:,} training images have a label; these count")
 
 
 def _model(

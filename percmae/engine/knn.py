@@ -1,13 +1,14 @@
-"""k-nearest-neighbour accuracy of the encoder: the live sign that a representation improves.
+"""What is told of an encoder while it is pretrained: the live signs that it learns something.
 
-Nothing is trained for it: labelled training images near a validation image in feature space vote
-on its class.
+Nothing is trained for it. Two figures on held-out images, both without augmentation:
 
-- Bank: at most ``tracking.knn_samples`` images of the training split, chosen by a fixed seed and
-  spread over the classes as evenly as they allow (see :func:`spread_out`): the same ones in each
-  run on a dataset. Queries: the validation slice that the loss is measured on
-  (``trainer.val_samples``), at most ``tracking.knn_samples`` of it, chosen likewise. Both under the
-  evaluation transform, without augmentation.
+**k-nearest-neighbour accuracy**, where there are labels: labelled training images near a held-out
+image in feature space vote on its class.
+
+- Bank: at most ``tracking.knn_samples`` labelled images of the training split, chosen by a fixed
+  seed and spread over the classes as evenly as they allow (see :func:`spread_out`): the same ones
+  in each run on a dataset. Queries: the labelled images of the validation slice that the loss is
+  measured on (``trainer.val_samples``), at most ``tracking.knn_samples`` of it, chosen likewise.
 - Features: the encoder's output on the whole image (no patch removed), mean over the patch tokens
   after the final norm, scaled to length 1.
 - Vote: each of the ``tracking.knn_neighbours`` images of the bank with the largest cosine counts
@@ -16,6 +17,10 @@ on its class.
 
 A bank with fewer images than there are classes cannot answer with all of them; raise
 ``tracking.knn_samples`` where that matters.
+
+**Effective rank**, with labels or without (:mod:`percmae.engine.rankme`): of the features, before
+they are scaled, of at most ``tracking.rankme_samples`` images of the validation slice. Of one
+choice of both sizes the smaller is among the larger, so each image is seen once.
 """
 
 from __future__ import annotations
@@ -29,13 +34,17 @@ from torch import Tensor
 
 from percmae.config import Config
 from percmae.data.batch import Batch
-from percmae.data.shards import Dataset, Split
+from percmae.data.mixture import AnyDataset, require_labels
+from percmae.data.shards import Split
 from percmae.data.stream import Loader
 from percmae.engine.distributed import World
 from percmae.engine.loaders import whole_loader
 from percmae.engine.precision import autocast
+from percmae.engine.rankme import rankme
 from percmae.models.mae import CHANNELS, MaskedAutoencoder
 
+KNN_SAMPLES = 1000
+"""Images of the bank, and of the queries, where nothing else is asked for."""
 TEMPERATURE = 0.07
 CHOICE_SEED = 20180505
 # Images of one forward pass. Not data.batch_size: with chunks that never change, a feature is the
@@ -45,72 +54,104 @@ CHUNK = 64
 CACHE_BYTES = 256 << 20
 
 
-class KNN:
-    """k-NN top-1 of an encoder on one dataset; call it at each validation, in every process.
+class Judge:
+    """The figures of an encoder on held-out images; call it at each validation, in every process.
 
-    train, val: the splits of the dataset that the bank and the queries are taken from.
+    train, val: the splits that the bank and the queries are taken from; samples: of the bank, and
+    of the queries, for k-NN (0 for none); ranked: images whose features' rank is measured.
     """
 
     def __init__(
-        self, config: Config, dataset: Dataset, train: Split, val: Split, world: World
+        self, config: Config, train: Split, val: Split, world: World, samples: int, ranked: int
     ) -> None:
         self.config, self.world = config, world
-        loaders = [_loader(config, dataset, split, world) for split in (train, val)]
+        held_out = spread_out(val.labels, max(samples, ranked))
+        # Places of each choice among all that are held out.
+        self._asked = np.flatnonzero(
+            np.isin(held_out, spread_out(val.labels, samples)) & (val.labels[held_out] >= 0)
+        )
+        self._ranked = np.flatnonzero(np.isin(held_out, spread_out(val.labels, ranked)))
+        bank = spread_out(train.labels, samples) if len(self._asked) else np.empty(0, np.int64)
+        loaders = [
+            _loader(config, split.subset(split.name, chosen), world)
+            for split, chosen in ((train, bank), (val, held_out))
+        ]
         pixels = CHANNELS * config.data.image_size**2
         share = sum(min(len(x.split), x.batches_per_epoch * CHUNK) for x in loaders)
         keep = share * pixels * torch.float32.itemsize <= CACHE_BYTES
-        self._bank, self._queries = (_Images(loader, keep) for loader in loaders)
+        self._bank, self._held_out = (_Images(loader, keep) for loader in loaders)
 
     @torch.no_grad()
-    def __call__(self, generator: MaskedAutoencoder) -> float:
-        """Share of the queries whose class the vote finds; the same in every process.
+    def __call__(self, generator: MaskedAutoencoder) -> dict[str, float]:
+        """``rankme``, and ``knn_top1``, the share of the queries whose class the vote finds.
 
-        Draws no random numbers and leaves the network in the mode it was in. Raises what the
-        loader raises.
+        Each where it is asked for; the same in every process. Draws no random numbers and leaves
+        the network in the mode it was in. Raises what the loader raises.
         """
         training = generator.training
         generator.eval()
         try:
-            return self._top1(generator)
+            return self._figures(generator)
         finally:
             generator.train(training)
 
-    def _top1(self, generator: MaskedAutoencoder) -> float:
-        device = self.world.device
-        bank = torch.zeros(len(self._bank.split), generator.cls_token.shape[-1], device=device)
-        for batch in self._bank:
-            bank[batch.ids] = self._features(generator, batch)
-        # Each process has filled its rows and left the others zero: the sum is the whole bank.
-        bank = self.world.sum(bank)
+    def _figures(self, generator: MaskedAutoencoder) -> dict[str, float]:
+        held_out, figures = self._all_features(generator, self._held_out), {}
+        if len(self._ranked):
+            figures["rankme"] = rankme(held_out[torch.from_numpy(self._ranked)])
+        if len(self._asked) and len(self._bank.split):
+            figures["knn_top1"] = self._top1(generator, F.normalize(held_out, dim=1))
+        return figures
+
+    def _top1(self, generator: MaskedAutoencoder, held_out: Tensor) -> float:
+        device, neighbours = self.world.device, self.config.tracking.knn_neighbours
+        bank = F.normalize(self._all_features(generator, self._bank), dim=1)
         labels = torch.from_numpy(self._bank.split.labels).to(device)
+        # A process asks for its share of them.
+        mine = self._asked[self.world.rank :: self.world.size]
         right = torch.zeros((), dtype=torch.int64, device=device)
-        for batch in self._queries:
-            found = vote(
-                self._features(generator, batch),
-                bank,
-                labels,
-                self.config.tracking.knn_neighbours,
-            )
-            right += (found == batch.labels).sum()
-        return int(self.world.sum(right)) / len(self._queries.split)
+        for some in np.split(mine, range(CHUNK, len(mine), CHUNK)):
+            found = vote(held_out[torch.from_numpy(some)], bank, labels, neighbours)
+            answers = torch.from_numpy(self._held_out.split.labels[some])
+            right += (found == answers.to(device)).sum()
+        return int(self.world.sum(right)) / len(self._asked)
 
-    def _features(self, generator: MaskedAutoencoder, batch: Batch) -> Tensor:
-        with autocast(self.config, self.world.device):
-            return features(generator, batch.images)
+    def _all_features(self, generator: MaskedAutoencoder, images: _Images) -> Tensor:
+        """Features (n, D), not scaled, of all images, in every process."""
+        device = self.world.device
+        rows = torch.zeros(len(images.split), generator.cls_token.shape[-1], device=device)
+        for batch in images:
+            with autocast(self.config, device):
+                rows[batch.ids] = pooled(generator, batch.images)
+        # Each process has filled its rows and left the others zero: the sum is all of them.
+        return self.world.sum(rows)
 
 
-def build_knn(config: Config, dataset: Dataset, val: Split, world: World) -> KNN | None:
-    """The figure as ``config.tracking`` has it, on the validation slice ``val``; None for none."""
-    if not config.tracking.knn_samples:
+def build_judge(config: Config, dataset: AnyDataset, val: Split, world: World) -> Judge | None:
+    """The figures as ``config.tracking`` has them, on the validation slice ``val``; None for none.
+
+    Raises UserError where k-NN is asked for in so many words and there are no labels.
+    """
+    tracking = config.tracking
+    if tracking.knn_samples:
+        require_labels(dataset, f"tracking.knn_samples={tracking.knn_samples}")
+    samples = KNN_SAMPLES if tracking.knn_samples is None else tracking.knn_samples
+    if not samples and not tracking.rankme_samples:
         return None
-    return KNN(config, dataset, dataset.split("train"), val, world)
+    train = dataset.split("train").labelled()
+    return Judge(config, train, val, world, samples, tracking.rankme_samples)
+
+
+def pooled(generator: MaskedAutoencoder, images: Tensor) -> Tensor:
+    """Features (N, D), float32, of normalised images (N, 3, H, W), all patches kept: the mean."""
+    everywhere = torch.arange(generator.patches, device=images.device).expand(len(images), -1)
+    latent = generator.encode(generator.patchify(images), everywhere)
+    return latent[:, 1:].float().mean(dim=1)
 
 
 def features(generator: MaskedAutoencoder, images: Tensor) -> Tensor:
-    """Features (N, D), float32 of length 1, of normalised images (N, 3, H, W), all patches kept."""
-    everywhere = torch.arange(generator.patches, device=images.device).expand(len(images), -1)
-    latent = generator.encode(generator.patchify(images), everywhere)
-    return F.normalize(latent[:, 1:].float().mean(dim=1), dim=1)
+    """The same scaled to length 1."""
+    return F.normalize(pooled(generator, images), dim=1)
 
 
 def vote(queries: Tensor, bank: Tensor, labels: Tensor, neighbours: int) -> Tensor:
@@ -128,7 +169,8 @@ def vote(queries: Tensor, bank: Tensor, labels: Tensor, neighbours: int) -> Tens
 def spread_out(labels: np.ndarray, count: int) -> np.ndarray:
     """Sorted positions of at most ``count`` samples, as many of each class as can be.
 
-    labels: class of each sample, int64 (n,). Classes are gone through in rounds, each giving one
+    labels: class of each sample, int64 (n,); those without a label are as one class more. Classes
+    are gone through in rounds, each giving one
     sample a round as long as it has any; which, is drawn with a fixed seed. A last round that is
     not whole takes the first classes, so that two splits are cut to the same ones.
     """
@@ -140,10 +182,9 @@ def spread_out(labels: np.ndarray, count: int) -> np.ndarray:
     return np.sort(by_class[np.argsort(rounds, kind="stable")[:count]])
 
 
-def _loader(config: Config, dataset: Dataset, split: Split, world: World) -> Loader:
-    """Chunks of what is chosen of a split, shared over the processes."""
-    chosen = spread_out(split.labels, config.tracking.knn_samples)
-    return whole_loader(config, dataset, split.subset(split.name, chosen), CHUNK, world)
+def _loader(config: Config, split: Split, world: World) -> Loader:
+    """Chunks of a split, shared over the processes."""
+    return whole_loader(config, split, CHUNK, world)
 
 
 class _Images:

@@ -65,6 +65,16 @@ def scales_grid(originals: Tensor, scales: list[Tensor]) -> Tensor:
     return _framed([*enlarged, originals])
 
 
+def neighbours_grid(queries: Tensor, nearest: Tensor) -> Tensor:
+    """One picture of what lies near what; each query a row, with its neighbours, nearest first.
+
+    queries (N, 3, H, W), nearest (N, K, 3, H, W), all in [0, 1]. A wider line stands behind the
+    queries.
+    """
+    lead = F.pad(queries, (0, 3 * _GAP), value=_WHITE)
+    return torch.cat([_framed([lead]), _framed(list(nearest.unbind(1)))], dim=2)
+
+
 def _framed(columns: list[Tensor]) -> Tensor:
     """Columns of images (N, 3, H, W) as one picture with white lines between them."""
     pictures = torch.stack(columns, dim=1)

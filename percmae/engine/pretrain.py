@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from percmae.config import Config
 from percmae.data.batch import Batch
-from percmae.data.shards import Dataset
+from percmae.data.mixture import open_data
 from percmae.data.stream import Loader
 from percmae.engine.calls import set_up
 from percmae.engine.carry_out import carry_out
 from percmae.engine.contest import Contest
 from percmae.engine.distributed import World, distributed
 from percmae.engine.features import feature_network
-from percmae.engine.knn import KNN, build_knn
+from percmae.engine.knn import Judge, build_judge
 from percmae.engine.learner import Learner
 from percmae.engine.loaders import eval_loader
 from percmae.engine.optim import Group, build_optimizer, parameter_groups
@@ -34,7 +34,7 @@ from percmae.losses.draws import Draws
 from percmae.losses.objective import Micro, Objective, Terms
 from percmae.models.weights import load_generator
 from percmae.progress import note
-from percmae.runs.record import RunResult, identity_of
+from percmae.runs.record import RunResult, begun, identity_of
 
 FIXED_MASK_SEED = 20221229
 
@@ -45,7 +45,7 @@ def fixed_draws(rows: int, device: torch.device) -> Draws:
 
 
 class PretrainLearner(Learner):
-    """A variant's objective under the loop; ``knn`` judges its encoder at each validation."""
+    """A variant's objective under the loop; ``judge`` tells of its encoder at each validation."""
 
     def __init__(
         self,
@@ -53,10 +53,10 @@ class PretrainLearner(Learner):
         objective: Objective,
         world: World,
         val: Loader,
-        knn: KNN | None = None,
+        judge: Judge | None = None,
     ) -> None:
         self.config, self.objective, self.world, self.val = config, objective, world, val
-        self.knn = knn
+        self.judge = judge
         set_up(objective, config, world)
         self.networks, self.calls = objective.networks, objective.calls
         self.optimizers = {
@@ -85,7 +85,7 @@ class PretrainLearner(Learner):
     def validate(self) -> dict[str, float]:
         """Mean of each term over the validation slice, every image under its own fixed mask.
 
-        With ``knn_top1``, the encoder's k-NN accuracy there, where that is asked for.
+        With what the judge tells of the encoder: ``rankme``, ``knn_top1``.
         """
         sums: dict[str, Tensor] = {}
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
@@ -103,8 +103,8 @@ class PretrainLearner(Learner):
         stacked = torch.stack([*(sums.get(n, torch.zeros_like(total)) for n in names), total])
         values = self.world.sum(stacked).tolist()
         means = {name: value / values[-1] for name, value in zip(names, values, strict=False)}
-        if self.knn is not None:
-            means["knn_top1"] = self.knn(self.objective.generator)
+        if self.judge is not None:
+            means |= self.judge(self.objective.generator)
         return means
 
     @cached_property
@@ -145,12 +145,14 @@ class PretrainLearner(Learner):
 def pretrain(config: Config, data: str, to: str, resume: str = "auto") -> RunResult:
     """Pretrain on the dataset whose manifest is ``data`` into ``<to>/<run name>/``.
 
-    resume: ``auto`` goes on with a run of this name and key, or returns it when it is complete;
-    ``never`` refuses when the name is taken. Under torchrun every process calls this. Raises
-    UserError for bad input, Interrupted after a signal (resumable), PercmaeError on failure.
+    data: of several datasets all their manifests, in one text (:mod:`percmae.data.addresses`); no
+    labels are needed. resume: ``auto`` goes on with a run of this name and key, or returns it when
+    it is complete; ``never`` refuses when the name is taken. Under torchrun every process calls
+    this. Raises UserError for bad input, Interrupted after a signal (resumable), PercmaeError on
+    failure.
     """
     with distributed(config) as world:
-        dataset = world.first(lambda: Dataset.open(data))
+        run, dataset = world.first(lambda: begun(to, config.run_name, open_data(data)))
         identity = identity_of(config, dataset)
         config = identity.config
 
@@ -164,7 +166,7 @@ def pretrain(config: Config, data: str, to: str, resume: str = "auto") -> RunRes
                 if load_generator(objective.generator, weights, what) and world.rank == 0:
                     note(f"{what}: holds the encoder only; the decoder starts fresh")
             val = eval_loader(config, dataset, "val", world)
-            knn = build_knn(config, dataset, val.split, world)
-            return PretrainLearner(config, objective, world, val, knn)
+            judge = build_judge(config, dataset, val.split, world)
+            return PretrainLearner(config, objective, world, val, judge)
 
-        return carry_out(identity, dataset, to, resume, world, learner)
+        return carry_out(identity, dataset, to, run, resume, world, learner)

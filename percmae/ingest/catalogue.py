@@ -8,11 +8,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from percmae.data.shards import UNLABELLED as UNLABELLED
 from percmae.data.shards import ClassInfo
 from percmae.storage import StorePath
-
-UNLABELLED = -1
-"""Label of an image without one."""
 
 BY_HASH, TRAIN, VAL, TEST = -1, 0, 1, 2
 """Values of ``Columns.splits``: the hash of the key decides, or the source says it."""
@@ -35,7 +33,7 @@ class Columns:
     """One row for each image, sorted by key, which is unique; n rows."""
 
     keys: np.ndarray
-    """bytes (n,): relative path without its ending; no dot, not more than 255 bytes."""
+    """bytes (n,): made of the relative path alone; no dot, not more than 255 bytes."""
     labels: np.ndarray
     """int32 (n,): place in the classes, or UNLABELLED."""
     splits: np.ndarray
@@ -50,13 +48,21 @@ class Columns:
 class Catalogue(Protocol):
     """A source, listed."""
 
-    classes: Sequence[ClassInfo]
-    """Sorted by wnid; empty where no image has a label."""
-    columns: Columns
-    sources: Sequence[dict[str, Any]]
-    """What it was listed from, for the manifest: role, name, and what tells it from another."""
-    notes: Sequence[str]
-    """What is no fault but worth a line: side files, files that are no image."""
+    @property
+    def classes(self) -> Sequence[ClassInfo]:
+        """Sorted by wnid; empty where no image has a label."""
+
+    @property
+    def columns(self) -> Columns:
+        """A row for each image."""
+
+    @property
+    def sources(self) -> Sequence[dict[str, Any]]:
+        """What it was listed from, for the manifest: role, name, and what tells it from another."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What is no fault but worth a line: side files, files that are no image."""
 
     def name(self, row: int) -> str:
         """The image as a message names it: ``cats/1.jpg``, ``a.tar → cats/1.jpg``."""

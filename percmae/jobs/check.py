@@ -30,7 +30,7 @@ from percmae.jobs.parts import (
     check_topology_spread,
     check_volumes,
 )
-from percmae.jobs.schema import JobSettings
+from percmae.jobs.schema import SHARED, JobSettings
 from percmae.jobs.syntax import (
     cores,
     dns_label,
@@ -58,9 +58,11 @@ _RESERVED = re.compile(
 )
 
 
-def check_settings(settings: JobSettings) -> None:
-    """Raises ConfigError naming the setting for the first thing that no cluster would take."""
-    _check_kind(settings)
+def check_settings(settings: JobSettings, stage: str | None = None) -> None:
+    """stage: whose job they are for, where that is known already.
+
+    Raises ConfigError naming the setting for the first thing that no cluster would take."""
+    _check_kind(settings, stage)
     image(settings.image, "job setting image")
     _check_names(settings)
     _check_sizes(settings)
@@ -75,11 +77,12 @@ def check_settings(settings: JobSettings) -> None:
         _check_runtime(settings)
 
 
-def _check_kind(settings: JobSettings) -> None:
+def _check_kind(settings: JobSettings, stage: str | None) -> None:
     """What a kind of job can do at all."""
-    if settings.kind == "job" and settings.nodes > 1:
+    if settings.kind == "job" and settings.nodes > 1 and stage not in SHARED:
         raise ConfigError(
-            f"job setting nodes={settings.nodes}: a plain job has one pod; use kind=pytorchjob"
+            f"job setting nodes={settings.nodes}: a plain job has one pod (but for "
+            f"{', '.join(SHARED)}); use kind=pytorchjob"
         )
     if settings.min_nodes is not None:
         if settings.kind != "pytorchjob":

@@ -4,6 +4,7 @@
   each pod PET_* variables, which torchrun reads as its own options; nothing else may (RANK there is
   the pod's rank, not the process's).
 - Job (``batch/v1``): one pod, for stages that do not train and for clusters without an operator.
+  An ingest may have several, which share its shards: an Indexed Job.
 """
 
 from __future__ import annotations
@@ -59,15 +60,21 @@ def pytorch_job(work: Work, settings: JobSettings) -> Object:
 
 
 def plain_job(work: Work, settings: JobSettings) -> Object:
-    """Spec of the Job that has any work carried out, in one pod."""
+    """Spec of the Job that has any work carried out, in one pod or, an ingest, in several."""
+    shared: Object = {}
     if work.trains and settings.gpus > 1:
         processes = ("--nproc-per-node", str(settings.gpus))
         command = torchrun_command(work, "--standalone", *processes)
     else:
         command = ["percmae", *work.arguments]
+        if settings.nodes > 1:
+            shared = {"completions": settings.nodes, "parallelism": settings.nodes}
+            shared["completionMode"] = "Indexed"
+            command += ["--of", str(settings.nodes)]
     template = pod_template(work, settings, command, "percmae")
     template["spec"]["restartPolicy"] = "Never"
     return {
+        **shared,
         "backoffLimit": settings.backoff_limit,
         "podFailurePolicy": failure_policy(),
         "template": template,

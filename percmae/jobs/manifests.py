@@ -184,6 +184,8 @@ def _works(place: Folder) -> Iterator[Named]:
     data = f"{BUCKET}/datasets/{place.dataset}/manifest.json"
     runs = f"{BUCKET}/runs"
     yield _ingest("ingest", f"{BUCKET}/archives", "imagenet")
+    images = ("--images", f"{BUCKET}/images", "--to", f"{BUCKET}/datasets/images")
+    yield _named(command("ingest", "images", *images), "ingest-images")
     if place.sample:
         yield _ingest("sample", "/tmp/sample", "sample")
     for variant in VARIANTS:

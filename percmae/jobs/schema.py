@@ -27,6 +27,8 @@ TRAIN_IMAGE = f"percmae-train:{__version__}"
 """Image of the jobs unless another is given (``docker/``)."""
 USING_A_GPU = ("evaluate", "reconstruct")
 """Stages that do not train and are quicker on a GPU."""
+SHARED = ("ingest",)
+"""Stages that do not train whose work the pods of an Indexed Job share."""
 OF_TRAININGS = frozenset(
     (
         *("kind", "nodes", "min_nodes", "max_restarts", "volcano_queue", "runtime", "clean_pods"),
@@ -75,8 +77,8 @@ class JobSettings:
     """Service account of the pods; it needs no rights in the cluster."""
 
     nodes: PositiveInt = 1
-    """Pods that train together. Each has a machine of its own where its GPUs fill one; elsewhere
-    topology_spread says so."""
+    """Pods that train together, or share an ingest. Each has a machine of its own where its GPUs
+    fill one; elsewhere topology_spread says so."""
     min_nodes: PositiveInt | None = None
     """Elastic training (pytorchjob): go on with as few as this many pods; null: all or none."""
     max_restarts: NonNegativeInt = 3
@@ -173,8 +175,9 @@ class JobSettings:
     def for_stage(self, stage: str, trains: bool) -> JobSettings:
         """What the job of a stage takes of these settings.
 
-        One that does not train is a plain Job: one pod, one process, and a GPU only if there are
-        any and it uses one. Sizes that are not given follow from its GPUs.
+        One that does not train is a plain Job: one pod (an ingest as many as there are nodes), one
+        process in it, and a GPU only if there are any and it uses one. Sizes that are not given
+        follow from its GPUs.
         """
         if trains:
             size = Size(*(self.gpus * each for each in PER_GPU)) if self.gpus else WITHOUT
@@ -183,7 +186,7 @@ class JobSettings:
         return dataclasses.replace(
             self,
             kind="job",
-            nodes=1,
+            nodes=self.nodes if stage in SHARED else 1,
             min_nodes=None,
             volcano_queue=None,
             gpus=gpus,

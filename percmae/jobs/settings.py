@@ -52,7 +52,7 @@ def job_settings(
         raise ConfigError(explain(error, "job setting")) from None
     if stage is not None:
         settings = settings.for_stage(stage, stage in TRAININGS)
-    check_settings(settings)
+    check_settings(settings, stage)
     return settings
 
 

@@ -36,7 +36,7 @@ def job_object(work: Work, settings: JobSettings, owner: Object | None = None) -
     API server or the operator would refuse.
     """
     settings = settings.for_stage(work.stage, work.trains)
-    check_settings(settings)
+    check_settings(settings, work.stage)
     check_fit(work, settings)
     resource, spec = _KINDS[settings.kind]
     job: Object = {

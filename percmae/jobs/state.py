@@ -20,6 +20,7 @@ NO_START = ("CreateContainerConfigError", "CreateContainerError", "RunContainerE
 """What a container waits for that will not start by itself soon."""
 HOPELESS = ("InvalidImageName",)
 """And never."""
+_INDEX = "batch.kubernetes.io/job-completion-index"  # annotation of an Indexed Job's pods
 _STUCK = (*NO_IMAGE, *NO_START, "ErrImagePull")
 OVERRAN = "active longer than specified deadline"
 """What the condition of a job says that its operator has ended at its deadline."""
@@ -101,7 +102,10 @@ def rank_zero(job: Object, pods: Iterable[Object]) -> Object | None:
             pod for pod in pods if pod["metadata"]["name"].startswith(f"{name}-{NODE}-0-0-")
         ]
     else:
-        candidates = list(pods)
+        # Pod 0 of an Indexed Job writes the result; a plain Job's pods have no index.
+        candidates = [
+            pod for pod in pods if pod["metadata"].get("annotations", {}).get(_INDEX, "0") == "0"
+        ]
     return max(candidates, key=lambda pod: pod["metadata"]["creationTimestamp"], default=None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,28 @@ class Head(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return self.linear(self.norm(features))
+
+
+def vision_transformer(config: Config, pool: str, drop_path: float = 0.0) -> Any:
+    """timm's VisionTransformer of a config's sizes, without a head, its weights not initialised.
+
+    pool: ``token`` or ``avg``, as timm has it; drop_path: rate of its stochastic depth.
+    """
+    model = config.model
+    return load_timm().models.vision_transformer.VisionTransformer(
+        img_size=config.data.image_size,
+        patch_size=model.patch_size,
+        num_classes=0,
+        global_pool=pool,
+        embed_dim=model.encoder.width,
+        depth=model.encoder.depth,
+        num_heads=model.encoder.heads,
+        mlp_ratio=model.encoder.mlp_ratio,
+        qkv_bias=True,
+        drop_path_rate=drop_path,
+        norm_layer=partial(nn.LayerNorm, eps=NORM_EPS),
+        weight_init="skip",
+    )
 
 
 class Classifier(nn.Module):
@@ -60,21 +83,7 @@ class Classifier(nn.Module):
 
     def _vit(self, config: Config) -> nn.Module:
         model, settings = config.model, config.classifier
-        vit = load_timm().models.vision_transformer.VisionTransformer
-        encoder: nn.Module = vit(
-            img_size=config.data.image_size,
-            patch_size=model.patch_size,
-            num_classes=0,
-            global_pool=settings.pool,
-            embed_dim=model.encoder.width,
-            depth=model.encoder.depth,
-            num_heads=model.encoder.heads,
-            mlp_ratio=model.encoder.mlp_ratio,
-            qkv_bias=True,
-            drop_path_rate=settings.drop_path,
-            norm_layer=partial(nn.LayerNorm, eps=NORM_EPS),
-            weight_init="skip",
-        )
+        encoder = vision_transformer(config, settings.pool, settings.drop_path)
         # The initialisation the masked autoencoder has.
         encoder.apply(init_linear)
         state = encoder.state_dict()

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from percmae.errors import CheckpointError, UserError
 from percmae.models.weights import Tensors, check_fit
-from percmae.vision import load_timm, torchvision
+from percmae.vision import load_timm, load_torchvision
 
 SIZES = "these are the weights of another network"
 
@@ -124,7 +124,8 @@ class VGG16Features(_Normalised):
     @classmethod
     def published(cls) -> Tensors:
         with torch.device("meta"):
-            return torchvision.models.vgg16(init_weights=False).state_dict()
+            tensors: Tensors = load_torchvision().models.vgg16(init_weights=False).state_dict()
+        return tensors
 
 
 class _Conv(nn.Module):

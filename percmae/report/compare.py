@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -31,7 +32,8 @@ class Compared:
 def compare(entries: list[Compared], to: str) -> Json:
     """Write ``<to>/compare.json``, ``compare.md`` and ``compare.png``; return the first's content.
 
-    Rows stand in the order of ``entries``; each figure is a ``stats`` object as in report.json
+    Rows stand in the order of ``entries``, or where no image has a label by the effective rank of
+    the features, the highest first; each figure is a ``stats`` object as in report.json
     (:func:`percmae.report.figures.collect`), shares in 0..1. There is no picture when no variant
     has runs. Raises UserError for entries that do not belong in one table, DataError for a folder
     that is no run or a damaged file, StoreError when the store cannot be reached.
@@ -74,10 +76,15 @@ def _document(found: list[tuple[Compared, list[ReportedRun]]]) -> Json:
     data = next((r["data"] for r in reports if r["data"]["classes"]), None)
     guess = data["random_guess"]["top1"]["mean"] if data else None
     budget, differences = _shared(budgets)
+    labelled = not reports or any(report["labelled"] for report in reports)
+    if not labelled:
+        rows.sort(key=_by_rank)
+        data = reports[0]["data"]
     return {
         "format": FORMAT,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "rows": rows,
+        "labelled": labelled,
         "random_guess": guess,
         "samples": data["samples"] if data else {},
         "classes": data["classes"] if data else None,
@@ -99,12 +106,19 @@ def _row(entry: Compared, runs: list[ReportedRun]) -> Json:
         "seeds": report["seeds"],
         **{kind: top1.get(kind, stats([])) for kind in ("probe", "probe_untrained", "finetune")},
         "knn": stats((run.seed, _last(run.curve("val", "knn_top1"))) for run in pretrain),
+        "rankme": report["features"]["rankme"],
         "psnr": report["reconstruction"]["psnr"],
         "ssim": report["reconstruction"]["ssim"],
         "step_seconds": stats((run.seed, _step_seconds(run)) for run in pretrain),
         "steps": stats((run.seed, run.record.step) for run in pretrain),
         "runs": [run.uri for run in runs],
     }
+
+
+def _by_rank(row: Json) -> float:
+    """The highest effective rank first, then what has none."""
+    mean = row["rankme"]["mean"] if row["error"] is None else None
+    return math.inf if mean is None else -mean
 
 
 def _last(curve: list[tuple[float, float]]) -> float | None:

@@ -48,7 +48,7 @@ def draw(document: Json) -> bytes:
 
 
 def compare_figure(document: Json) -> Figure:
-    """The same before it is drawn."""
+    """The same before it is drawn; without labels the rank is in the accuracies' place."""
     quiet_matplotlib()
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -70,10 +70,18 @@ def compare_figure(document: Json) -> Figure:
         panels = figure.subplots(1, 1 + len(_BARS), width_ratios=[3.4, 1, 1, 1], squeeze=False)[0]
         for axes in panels:
             _frame(axes, len(rows))
-        _accuracies(panels[0], rows, document["random_guess"])
-        for axes, (key, title) in zip(panels[1:], _BARS.items(), strict=True):
+        bars = list(zip(panels[1:], _BARS.items(), strict=True))
+        if document["labelled"]:
+            _accuracies(panels[0], rows, document["random_guess"])
+        else:
+            bars = [(panels[0], ("rankme", "RankMe, effective rank of the features")), *bars]
+            for place, row in enumerate(rows):
+                if row["error"] is not None:
+                    _failed(panels[0], place, 0)
+        for axes, (key, title) in bars:
             _bars(axes, rows, next(column for column in COLUMNS if column.key == key))
             axes.set_title(title, fontsize=11, loc="left", color=_INK)
+        _name(panels[0], rows)
         _legend(figure, rows, document["random_guess"])
     return figure
 
@@ -89,9 +97,17 @@ def _frame(axes: Axes, rows: int) -> None:
         axes.axhspan(place - 0.5, place + 0.5, color=_BAND, linewidth=0, zorder=0)
 
 
-def _accuracies(axes: Axes, rows: list[Json], guess: float | None) -> None:
+def _name(axes: Axes, rows: list[Json]) -> None:
+    """The variants' names, in front of the first panel."""
     axes.set_yticks(range(len(rows)), [row["variant"] for row in rows])
     axes.tick_params(axis="y", labelsize=12, labelcolor=_INK, pad=8)
+
+
+def _failed(axes: Axes, place: int, start: float) -> None:
+    axes.text(start, place, "failed", color=_MUTED, va="center", style="italic", zorder=3)
+
+
+def _accuracies(axes: Axes, rows: list[Json], guess: float | None) -> None:
     # Room for a mark at 0 %, and behind 100 % for the figures beside the marks.
     axes.set_xlim(-1.5, 124)
     axes.set_xticks(range(0, 101, 20), [f"{tick} %" for tick in range(0, 101, 20)])
@@ -101,8 +117,7 @@ def _accuracies(axes: Axes, rows: list[Json], guess: float | None) -> None:
         axes.axvline(100 * guess, color=_MUTED, linewidth=1.3, linestyle=(0, (1.5, 2)), zorder=1.5)
     for place, row in enumerate(rows):
         if row["error"] is not None:
-            start = 2 + 100 * (guess or 0)
-            axes.text(start, place, "failed", color=_MUTED, va="center", style="italic", zorder=3)
+            _failed(axes, place, 2 + 100 * (guess or 0))
             continue
         shown = [mark for mark in _MARKS if row[mark.key]["mean"] is not None]
         for lane, mark in enumerate(shown):

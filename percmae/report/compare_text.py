@@ -25,11 +25,13 @@ COLUMNS = (
     Column("probe_untrained", "untrained %", None),
     Column("knn", "k-NN %", None),
     Column("finetune", "fine-tuned %", None),
+    Column("rankme", "RankMe", 1),
     Column("psnr", "PSNR dB", 1, mean_only=True),
     Column("ssim", "SSIM", 3, mean_only=True),
     Column("step_seconds", "s/step", 3, mean_only=True),
     Column("steps", "steps", 0, mean_only=True),
 )
+_ACCURACIES = ("probe", "probe_untrained", "knn", "finetune")
 _WIDTH = 98
 
 
@@ -38,10 +40,12 @@ def compare_table(document: Json) -> str:
 
     document: what :func:`percmae.report.compare.compare` returned, or compare.json read back.
     """
-    rows = [("variant", *(column.head for column in COLUMNS)), *map(_cells, document["rows"])]
+    columns = _columns(document)
+    rows = [("variant", *(column.head for column in columns))]
+    rows += [_cells(row, columns) for row in document["rows"]]
     whole = [row for row in rows if len(row) > 2]
     first = max(len(row[0]) for row in rows)
-    widths = [max(len(row[i]) for row in whole) for i in range(1, len(COLUMNS) + 1)]
+    widths = [max(len(row[i]) for row in whole) for i in range(1, len(columns) + 1)]
     lines = [*_wrapped(_budget(document)), ""]
     for row in rows:
         cells = row[1:] if row not in whole else map(str.rjust, row[1:], widths)
@@ -52,11 +56,12 @@ def compare_table(document: Json) -> str:
 
 def markdown(document: Json) -> str:
     """The same as a Markdown page, with the picture where there is one."""
-    head = ["variant", *(column.head for column in COLUMNS)]
+    columns = _columns(document)
+    head = ["variant", *(column.head for column in columns)]
     lines = ["# Variants compared", "", _budget(document), ""]
-    lines += [_markdown_row(head), _markdown_row(["---", *("---:" for _ in COLUMNS)])]
+    lines += [_markdown_row(head), _markdown_row(["---", *("---:" for _ in columns)])]
     for row in document["rows"]:
-        cells = [cell.replace("|", "\\|") for cell in _cells(row)]
+        cells = [cell.replace("|", "\\|") for cell in _cells(row, columns)]
         # A failed variant's line stands in the first cell of figures; the others stay empty.
         lines.append(_markdown_row(cells + [""] * (len(head) - len(cells))))
     lines += ["", *(f"- {note}" for note in notes(document))]
@@ -70,10 +75,18 @@ def notes(document: Json) -> list[str]:
     """How the figures are meant, one sentence or two each."""
     tested = document["samples"].get("test")
     images = f"the {tested:,} test images" if tested else "the test images"
-    lines = [
+    judged = [
         f"Probe, untrained and fine-tuned: top-1 on {images}, mean ± sample standard deviation "
         "over seeds; untrained is the same linear probe on the encoder before its pretraining.",
         "k-NN: top-1 on the validation slice at the last step, no training.",
+    ]
+    ranked = [
+        f"RankMe: effective rank of the features of {images}, by which the variants are ordered: "
+        "the images have no labels. It says how much of its space a representation uses, not what "
+        "for."
+    ]
+    lines = [
+        *(judged if document["labelled"] else ranked),
         "PSNR and SSIM: reconstructions of test images, visible patches pasted in.",
         "s/step: wall-clock seconds a pretraining step, validation included, beside whatever else "
         "the machine did.",
@@ -94,16 +107,23 @@ def _budget(document: Json) -> str:
     if samples:
         counts = f"{samples['train']:,} training" if "train" in samples else ""
         counts += f", {samples['val']:,} validation" if "val" in samples else ""
-        test = f"{samples['test']:,} test images of {document['classes']} classes"
+        of = f" of {document['classes']} classes" if document["classes"] else ""
+        test = f"{samples['test']:,} test images{of}"
         parts.append(f"{counts} and {test}" if counts else test)
     return " · ".join(parts) if parts else "No variant has figures."
 
 
-def _cells(row: Json) -> tuple[str, ...]:
+def _columns(document: Json) -> list[Column]:
+    """Accuracies, or what stands for them without labels, and the rest."""
+    absent = ("rankme",) if document["labelled"] else _ACCURACIES
+    return [column for column in COLUMNS if column.key not in absent]
+
+
+def _cells(row: Json, columns: list[Column]) -> tuple[str, ...]:
     """Variant and figures; of a failed variant, the line that says why."""
     if row["error"] is not None:
         return (row["variant"], f"failed: {row['error']}")
-    return (row["variant"], *(cell(row[column.key], column) for column in COLUMNS))
+    return (row["variant"], *(cell(row[column.key], column) for column in columns))
 
 
 def cell(stats: Json, column: Column) -> str:

@@ -24,6 +24,14 @@ def charts(report: Json, runs: list[ReportedRun]) -> list[Json]:
     neighbours = _series(pretrain, [("val", "k-NN", "blue")], "knn_top1", x="epoch")
     if neighbours:
         found.append(_neighbours_chart(neighbours, guess))
+    if rank := _series(pretrain, [("val", "RankMe", "blue")], "rankme", x="epoch"):
+        title = "Effective rank of the features"
+        svg = line_chart("rank", _alt(title, rank), rank, "epoch", "RankMe")
+        caption = (
+            "Of held-out images' features: how many of their dimensions they use, from 1, a "
+            "collapsed representation, up."
+        )
+        found.append({"title": title, "caption": caption, "svg": svg})
     terms = _terms(pretrain)
     if len(terms) > 1:
         svg = line_chart("terms", _alt("Terms of the loss", terms), terms, "step", "term")

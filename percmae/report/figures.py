@@ -11,8 +11,8 @@ from percmae.report.goals import judge_goals
 from percmae.report.kinds import KNN, label, ordered
 from percmae.report.read import ReportedRun
 from percmae.report.stats import Json, stats
-from percmae.report.verdict import judge
-from percmae.runs.evaluation import ClassifierEvaluation, ReconstructionEvaluation
+from percmae.report.verdict import judge, judge_without_labels
+from percmae.runs.evaluation import ClassifierEvaluation
 
 FORMAT = "percmae-report/1"
 
@@ -36,6 +36,9 @@ def collect(runs: list[ReportedRun]) -> Json:
     data = _data(runs)
     data["last_resort"] = runs[0].record.data.last_resort
     table = _table(data, judged, by_kind)
+    features = _features(pretrained)
+    unlabelled = not judged and bool(pretrained) and all(_has_no_labels(run) for run in pretrained)
+    samples = data["samples"].get("test")
     return {
         "format": FORMAT,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -44,15 +47,20 @@ def collect(runs: list[ReportedRun]) -> Json:
         "tag": _shared(run.record.tag for run in runs),
         "seeds": sorted({run.seed for run in runs}),
         "data": data,
-        "verdict": judge(table, data["samples"].get("test")),
+        "labelled": not unlabelled,
+        "verdict": judge_without_labels(features) if unlabelled else judge(table, samples),
         "goals": judge_goals(table),
         "table": table,
         "reconstruction": _reconstruction(pretrained),
+        "features": features,
         "classes": {kind: _classes(rows) for kind, rows in judged.items()},
         "confusion": {kind: _confusion(rows) for kind, rows in judged.items()},
         "runs": [_run(run) for kind in by_kind for run in by_kind[kind]],
         "versions": _versions(runs),
-        "missing": [*([_LAST_RESORT] if data["last_resort"] else []), *_missing(by_kind)],
+        "missing": [
+            *([_LAST_RESORT] if data["last_resort"] else []),
+            *_missing(by_kind, unlabelled),
+        ],
     }
 
 
@@ -91,12 +99,7 @@ def _row(kind: Kind, judged: Judged) -> Json:
 
 def _neighbours(runs: list[ReportedRun]) -> list[Json]:
     """Rows of the encoder and its control, each with its top-1 alone."""
-    found = [(run.seed, run.evaluation) for run in runs]
-    figures = [
-        (seed, evaluation.knn)
-        for seed, evaluation in found
-        if isinstance(evaluation, ReconstructionEvaluation) and evaluation.knn is not None
-    ]
+    figures = [(run.seed, run.told.knn) for run in runs if run.told and run.told.knn]
     if not figures:
         return []
     top1 = {
@@ -131,7 +134,9 @@ def _data(runs: list[ReportedRun]) -> Json:
     """Identity and counts of the data set the classifiers were judged on."""
     judged = next((run.judged for run in runs if run.judged is not None), None)
     if judged is None:
-        unknown: Json = {"samples": {}, "classes": None, "random_guess": {}}
+        told = next((run.told for run in runs if run.told), None)
+        samples = told.samples.model_dump() if told and not told.labelled else {}
+        unknown: Json = {"samples": samples, "classes": None, "random_guess": {}}
         return {**runs[0].record.data.model_dump(), **unknown}
     return {
         **judged.data.model_dump(),
@@ -148,9 +153,7 @@ def _reconstruction(runs: list[ReportedRun]) -> Json:
     """Fidelity over seeds, and each seed's figures and picture."""
     seeds: list[Json] = []
     for run in runs:
-        found, figures = run.evaluation, {}
-        if isinstance(found, ReconstructionEvaluation):
-            figures = found.reconstruction.model_dump()
+        figures = run.told.reconstruction.model_dump() if run.told else {}
         picture = run.picture.uri if run.picture else None
         if figures or picture:
             seeds.append({"seed": run.seed, "run": run.uri, "picture": picture, **figures})
@@ -158,6 +161,27 @@ def _reconstruction(runs: list[ReportedRun]) -> Json:
         "psnr": stats((s["seed"], s.get("psnr")) for s in seeds),
         "ssim": stats((s["seed"], s.get("ssim")) for s in seeds),
         "seeds": seeds,
+    }
+
+
+def _has_no_labels(run: ReportedRun) -> bool:
+    return run.told is not None and not run.told.labelled
+
+
+def _features(runs: list[ReportedRun]) -> Json:
+    """What the features alone tell, over seeds, and each seed's gallery of neighbours."""
+    ranks = [(run.seed, run.told.rank) for run in runs if run.told and run.told.rank]
+    last = ranks[-1][1] if ranks else None
+    return {
+        "rankme": stats((seed, rank.value) for seed, rank in ranks),
+        "untrained_rankme": stats((seed, rank.untrained) for seed, rank in ranks),
+        "images": last.images if last else None,
+        "dimensions": last.dimensions if last else None,
+        "galleries": [
+            {"seed": run.seed, "run": run.uri, "picture": run.neighbours.uri}
+            for run in runs
+            if run.neighbours
+        ],
     }
 
 
@@ -223,8 +247,11 @@ def _versions(runs: list[ReportedRun]) -> dict[str, str]:
     return {tool: ", ".join(versions) for tool, versions in found.items()}
 
 
-def _missing(by_kind: dict[str, list[ReportedRun]]) -> list[str]:
-    """In words, what a whole report would have and this one has not."""
+def _missing(by_kind: dict[str, list[ReportedRun]], unlabelled: bool) -> list[str]:
+    """In words, what a whole report would have and this one has not.
+
+    Without labels there is nothing that a classifier would have been.
+    """
     nothing = {
         "pretrain": "No pretraining run was given, so there are no reconstructions and no "
         "pretraining curve.",
@@ -239,7 +266,8 @@ def _missing(by_kind: dict[str, list[ReportedRun]]) -> list[str]:
         for runs in by_kind.values()
         for run in runs
     }
-    lines = [line for kind, line in nothing.items() if kind not in given]
+    wanted = {"pretrain"} if unlabelled else nothing.keys()
+    lines = [line for kind, line in nothing.items() if kind in wanted and kind not in given]
     for runs in by_kind.values():
         for run in runs:
             if not run.complete:

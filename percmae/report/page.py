@@ -8,7 +8,7 @@ from typing import Any
 
 from percmae.report.curves import charts, efficiency_chart, embedding_chart
 from percmae.report.kinds import colour, name
-from percmae.report.read import ReconstructionGrid, ReportedRun
+from percmae.report.read import ReportedRun, StoredPicture
 from percmae.report.rerun import rerun_commands
 from percmae.report.stats import Json, points, spread
 from percmae.runs.evaluation import EVALUATION_PICTURE, ReconstructionEvaluation
@@ -35,6 +35,7 @@ def render(report: Json, runs: list[ReportedRun]) -> str:
         embedding=_drawn(embedding_chart(runs)),
         charts=[_drawn(chart) for chart in charts(report, runs)],
         pictures=[_picture(run.seed, run.picture) for run in runs if run.picture],
+        galleries=[_picture(run.seed, run.neighbours) for run in runs if run.neighbours],
         confusions=[_confusion(report, kind) for kind in report["confusion"]],
         classes=_class_table(report),
         configs=_configs(runs),
@@ -42,12 +43,15 @@ def render(report: Json, runs: list[ReportedRun]) -> str:
     )
 
 
-def render_reconstructions(evaluation: ReconstructionEvaluation, grid: ReconstructionGrid) -> str:
+def render_reconstructions(
+    evaluation: ReconstructionEvaluation, grid: StoredPicture, neighbours: StoredPicture | None
+) -> str:
     """HTML text of what one pretraining run's evaluation has made of its fixed images."""
     return _template("reconstructions.html.j2").render(
         evaluation=evaluation,
         shown=evaluation.reconstruction,
         picture=_picture(evaluation.seed, grid),
+        gallery=_picture(evaluation.seed, neighbours) if neighbours else None,
     )
 
 
@@ -106,7 +110,7 @@ def _colours(runs: Iterable[ReportedRun]) -> dict[str, str]:
     }
 
 
-def _picture(seed: int, picture: ReconstructionGrid) -> Json:
+def _picture(seed: int, picture: StoredPicture) -> Json:
     """A reconstruction grid as a data: URI; small ones are enlarged by a whole factor, crisp."""
     factor = max(1, SCALED_UP // picture.width)
     return {

@@ -8,8 +8,10 @@ from typing import Literal
 from percmae.errors import DataError, UserError
 from percmae.runs.evaluation import (
     EVALUATION_PICTURE,
+    NEIGHBOURS_PICTURE,
     ClassifierEvaluation,
     Evaluation,
+    ReconstructionEvaluation,
     read_evaluation,
 )
 from percmae.runs.history import HistoryRow, read_history
@@ -20,7 +22,7 @@ Axis = Literal["step", "epoch"]
 
 
 @dataclass(frozen=True)
-class ReconstructionGrid:
+class StoredPicture:
     """A PNG of the store: its address, its bytes and its size in pixels."""
 
     uri: str
@@ -35,7 +37,7 @@ class ReportedRun:
 
     ``config`` is the text of config.yaml (None when absent), ``history`` the rows of metrics.jsonl
     by step, ``evaluation`` None before ``percmae evaluate``, ``picture`` the reconstructions of a
-    pretraining run (None when it has none).
+    pretraining run (None when it has none), ``neighbours`` likewise, of its features.
     """
 
     uri: str
@@ -43,7 +45,8 @@ class ReportedRun:
     config: str | None
     history: list[HistoryRow]
     evaluation: Evaluation | None
-    picture: ReconstructionGrid | None
+    picture: StoredPicture | None
+    neighbours: StoredPicture | None = None
 
     @property
     def name(self) -> str:
@@ -76,6 +79,12 @@ class ReportedRun:
         found = self.evaluation
         return found if isinstance(found, ClassifierEvaluation) else None
 
+    @property
+    def told(self) -> ReconstructionEvaluation | None:
+        """Test figures of a pretraining, if it has been evaluated."""
+        found = self.evaluation
+        return found if isinstance(found, ReconstructionEvaluation) else None
+
     def curve(self, split: str, key: str, x: Axis = "step") -> list[tuple[float, float]]:
         """``(x, value)`` of one logged figure, by step; rows without it are left out."""
         rows = (row for row in self.history if row.split == split)
@@ -100,10 +109,11 @@ def read_run(uri: str) -> ReportedRun:
         history=read_history(folder),
         evaluation=read_evaluation(folder, record),
         picture=read_picture(folder) if pretrain else None,
+        neighbours=read_neighbours(folder) if pretrain else None,
     )
 
 
-def read_picture(run: StorePath) -> ReconstructionGrid | None:
+def read_picture(run: StorePath) -> StoredPicture | None:
     """The grid that evaluate made of a run or, before that, the last one of its training.
 
     Raises DataError for a damaged one.
@@ -116,6 +126,16 @@ def read_picture(run: StorePath) -> ReconstructionGrid | None:
         if not steps:
             return None
         path = max(steps, key=lambda step: step.name)
+    return _read_png(path)
+
+
+def read_neighbours(run: StorePath) -> StoredPicture | None:
+    """The gallery of nearest neighbours that evaluate made of a run; raises as read_picture."""
+    path = run / PICTURES / NEIGHBOURS_PICTURE
+    return _read_png(path) if path.exists() else None
+
+
+def _read_png(path: StorePath) -> StoredPicture:
     from percmae.data.decode import decode
 
     data = path.read_bytes()
@@ -125,7 +145,7 @@ def read_picture(run: StorePath) -> ReconstructionGrid | None:
         raise DataError(
             f"{path.uri} is not a PNG image ({error}); evaluate the run again"
         ) from None
-    return ReconstructionGrid(path.uri, data, width, height)
+    return StoredPicture(path.uri, data, width, height)
 
 
 def read_runs(uris: list[str]) -> list[ReportedRun]:

@@ -22,8 +22,9 @@ def summary_table(report: Json) -> str:
         cells = (label.ljust(widths[0]), top1.ljust(widths[1]), top5.ljust(widths[2]), seeds)
         lines.append("   ".join(cells).rstrip())
     if len(rows) == 1:
-        lines[-1] = "No classifier has been evaluated yet."
-    lines += [_reconstruction(report), ""]
+        missing = "No classifier has been evaluated yet."
+        lines[-1] = missing if report["labelled"] else "The images have no labels."
+    lines += [_reconstruction(report), *_rank(report), ""]
     verdict = report["verdict"]
     goals = [goal["text"] for goal in report["goals"]]
     for sentence in [verdict["answer"], *goals, *verdict["notes"], *report["missing"]]:
@@ -39,7 +40,8 @@ def _title(report: Json) -> str:
         f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({', '.join(map(str, seeds))})",
     ]
     if data["samples"].get("test"):
-        parts.append(f"{data['samples']['test']:,} test images of {data['classes']} classes")
+        of = f"of {data['classes']} classes" if data["classes"] else "without labels"
+        parts.append(f"{data['samples']['test']:,} test images {of}")
     return " · ".join(parts)
 
 
@@ -61,3 +63,14 @@ def _reconstruction(report: Json) -> str:
     if psnr["mean"] is None:
         return "\nReconstruction: not evaluated"
     return f"\nReconstruction: PSNR {spread(psnr, 1)} dB, SSIM {spread(ssim, 3)}"
+
+
+def _rank(report: Json) -> list[str]:
+    found = report["features"]
+    if found["rankme"]["mean"] is None:
+        return []
+    before = spread(found["untrained_rankme"], 1)
+    return [
+        f"Effective rank (RankMe): {spread(found['rankme'], 1)}, before pretraining {before}, of "
+        f"{found['dimensions']} dimensions"
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 
-from percmae.report.stats import Json, points
+from percmae.report.stats import Json, points, spread
 
 
 def judge(table: list[Json], test_samples: int | None) -> Json:
@@ -43,10 +43,33 @@ def judge(table: list[Json], test_samples: int | None) -> Json:
     }
 
 
-def _unknown(reason: str) -> Json:
+def judge_without_labels(features: Json) -> Json:
+    """What can be said where no image has a label: of the rank of the features alone.
+
+    features: as in report.json. The outcome is ``unknown``: a rank says how much of its space a
+    representation uses, not what for.
+    """
+    rank, before = features["rankme"], features["untrained_rankme"]
+    if rank["mean"] is None:
+        return _unknown("The images have no labels, and the effective rank was not measured.")
+    found = _unknown(
+        "The effective rank (RankMe) of the "
+        f"features of {features['images']:,} test images is {spread(rank, 1)} of "
+        f"{features['dimensions']:,} dimensions, and was {spread(before, 1)} before pretraining.",
+        "There are no labels to tell by.",
+    )
+    found["notes"] = [
+        "A higher rank means features that use more of their dimensions: a sign by which to choose "
+        "among variants or checkpoints, no measure of what the features are good for. Look at the "
+        "nearest neighbours too."
+    ]
+    return found
+
+
+def _unknown(reason: str, answer: str = "Not known.") -> Json:
     return {
         "outcome": "unknown",
-        "answer": f"Not known. {reason}",
+        "answer": f"{answer} {reason}",
         "gap": None,
         "resolution": None,
         "notes": [],

@@ -14,10 +14,11 @@ from percmae.runs.record import Run, RunRecord
 from percmae.storage import StorePath
 
 if TYPE_CHECKING:
-    from percmae.data.shards import Dataset
+    from percmae.data.mixture import AnyDataset
 
 EVALUATION = "evaluation.json"
 EVALUATION_PICTURE = "evaluation.png"  # of a pretraining run, among its pictures
+NEIGHBOURS_PICTURE = "neighbours.png"  # likewise: test images beside those nearest to them
 AGAIN = "evaluate the run again"
 
 
@@ -69,6 +70,19 @@ class Neighbours(Part):
     neighbours: int
 
 
+class EffectiveRank(Part):
+    """Effective rank (RankMe) of features of test images (percmae.engine.rankme).
+
+    value, untrained: of the encoder, and of what it was before; images, dimensions: of the matrix
+    of features, neither of which a rank can exceed.
+    """
+
+    value: Figure
+    untrained: Figure
+    images: int
+    dimensions: int
+
+
 class Embedding(Part):
     """Features of some test images in two dimensions.
 
@@ -82,9 +96,14 @@ class Embedding(Part):
 
 
 class ReconstructionEvaluation(Evaluation):
-    """Of a pretraining run; what came later is None in an earlier file."""
+    """Of a pretraining run; what came later is None in an earlier file.
+
+    labelled: whether the dataset has labels at all, as all had in an earlier file.
+    """
 
     reconstruction: Reconstruction
+    labelled: bool = Field(default=True, exclude_if=lambda labelled: labelled)
+    rank: EffectiveRank | None = Field(default=None, exclude_if=lambda rank: rank is None)
     knn: Neighbours | None = Field(default=None, exclude_if=lambda knn: knn is None)
     embedding: Embedding | None = Field(default=None, exclude_if=lambda picture: picture is None)
 
@@ -162,7 +181,7 @@ def write_evaluation(folder: StorePath, evaluation: Evaluation) -> None:
     (folder / EVALUATION).write_json(evaluation.model_dump(mode="json"))
 
 
-def stored_evaluation(run: Run, dataset: Dataset) -> Evaluation | None:
+def stored_evaluation(run: Run, dataset: AnyDataset) -> Evaluation | None:
     """The figures in a run's folder if they are of its weights and of this dataset.
 
     What is there and cannot be used is said, since it is about to be replaced. Raises UserError

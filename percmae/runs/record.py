@@ -24,12 +24,13 @@ from percmae.config.load import what_counts
 from percmae.config.naming import Features, Kind, key_part
 from percmae.config.schema import Stage, Variant
 from percmae.errors import ConfigError, DataError, PercmaeError, StoreAccessError, UserError
+from percmae.progress import note
 from percmae.runs.files import DatasetIdentity, Figure, Part, parse
 from percmae.runs.parent import Parent, WeightsFile
 from percmae.storage import StorePath
 
 if TYPE_CHECKING:
-    from percmae.data.shards import Dataset
+    from percmae.data.mixture import AnyDataset, D
 
 RunFormat = Literal["percmae-run/1"]
 FORMAT: RunFormat = get_args(RunFormat)[0]
@@ -152,9 +153,9 @@ class Run:
             ) from None
 
     @classmethod
-    def find(cls, to: str, identity: Identity) -> Run | None:
+    def find(cls, to: str, name: str) -> Run | None:
         """The run of that name below ``to``, if there is one."""
-        path = StorePath(to) / identity.name
+        path = StorePath(to) / name
         return cls.open(path.uri) if (path / RECORD).exists() else None
 
     @classmethod
@@ -207,6 +208,11 @@ class Run:
         """The training key it was started with."""
         return self.record.key
 
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """Its last figures, named ``<split>/<name>``."""
+        return self.record.metrics
+
     def save(self, **changes: Any) -> None:
         """Change fields of the record and write it (atomically)."""
         for field, value in changes.items():
@@ -228,19 +234,35 @@ class RunResult(NamedTuple):
     @property
     def metrics(self) -> dict[str, float | None]:
         """Its last figures."""
-        return self.run.record.metrics
+        return self.run.metrics
 
 
-def existing_run(to: str, identity: Identity, resume: str) -> Run | None:
-    """The run that already has the identity's name below ``to``, if it may be gone on with.
+def begun(to: str, name: str, dataset: D) -> tuple[Run | None, D]:
+    """The run of that name below ``to``, if there is one, and the dataset that it goes on with.
 
-    Under ``resume="auto"`` that is one begun with the same key. Raises UserError when the name is
-    taken by a run with another config or dataset, or when one exists that is not complete and
-    resuming was not asked for.
+    That is the one given, or where it has grown since the run began, the same as it was then.
     """
-    run = Run.find(to, identity)
-    if run is None:
-        return None
+    from percmae.data.mixture import as_it_was  # numpy: who only reads records needs none
+
+    run = Run.find(to, name)
+    if run is None or run.record.data.digest == dataset.digest:
+        return run, dataset
+    earlier = as_it_was(dataset, run.record.data.uri, run.record.data.digest)
+    if earlier is None:
+        return run, dataset
+    note(
+        f"{run.uri}: its dataset has grown since it began; it goes on with {earlier.uri}. To train "
+        "on all images, choose another --tag"
+    )
+    return run, earlier
+
+
+def may_go_on(run: Run, identity: Identity, resume: str) -> None:
+    """Raise UserError unless a training of this identity may go on with, or take, the run.
+
+    Under ``resume="auto"`` it may where the run was begun with the same key; else the run has to be
+    complete as well.
+    """
     if run.key != identity.key:
         raise UserError(
             f"run {run.uri} exists with another {_difference(run, identity)}; choose another "
@@ -251,12 +273,11 @@ def existing_run(to: str, identity: Identity, resume: str) -> Run | None:
             f"run {run.uri} exists, stopped at step {run.record.step}; add --resume auto to go "
             "on with it, or choose another --tag"
         )
-    return run
 
 
 def identity_of(
     config: Config,
-    dataset: Dataset,
+    dataset: AnyDataset,
     parent: Parent | None = None,
     features: Features = "pretrained",
 ) -> Identity:
@@ -264,12 +285,16 @@ def identity_of(
 
     The images' mean and deviation are filled in where the config leaves them to the dataset.
     parent: what a probe or fine-tuning builds upon, and features what of it; the number of classes
-    is then filled in too. Raises ConfigError when another one is configured, DataError for a single
-    class and where the manifest does not have what is left to it.
+    is then filled in too. Raises ConfigError when another one is configured, UserError for a
+    dataset without labels, DataError for a single class and where the manifest does not have what
+    is left to it.
     """
     config = _normalised(config, dataset)
     if parent is None:
-        return Identity(config.run_name, config, dataset.uri, dataset.digest)
+        return Identity(config.run_name, config, dataset.pinned, dataset.digest)
+    from percmae.data.mixture import require_labels  # as above
+
+    require_labels(dataset, config.stage)
     classes = len(dataset.classes)
     if classes < 2:
         raise DataError(
@@ -282,7 +307,7 @@ def identity_of(
             f"{classes} classes; set it to {classes} or leave it out"
         )
     config = replace(config, classifier=replace(config.classifier, classes=classes))
-    about = (dataset.uri, dataset.digest, parent.uri, parent.key, features)
+    about = (dataset.pinned, dataset.digest, parent.uri, parent.key, features)
     return Identity(
         config.name_on(features),
         config,
@@ -291,7 +316,7 @@ def identity_of(
     )
 
 
-def _normalised(config: Config, dataset: Dataset) -> Config:
+def _normalised(config: Config, dataset: AnyDataset) -> Config:
     """The config with numbers for the mean and deviation of the images."""
     augment = config.data.augment
     if augment.mean is not None and augment.std is not None:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from percmae.config import Config
 from percmae.config.naming import Features
-from percmae.data.shards import Dataset
+from percmae.data.mixture import open_data, open_one
 from percmae.errors import PercmaeError
 from percmae.jobs.launcher import launch
 from percmae.jobs.work import command, training
 from percmae.progress import note
 from percmae.runs.downstream import downstream_config
 from percmae.runs.evaluation import EvaluationResult, stored_evaluation
-from percmae.runs.record import Run, RunResult, existing_run, identity_of
+from percmae.runs.record import Run, RunResult, begun, identity_of, may_go_on
 from percmae.stages.placement import Placement
 
 
@@ -33,18 +33,22 @@ def train(
     """
     settings = placement.settings(config.stage)
     assert settings is not None, "only called for a launcher"
-    identity = identity_of(config, Dataset.open(data), parent, features)
-    earlier = existing_run(to, identity, "auto")
-    if earlier is not None and earlier.complete:
-        note(f"{earlier.uri}: unchanged, reused")
-        return RunResult(earlier, reused=True)
+    name = config.run_name if parent is None else config.name_on(features)
+    given = open_data(data) if parent is None else open_one(data, config.stage)
+    earlier, dataset = begun(to, name, given)
+    identity = identity_of(config, dataset, parent, features)
+    if earlier is not None:
+        may_go_on(earlier, identity, "auto")
+        if earlier.complete:
+            note(f"{earlier.uri}: unchanged, reused")
+            return RunResult(earlier, reused=True)
     if parent is None:
         work = training(config, data, to)
     else:
         base = downstream_config(parent, config.stage, config.recipe, features=features)
         work = training(config, data, to, parent.uri, features, base)
     launch(work, settings, placement.pipeline_run)
-    finished = Run.find(to, identity)
+    finished = Run.find(to, identity.name)
     if finished is None or not finished.complete:
         raise PercmaeError(
             f"the job ended well, but there is no finished run {identity.name} below {to}: do the "
@@ -61,7 +65,7 @@ def evaluate(run: str, data: str, placement: Placement) -> EvaluationResult:
     """
     settings = placement.settings("evaluate")
     assert settings is not None, "only called for a launcher"
-    opened, dataset = Run.open(run), Dataset.open(data)
+    opened, dataset = Run.open(run), open_data(data)
     earlier = stored_evaluation(opened, dataset)
     if earlier is not None:
         return EvaluationResult(earlier, reused=True)

@@ -20,9 +20,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, ParamSpec, Protocol
 
 from percmae.command import exit_code
 from percmae.config import Config
@@ -30,28 +28,21 @@ from percmae.config.naming import Features, Kind, known
 from percmae.errors import UserError
 from percmae.stages import launch
 from percmae.stages.check import check_placement, check_training, pretrain_config
+from percmae.stages.confusion import shown_confusion
 from percmae.stages.few_labels import settings_for
 from percmae.stages.placement import LOCAL, Placement
 from percmae.stages.scope import job_namespaces, overrides_for
+from percmae.stages.without_labels import Artifact, is_skipped, lacks_labels, skip, skip_run
 from percmae.storage import StorePath
 
 if TYPE_CHECKING:
-    from percmae.runs.evaluation import ClassifierEvaluation, EvaluationResult
+    from percmae.runs.evaluation import EvaluationResult
     from percmae.runs.record import Run, RunResult
 
 P = ParamSpec("P")
 
 FINE_TUNED: tuple[Features, ...] = ("pretrained", "untrained")
 """What is fine-tuned on each share of the labels."""
-# More classes than this and a confusion matrix is no longer something to look at in a UI.
-MOST_CLASSES_SHOWN = 100
-
-
-class Artifact(Protocol):
-    """What is used of a KFP artifact."""
-
-    path: str
-    metadata: dict[str, Any]
 
 
 class Metrics(Artifact, Protocol):
@@ -115,23 +106,34 @@ def check(
 
 @_step
 def ingest(
-    archive_train: str,
-    archive_val: str,
-    archive_devkit: str,
+    images: str,
+    labels: str,
+    archives: Sequence[str],
     store: str,
     name: str,
     dataset: Artifact,
 ) -> None:
-    """Archives to the dataset ``<store>/datasets/<name>``, which ``dataset`` then names."""
-    from percmae.data.ingest import ingest
+    """Images to the dataset ``<store>/datasets/<name>``, which ``dataset`` then names.
+
+    images, labels: as ``percmae ingest`` takes them; archives: train, val and devkit of ILSVRC,
+    which count where ``images`` is empty.
+    """
+    from percmae.ingest import ingest
     from percmae.progress import note
 
-    result = ingest(archive_train, archive_val, archive_devkit, dataset_folder(store, name))
+    to = dataset_folder(store, name)
+    if images:
+        result = ingest(images=images, labels=labels, to=to)
+    else:
+        train, val, devkit = archives
+        result = ingest(train=train, val=val, devkit=devkit, to=to)
     found = result.dataset
     if result.reused:
         note(f"{found.uri}: unchanged, reused")
     samples = {split: len(found.split(split)) for split in ("train", "val", "test")}
-    facts = {"uri": found.uri, "digest": found.digest, "classes": len(found.classes)}
+    # The copy that stays: all that comes behind is of these images, though the dataset may grow.
+    facts = {"uri": found.pinned, "digest": found.digest, "classes": len(found.classes)}
+    facts["labelled"] = found.labelled_images
     Path(dataset.path).write_bytes(StorePath(found.uri).read_bytes())
     dataset.metadata.update(facts, name=name, reused=result.reused, **samples)
 
@@ -198,6 +200,9 @@ def _downstream(
     from percmae.runs.downstream import downstream_config
     from percmae.runs.record import Run
 
+    if lacks_labels(dataset):
+        skip_run(model, {"kind": str(kind), "seed": pretrained.metadata["seed"]})
+        return
     parent = Run.open(pretrained.metadata["uri"])
     chosen, how = overrides_for(kind.stage, overrides), {"features": kind.features}
     config = downstream_config(parent, kind.stage, overrides=chosen, **how)
@@ -277,6 +282,9 @@ def evaluate(
     """A classifier's figures on the test set, also as ``<run>/evaluation.json``."""
     from percmae.runs.evaluation import ClassifierEvaluation
 
+    if is_skipped(model):
+        skip(confusion)
+        return
     result = _evaluated(model, dataset, placement)
     confusion.metadata["reused"] = result.reused
     evaluation = result.evaluation
@@ -287,7 +295,7 @@ def evaluate(
     _log(metrics, evaluation.model_dump(include={"top1", "top5", "ece", "loss"}))
     guess = evaluation.random_guess
     _log(metrics, {"random_guess_top1": guess.top1, "random_guess_top5": guess.top5})
-    confusion.log_confusion_matrix(*_shown_confusion(evaluation))
+    confusion.log_confusion_matrix(*shown_confusion(evaluation))
 
 
 @_step
@@ -299,7 +307,7 @@ def reconstruct(
     The figures also as ``<run>/evaluation.json``.
     """
     from percmae.report.page import render_reconstructions
-    from percmae.report.read import read_picture
+    from percmae.report.read import read_neighbours, read_picture
     from percmae.runs.evaluation import ReconstructionEvaluation
 
     result = _evaluated(model, dataset, placement)
@@ -308,12 +316,15 @@ def reconstruct(
     if not isinstance(evaluation, ReconstructionEvaluation):
         raise UserError(f"{run}: only a pretraining reconstructs images")
     _log(metrics, evaluation.reconstruction.model_dump(include={"psnr", "ssim"}))
+    if evaluation.rank is not None:
+        _log(metrics, {"rankme": evaluation.rank.value})
     if evaluation.knn is not None:
         _log(metrics, {"knn_top1": evaluation.knn.top1})
     grid = read_picture(run)
     if grid is None:
         raise UserError(f"{run}: its evaluation has left no picture; evaluate it again")
-    Path(page.path).write_text(render_reconstructions(evaluation, grid), encoding="utf-8")
+    shown = render_reconstructions(evaluation, grid, read_neighbours(run))
+    Path(page.path).write_text(shown, encoding="utf-8")
 
 
 def _evaluated(model: Artifact, dataset: Artifact, placement: Placement) -> EvaluationResult:
@@ -324,24 +335,6 @@ def _evaluated(model: Artifact, dataset: Artifact, placement: Placement) -> Eval
     from percmae.engine.evaluate import evaluate
 
     return evaluate(run, data)
-
-
-def _shown_confusion(evaluation: ClassifierEvaluation) -> tuple[list[str], list[list[int]]]:
-    """Names and counts of a confusion matrix that a UI can show.
-
-    Of many classes those with most mistakes, and all others as one.
-    """
-    names, counts = [item.name for item in evaluation.classes], evaluation.confusion
-    if len(names) <= MOST_CLASSES_SHOWN:
-        return names, counts
-    matrix = np.asarray(counts)
-    wrong = matrix.sum(axis=1) - matrix.diagonal()
-    shown = np.sort(np.argsort(-wrong, kind="stable")[: MOST_CLASSES_SHOWN - 1])
-    group = np.full(len(names), len(shown))
-    group[shown] = np.arange(len(shown))
-    together = np.zeros((len(shown) + 1,) * 2, dtype=matrix.dtype)
-    np.add.at(together, (group[:, None], group[None, :]), matrix)
-    return [*(names[i] for i in shown), "all other classes"], together.tolist()
 
 
 @_step
@@ -356,14 +349,15 @@ def report(
 ) -> None:
     """The report of all seeds, in ``<store>/reports/<name>`` and as ``page``.
 
-    probes: with their controls; fine_tuned: whether each pretraining run has fine-tuned ones beside
-    it, and ones from scratch, found by their names. (A pipeline cannot collect the outputs of a
-    step that may not have run, nor of a loop in a loop.)
+    probes: with their controls, or what stands for them without labels; fine_tuned: whether each
+    pretraining run has fine-tuned ones beside it, and ones from scratch, found by their names. (A
+    pipeline cannot collect the outputs of a step that may not have run, nor of a loop in a loop.)
     """
     from percmae.report import report
 
-    runs = [artifact.metadata["uri"] for artifact in (*pretrained, *probes)]
-    if fine_tuned:
+    made = [probe for probe in probes if not is_skipped(probe)]
+    runs = [artifact.metadata["uri"] for artifact in (*pretrained, *made)]
+    if fine_tuned and len(made) == len(probes):
         runs += [
             f"{artifact.metadata['uri']}_{Kind('finetune', fraction, features)}"
             for artifact in pretrained

@@ -87,7 +87,7 @@ class LocalFile:
             except NotADirectoryError:
                 return
 
-    def entries(self) -> Iterator[tuple[str, int]]:
+    def entries(self) -> Iterator[tuple[str, int, str]]:
         with _errors("list", self.path):
             for folder, _folders, files in os.walk(self.path, onerror=_raise_unless_absent):
                 for file in files:
@@ -96,7 +96,7 @@ class LocalFile:
                         continue
                     found = LocalFile(path).stat()
                     if found is not None:  # else a broken link, or gone since
-                        yield path.relative_to(self.path).as_posix(), found.size
+                        yield path.relative_to(self.path).as_posix(), found.size, found.etag
 
     def prepare(self) -> None:
         with _errors("create the directory", self.path):

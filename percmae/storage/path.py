@@ -189,12 +189,12 @@ class StorePath:
 
     def iter(self) -> Iterator[Entry]:
         """Every file or object below this path at any depth, sorted by name; none if absent."""
-        for name, size in sorted(self._backend().entries()):
+        for name, size, etag in sorted(self._backend().entries()):
             if self._local is not None:
                 path = self._with(local=self._local / name)
             else:
                 path = self._with(key=f"{self._key}/{name}" if self._key else name)
-            yield Entry(path, name, size)
+            yield Entry(path, name, size, etag)
 
     def prepare(self) -> None:
         """Create the bucket, or the directory at this path, if it is absent."""
@@ -249,11 +249,13 @@ def _is_address(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of a listing: the object, its key relative to the listed path, size in bytes."""
+    """One line of a listing: the object, its key relative to the listed path, size in bytes, and
+    the tag that changes with the content, as ``Stat`` has it."""
 
     path: StorePath
     name: str
     size: int
+    etag: str
 
 
 def _parse(text: str) -> tuple[str, str, Path | None]:

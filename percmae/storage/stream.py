@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 _FIRST_WINDOW = 32 << 10
 _LARGEST_WINDOW = 8 << 20
+# What lies so near behind the window is read on to: a request takes as long as this many bytes do.
+_NEAR = 256 << 10
 # Of a multipart upload. S3 allows 10,000 parts of at least 5 MiB each, so this reaches 160 GB.
 PART_BYTES = 16 << 20
 
@@ -16,10 +18,11 @@ PART_BYTES = 16 << 20
 class Reader(io.RawIOBase):
     """A seekable stream over one version of an object, by ranged requests.
 
-    Holds one window of bytes. The window doubles (32 KiB to 8 MiB) while reading goes forward and
-    falls back after a jump, so that a copy runs at full speed while ``tarfile`` can skip over
-    members for the price of their headers. No connection is held between requests: there is
-    nothing to break in a forked child, and a lost connection is taken up where it broke.
+    Holds one window of bytes. The window doubles (32 KiB to 8 MiB) while reading goes forward in
+    short steps and falls back after a long one, so that a copy runs at full speed, ``tarfile`` can
+    skip over large members for the price of their headers, and small ones come many at a time. No
+    connection is held between requests: there is nothing to break in a forked child, and a lost
+    connection is taken up where it broke.
     """
 
     def __init__(self, size: int, fetch: Callable[[int, int], bytes]) -> None:
@@ -63,7 +66,7 @@ class Reader(io.RawIOBase):
 
     def _fill(self, wanted: int) -> None:
         gap = self._position - (self._start + len(self._window))
-        if 0 <= gap <= self._window_bytes:
+        if 0 <= gap <= max(self._window_bytes, _NEAR):
             self._window_bytes = min(2 * self._window_bytes, _LARGEST_WINDOW)
         else:
             self._window_bytes = _FIRST_WINDOW

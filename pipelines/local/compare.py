@@ -13,7 +13,7 @@ from percmae.report.compare import Compared
 from percmae.report.compare import compare as side_by_side
 from pipelines.local.console import Console
 from pipelines.local.options import RunOptions
-from pipelines.local.run import find_archives, fork_server_for, open_store, run, settled
+from pipelines.local.run import find_data, fork_server_for, open_store, run, settled
 
 
 def compare(variants: Sequence[str] | None, options: RunOptions) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def compare(variants: Sequence[str] | None, options: RunOptions) -> dict[str, An
     console = Console()
     # A source that cannot be had is no variant's failure, and all have the same one.
     options = settled(options, console)
-    find_archives(options)
+    find_data(options)
     entries = []
     with (
         open_store(options.store, console) as store,

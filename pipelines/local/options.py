@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from percmae.errors import UserError
 from percmae.stages.placement import Placement
 
 
@@ -18,8 +19,9 @@ class RunOptions:
     probing; label_fractions: on these shares of the labels. to: folder of the reports.
 
     source: images as for :func:`percmae.data.sample.make_sample_archives`; None takes fashion-mnist
-    and, where that cannot be had, says so and takes mnist. archives: folder or
-    ``s3://`` prefix with the ILSVRC archives instead; dataset: name they are kept under. store:
+    and, where that cannot be had, says so and takes mnist. Instead of it, images: whatever
+    ``percmae ingest --images`` takes, with labels as it has them; or archives: folder or ``s3://``
+    prefix with the ILSVRC archives. dataset: name they are kept under. store:
     where datasets and runs are kept; None is an embedded S3 server below ``.percmae`` (or
     ``PERCMAE_HOME``) that runs as long as the pipeline does.
 
@@ -30,6 +32,8 @@ class RunOptions:
     recipe: str = "demo"
     size: str = ""
     source: str | None = None
+    images: str | None = None
+    labels: str = "auto"
     archives: str | None = None
     dataset: str | None = None
     seeds: Sequence[int] = (0, 1, 2)
@@ -47,6 +51,13 @@ class RunOptions:
         from percmae.storage import local_path
 
         local_path(self.to, "--to")
+        given = [name for name in ("source", "images", "archives") if getattr(self, name)]
+        if len(given) > 1:
+            raise UserError(
+                f"--{' and --'.join(given)}: the images come from one place; choose one"
+            )
+        if self.labels != "auto" and not self.images:
+            raise UserError("--labels goes with --images; leave it out")
         check_placement(self.placement, self.store)
         what = (self.recipe, self.size, self.seeds, self.overrides, self.label_fractions)
         return check_training(variant, self.tag, *what)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -50,7 +51,7 @@ def run(variant: str, options: RunOptions, server: ForkServer | None = None) -> 
     name = options.check(variant)
     console, folder = Console(), Path(options.to) / name
     options = settled(options, console)
-    dataset, (train, val, devkit) = find_archives(options)
+    dataset, data = find_data(options)
     folder.mkdir(parents=True, exist_ok=True)
     with (
         contextlib.nullcontext(server) if server else fork_server_for(options.placement) as forks,
@@ -62,9 +63,7 @@ def run(variant: str, options: RunOptions, server: ForkServer | None = None) -> 
         placement = options.placement
         steps = _run_dag(
             {
-                "archive_train": train,
-                "archive_val": val,
-                "archive_devkit": devkit,
+                **data,
                 "dataset": dataset,
                 "store": store,
                 "variant": variant,
@@ -98,7 +97,7 @@ def settled(options: RunOptions, console: Console) -> RunOptions:
 
     Of the last resort the console says so, and the dataset's name, by which the report knows it.
     """
-    if options.source is not None or options.archives is not None:
+    if options.source or options.images or options.archives:
         return options
     try:
         sample_archives(DEFAULT_SOURCE)
@@ -114,19 +113,23 @@ def settled(options: RunOptions, console: Console) -> RunOptions:
     return dataclasses.replace(options, source=DEFAULT_SOURCE)
 
 
-def find_archives(options: RunOptions) -> tuple[str, tuple[str, str, str]]:
-    """Name of a dataset and its three archives: given ones, or those of its source.
+def find_data(options: RunOptions) -> tuple[str, dict[str, str]]:
+    """Name of a dataset, and the pipeline's parameters that say where its images come from.
 
     Raises DataError for a source that is not known or cannot be had.
     """
-    if options.archives is None:
+    if options.images:
+        place = StorePath(options.images)
+        name = re.sub(r"[^A-Za-z0-9_-]+", "-", place.name).strip("-") or "images"
+        return options.dataset or name, {"images": place.uri, "labels": options.labels}
+    if options.archives:
+        folder = StorePath(options.archives)
+        name, files = "imagenet", {key: (folder / file).uri for key, file in ARCHIVES.items()}
+    else:
         assert options.source is not None, "settled before"
         name, samples = sample_archives(options.source)
-        archives = str(samples.train), str(samples.val), str(samples.devkit)
-        return options.dataset or name, archives
-    folder = StorePath(options.archives)
-    train, val, devkit = ((folder / file).uri for file in ARCHIVES.values())
-    return options.dataset or "imagenet", (train, val, devkit)
+        files = {key: str(getattr(samples, key)) for key in ARCHIVES}
+    return options.dataset or name, {f"archive_{key}": file for key, file in files.items()}
 
 
 def sample_archives(source: str) -> tuple[str, SampleArchives]:
@@ -217,8 +220,11 @@ def steps_table(steps: Sequence[FinishedStep]) -> str:
         lines.append(f"{name:<{width}}{whole}".rstrip())
     if any(step.reused for step in steps):
         lines.append("(n): unchanged since an earlier run, reused")
+    lines += [f"–: skipped: {why}" for why in sorted({s.skipped for s in steps if s.skipped})]
     return "\n".join(lines)
 
 
 def _seconds(step: FinishedStep) -> str:
+    if step.skipped is not None:
+        return "–"
     return f"({step.seconds:.0f})" if step.reused else f"{step.seconds:.0f}"

@@ -41,6 +41,7 @@ from typing import IO, Any, TextIO
 
 from percmae.config.naming import Kind
 from percmae.errors import Interrupted, PercmaeError, UserError
+from percmae.stages.without_labels import SKIPPED
 from pipelines.local.console import Console
 from pipelines.local.output import StepErrors, pump, terminal_for
 from pipelines.local.warm import ComponentCall, ForkServer, StepProcess
@@ -68,6 +69,12 @@ class FinishedStep:
     def reused(self) -> bool:
         """Whether the step has said that there was nothing to do."""
         return any(metadata.get("reused") is True for metadata in self.artifacts.values())
+
+    @property
+    def skipped(self) -> str | None:
+        """Why the step has done nothing, in words, where it has said so."""
+        found = (metadata.get(SKIPPED) for metadata in self.artifacts.values())
+        return next((why for why in found if why is not None), None)
 
 
 class StepError(PercmaeError):
@@ -195,7 +202,8 @@ class _StepRunner:
                 step = FinishedStep(info.name, info.seed, seconds, info.artifacts())
                 self.steps.append(step)
                 how = "unchanged, reused" if step.reused else f"done in {step.seconds:.0f} s"
-                self._console.line(info.label, how)
+                if step.skipped is None:  # which it has said itself
+                    self._console.line(info.label, how)
             elif self._signal is None and self._failure is None:
                 self._failure = StepError(f"{info.label}: {errors.summary(code)}", code)
                 self._stop(signal.SIGTERM)

@@ -34,7 +34,7 @@ from percmae.errors import PercmaeError, UserError
 
 _EXECUTOR = "kfp.dsl.executor_main"
 # What each step imports, and the steps that train nothing.
-_MODULES = ("percmae.stages.steps", "percmae.data.ingest", "percmae.report.page")
+_MODULES = ("percmae.stages.steps", "percmae.ingest.verb", "percmae.report.page")
 # What a training or an evaluation imports, directly or when it first makes an optimiser.
 TRAINING_MODULES = (
     *("percmae.engine.pretrain", "percmae.engine.finetune", "percmae.engine.evaluate"),

@@ -43,6 +43,7 @@ QUICK = (
     "trainer.val_interval=1000",
     "tracking.images=0",
     "tracking.knn_samples=0",
+    "tracking.rankme_samples=0",
     "checkpoint.every_steps=1000000",
 )
 

@@ -27,8 +27,9 @@ class Archives:
     val: Path
     devkit: Path
 
-    def uris(self) -> tuple[str, str, str]:
-        return str(self.train), str(self.val), str(self.devkit)
+    def uris(self) -> dict[str, str]:
+        """As ``ingest`` takes them."""
+        return {role: str(path) for role, path in vars(self).items()}
 
 
 def picture(seed: int, format: str = "JPEG", size: tuple[int, int] = (40, 30)) -> bytes:

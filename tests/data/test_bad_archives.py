@@ -11,15 +11,15 @@ import archive_building as ab
 import pytest
 
 from percmae.data.devkit import read_devkit
-from percmae.data.ingest import ingest
 from percmae.errors import DataError
+from percmae.ingest import ingest
 from percmae.storage import StorePath
 
 
 def refused(archives: ab.Archives, to: Path) -> str:
     """The message an ingest ends with; checks what every refusal owes."""
     with pytest.raises(DataError) as caught:
-        ingest(*archives.uris(), str(to), shard_bytes=12 << 10)
+        ingest(**archives.uris(), to=str(to), shard_size=12 << 10)
     message = str(caught.value)
     assert "\n" not in message
     assert caught.value.exit_code == 2

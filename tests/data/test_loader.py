@@ -23,10 +23,10 @@ from PIL import Image
 from torch import Tensor
 
 from percmae.data.batch import Batch
-from percmae.data.ingest import ingest
 from percmae.data.shards import Dataset, Split
 from percmae.data.stream import Loader, epoch_order
 from percmae.errors import DataError, StoreAccessError, WorkerLost
+from percmae.ingest import ingest
 
 
 def noisy(image: Image.Image) -> Tensor:
@@ -254,7 +254,7 @@ def test_senseless_arguments(train: Split) -> None:
 
 def small_dataset(tmp_path: Path, to: str | None = None) -> Dataset:
     archives = ab.build(tmp_path / "in")
-    return ingest(*archives.uris(), to or str(tmp_path / "out"), shard_bytes=12 << 10).dataset
+    return ingest(**archives.uris(), to=to or str(tmp_path / "out"), shard_size=12 << 10).dataset
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -19,11 +19,10 @@ from percmae.runs.record import identity_of
 
 
 def test_mean_and_deviation_of_the_training_images(tiny_dataset: Dataset) -> None:
-    pixels = []
-    for split in (tiny_dataset.split("train"), tiny_dataset.split("val")):
-        for shard, offset, size in zip(*split.locate(np.arange(len(split))), strict=True):
-            data = split.shards[shard].read_bytes(int(offset), int(size))
-            pixels.append(np.asarray(decode(data), np.float64) / 255)
+    pixels, split = [], tiny_dataset.split("train")
+    for shard, offset, size in zip(*split.locate(np.arange(len(split))), strict=True):
+        data = split.shards[shard].read_bytes(int(offset), int(size))
+        pixels.append(np.asarray(decode(data), np.float64) / 255)
     whole = np.stack(pixels)
     assert tiny_dataset.pixels is not None
     assert tiny_dataset.pixels.mean == pytest.approx(whole.mean((0, 1, 2)), abs=6e-5)
@@ -47,7 +46,9 @@ def test_a_manifest_without_mean_and_deviation_opens(tiny_dataset: Dataset, tmp_
 
 def test_what_the_config_leaves_to_the_dataset_is_in_the_runs_identity() -> None:
     def dataset(pixels: Pixels | None) -> Any:
-        return SimpleNamespace(uri="data", digest="sha256:0", pixels=pixels, classes=[0, 1])
+        return SimpleNamespace(
+            uri="data", pinned="data", digest="sha256:0", pixels=pixels, classes=[0, 1]
+        )
 
     config = load_config(overrides=["data.augment.mean=null", "data.augment.std=[0.2, 0.2, 0.2]"])
     known = dataset(Pixels([0.1, 0.2, 0.3], [0.4, 0.5, 0.6]))

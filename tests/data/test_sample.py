@@ -23,10 +23,10 @@ from scipy.io import loadmat
 from percmae.cli import verbs
 from percmae.data import sample as sample_module
 from percmae.data.devkit import read_devkit
-from percmae.data.ingest import ingest
 from percmae.data.sample import SampleArchives, make_sample_archives, put_sample_archives
 from percmae.data.shards import Dataset
 from percmae.errors import DataError
+from percmae.ingest import ingest
 from percmae.storage import StorePath
 from percmae.vision import torchvision
 
@@ -219,9 +219,7 @@ def test_a_folder_with_train_and_val_keeps_them_and_its_wnids(tmp_path: Path) ->
     archives = make_sample_archives(tmp_path / "out", str(tmp_path / "images"))
     assert {k: len(v) for k, v in train_images(archives).items()} == {f"{w}.tar": 6 for w in wnids}
     assert len(members(archives.val)) == 6
-    result = ingest(
-        str(archives.train), str(archives.val), str(archives.devkit), str(tmp_path / "data")
-    )
+    result = ingest(**archives.uris(), to=str(tmp_path / "data"))
     assert [c.wnid for c in result.dataset.classes] == list(wnids)
 
 

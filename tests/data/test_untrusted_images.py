@@ -18,10 +18,10 @@ from PIL import Image
 from percmae.config import FORMATS, load_config
 from percmae.data.augment import framed_transform
 from percmae.data.decode import ImageWarning, Once, check_formats, decode, telling, verify
-from percmae.data.ingest import ingest
 from percmae.data.stream import Loader
 from percmae.engine.evaluate import _read
 from percmae.errors import DataError, UserError
+from percmae.ingest import ingest
 
 WNID = ab.WNIDS[0]
 
@@ -92,11 +92,11 @@ def test_no_program_is_started(tmp_path: Path, ghostscript: Path) -> None:
     with pytest.raises(DataError, match=r"^a\.JPEG is not an image that can be opened as JPEG, "):
         decode(EPS, name="a.JPEG")
     archives = with_images(tmp_path / "in", {f"{WNID}_1.JPEG": EPS, "2.JPEG": ab.picture(1)})
-    dataset = ingest(*archives.uris(), str(tmp_path / "out")).dataset
+    dataset = ingest(**archives.uris(), to=str(tmp_path / "out")).dataset
     assert [c["member"] for c in dataset.manifest["corrupt"]] == [f"{WNID}.tar/{WNID}_1.JPEG"]
     assert not ghostscript.exists()
     with pytest.raises(UserError, match="image formats EPS: choose from JPEG, PNG, "):
-        ingest(*archives.uris(), str(tmp_path / "other"), formats=["EPS"])
+        ingest(**archives.uris(), to=str(tmp_path / "other"), formats=["EPS"])
 
 
 @pytest.mark.parametrize("format", ["ICO", "PCX", "TGA", "PPM", "JPEG2000", "AVIF", "SGI", "DDS"])
@@ -115,25 +115,25 @@ def test_a_damaged_image_of_any_decoder_is_left_out_and_named(
     half = avif[:-30]
     files = {f"{WNID}_1.JPEG": half, f"{WNID}_2.JPEG": avif, f"{WNID}_3.JPEG": ab.picture(1)}
     archives = with_images(tmp_path / "in", files)
-    without = ingest(*archives.uris(), str(tmp_path / "out")).dataset
+    without = ingest(**archives.uris(), to=str(tmp_path / "out")).dataset
     assert [c["member"][-6] for c in without.manifest["corrupt"]] == ["1", "2"]
     err = capsys.readouterr().err
     assert f"left out: {WNID}.tar/{WNID}_1.JPEG is not an image that can be opened as" in err
     assert "left out 2 damaged image(s) of" in err
     allowed = [*FORMATS, "AVIF"]
-    dataset = ingest(*archives.uris(), str(tmp_path / "avif"), formats=allowed).dataset
+    dataset = ingest(**archives.uris(), to=str(tmp_path / "avif"), formats=allowed).dataset
     (left_out,) = dataset.manifest["corrupt"]
     assert left_out["member"] == f"{WNID}.tar/{WNID}_1.JPEG"
     assert "is damaged: Failed to decode" in left_out["reason"]
     assert dataset.manifest["formats"] == allowed
     with pytest.raises(DataError, match="already holds a dataset made from other archives, or wi"):
-        ingest(*archives.uris(), str(tmp_path / "avif"))
+        ingest(**archives.uris(), to=str(tmp_path / "avif"))
 
 
 def test_training_opens_what_its_setting_says(tmp_path: Path) -> None:
     archives = with_images(tmp_path / "in", {f"{WNID}_1.JPEG": encoded("AVIF")})
     allowed = [*FORMATS, "AVIF"]
-    dataset = ingest(*archives.uris(), str(tmp_path / "out"), formats=allowed).dataset
+    dataset = ingest(**archives.uris(), to=str(tmp_path / "out"), formats=allowed).dataset
     dataset.require_formats(allowed)
     with pytest.raises(DataError, match=r"images of format AVIF; set data\.formats=\[JPEG,.*AVIF"):
         dataset.require_formats(FORMATS)
@@ -275,7 +275,7 @@ for rank in (0, 1):
 def test_warnings_while_loading(tmp_path: Path, workers: int) -> None:
     files = {name: with_bad_exif(n) for n, name in enumerate(ab.val_files())}
     archives = ab.build(tmp_path / "in", val=ab.tar_bytes(files))
-    uri = ingest(*archives.uris(), str(tmp_path / "out")).manifest_uri
+    uri = ingest(**archives.uris(), to=str(tmp_path / "out")).manifest_uri
     done = subprocess.run(
         [sys.executable, "-c", LOADING, uri, str(workers)],
         capture_output=True,

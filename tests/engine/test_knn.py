@@ -21,7 +21,7 @@ from percmae.data.shards import Dataset
 from percmae.data.stream import Loader
 from percmae.engine import knn
 from percmae.engine.distributed import World
-from percmae.engine.knn import KNN, build_knn, features, spread_out, vote
+from percmae.engine.knn import Judge, build_judge, features, spread_out, vote
 from percmae.engine.pretrain import pretrain
 from percmae.engine.weights import network_weights
 from percmae.models import build_model
@@ -113,9 +113,9 @@ def test_choice_is_even_over_the_classes_and_always_the_same() -> None:
 
 
 def accuracy(config: Config, dataset: Dataset, world: World) -> float:
-    measure = build_knn(config, dataset, dataset.split("val"), world)
+    measure = build_judge(config, dataset, dataset.split("val"), world)
     assert measure is not None
-    return measure(network(config))
+    return measure(network(config))["knn_top1"]
 
 
 def by_hand(config: Config, dataset: Dataset) -> float:
@@ -148,7 +148,12 @@ def test_figure_equals_the_plain_loop(tiny: Make, tiny_dataset: Dataset) -> None
 def _process(rank: int, config: Config, uri: str, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    found = accuracy(config, Dataset.open(uri), World(rank, 2, torch.device("cpu")))
+    dataset = Dataset.open(uri)
+    measure = build_judge(
+        config, dataset, dataset.split("val"), World(rank, 2, torch.device("cpu"))
+    )
+    assert measure is not None
+    found = measure(network(config))
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
@@ -157,12 +162,17 @@ def _process(rank: int, config: Config, uri: str, folder: str) -> None:
 def test_two_processes_find_what_one_finds(
     tiny: Make, tiny_dataset: Dataset, tmp_path: Path
 ) -> None:
-    # 24 queries are one chunk: the second process has a part of the bank and none of the queries.
+    # 24 held-out images are one chunk: the second process has none of them to look at.
     config = tiny()
     given = (config, tiny_dataset.uri, str(tmp_path))
     start_processes(_process, given, nprocs=2, start_method="forkserver")
     both = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
-    assert both == [accuracy(config, tiny_dataset, ALONE)] * 2
+    alone = build_judge(config, tiny_dataset, tiny_dataset.split("val"), ALONE)
+    assert alone is not None
+    found = alone(network(config))
+    assert set(found) == {"rankme", "knn_top1"}
+    assert both == [pytest.approx(found, rel=1e-9)] * 2
+    assert both[0]["knn_top1"] == found["knn_top1"]
 
 
 def test_images_are_decoded_once_when_they_are_few(
@@ -177,32 +187,39 @@ def test_images_are_decoded_once_when_they_are_few(
 
     monkeypatch.setattr(Loader, "load", load)
     model = network(config)
-    kept = KNN(config, tiny_dataset, *map(tiny_dataset.split, ("train", "val")), ALONE)
+    splits = tiny_dataset.split("train"), tiny_dataset.split("val")
+    kept = Judge(config, *splits, ALONE, 1000, 2048)
     first = kept(model)
     once = len(loads)
     assert kept(model) == first
     assert len(loads) == once == 5
     with monkeypatch.context() as patch:
         patch.setattr(knn, "CACHE_BYTES", 1000)
-        read_again = KNN(config, tiny_dataset, *map(tiny_dataset.split, ("train", "val")), ALONE)
+        read_again = Judge(config, *splits, ALONE, 1000, 2048)
     assert [read_again(model), read_again(model)] == [first, first]
     assert len(loads) == 3 * once
 
 
 def test_limits_and_mode(tiny: Make, tiny_dataset: Dataset) -> None:
     config = tiny("tracking.knn_samples=10", "tracking.knn_neighbours=3")
-    measure = build_knn(config, tiny_dataset, tiny_dataset.split("val"), ALONE)
+    measure = build_judge(config, tiny_dataset, tiny_dataset.split("val"), ALONE)
     assert measure is not None
     model = network(config).train()
     before = torch.get_rng_state()
     found = measure(model)
-    assert found in [n / 10 for n in range(11)]  # there are ten queries
+    assert found["knn_top1"] in [n / 10 for n in range(11)]  # there are ten queries
+    assert 1 <= found["rankme"] <= 24  # there are as many held-out images, and dimensions
     assert model.training
     assert torch.equal(before, torch.get_rng_state())
     assert measure(model.eval()) == found
     assert not model.training
-    none = tiny("tracking.knn_samples=0")
-    assert build_knn(none, tiny_dataset, tiny_dataset.split("val"), ALONE) is None
+    rank = build_judge(
+        tiny("tracking.knn_samples=0"), tiny_dataset, tiny_dataset.split("val"), ALONE
+    )
+    assert rank is not None
+    assert rank(model) == {"rankme": pytest.approx(found["rankme"], rel=1e-6)}
+    none = tiny("tracking.knn_samples=0", "tracking.rankme_samples=0")
+    assert build_judge(none, tiny_dataset, tiny_dataset.split("val"), ALONE) is None
 
 
 def val_lines(run: str) -> list[dict[str, Any]]:
@@ -216,14 +233,14 @@ def test_a_run_logs_it_and_trains_the_same_without_it(
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with_it = pretrain(tiny(), tiny_dataset.uri, str(tmp_path / "with"))
-    off = tiny("tracking.knn_samples=0")
+    off = tiny("tracking.knn_samples=0", "tracking.rankme_samples=0")
     without = pretrain(off, tiny_dataset.uri, str(tmp_path / "without"))
     logged = [line.pop("knn_top1") for line in val_lines(with_it.uri)]
     assert len(logged) == 2
     assert Run.open(with_it.uri).record.metrics["val/knn_top1"] == logged[-1]
     events = EventAccumulator(f"{with_it.uri}/train_outputs/tensorboard_logs").Reload()
     assert [e.value for e in events.Scalars("val/knn_top1")] == pytest.approx(logged)
-    assert all("knn_top1" not in line for line in val_lines(without.uri))
+    assert not any({"knn_top1", "rankme"} & line.keys() for line in val_lines(without.uri))
     assert "val/knn_top1" not in Run.open(without.uri).record.metrics
     assert Run.open(without.uri).key == Run.open(with_it.uri).key
     left, right = (network_weights(run.uri, "generator") for run in (with_it, without))

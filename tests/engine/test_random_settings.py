@@ -20,9 +20,9 @@ from PIL import Image
 
 from percmae.cli.verbs import main
 from percmae.config.load import VARIANTS, docs, stages_of
-from percmae.data.ingest import ingest
 from percmae.data.sample import make_sample_archives
 from percmae.data.shards import Dataset
+from percmae.ingest import ingest
 from percmae.vision import torchvision
 
 from .conftest import tiny_overrides
@@ -134,8 +134,9 @@ VALUES: dict[str, list[Any]] = {
     "checkpoint.milestone_epochs": [None, 1, HUGE],
     "tracking.images": [0, 1, 8, HUGE],
     "tracking.images_every": [1e-9, 1, 1e308],
-    "tracking.knn_samples": [0, 1, 10, HUGE],
+    "tracking.knn_samples": [None, 0, 1, 10, HUGE],
     "tracking.knn_neighbours": [1, 20, HUGE],
+    "tracking.rankme_samples": [0, 1, 10, HUGE],
 }
 NOT_DRAWN = {
     "stage": "an argument",
@@ -172,8 +173,7 @@ def datasets(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Dataset) ->
                     grey = np.full((28, 28, 3), 40 * label + number, np.uint8)
                     Image.fromarray(grey).save(place / f"{number}.png")
         made = make_sample_archives(str(folder / "archives"), str(folder / "images"))
-        archives = (str(made.train), str(made.val), str(made.devkit))
-        found.append(ingest(*archives, str(folder / "dataset")).dataset.uri)
+        found.append(ingest(**made.uris(), to=str(folder / "dataset")).dataset.uri)
     return found
 
 

@@ -17,7 +17,6 @@ from s3_server import S3
 from torch import Tensor
 
 from percmae import build_model
-from percmae.cli.parent import parent_of
 from percmae.cli.verbs import main
 from percmae.config import Config, load_config
 from percmae.data.shards import Dataset
@@ -31,6 +30,7 @@ from percmae.models.weights import on_grid
 from percmae.runs.downstream import downstream_config
 from percmae.runs.parent import WeightsFile
 from percmae.runs.record import Run
+from percmae.stages.parent import parent_of
 from percmae.storage import StorePath
 from percmae.vision import load_timm
 

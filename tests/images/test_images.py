@@ -93,7 +93,7 @@ def test_byte_code_is_there_and_fits_the_source(image: Image) -> None:
     """As Python checks it: made from a file of this time and size."""
     found = image.python(
         "import importlib.util, os, struct, sys\n"
-        "import percmae.stages.steps, percmae.report.page, percmae.data.ingest, yaml, minio\n"
+        "import percmae.stages.steps, percmae.report.page, percmae.ingest.verb, yaml, minio\n"
         "seen = 0\n"
         "for module in list(sys.modules.values()):\n"
         "    file = getattr(module, '__file__', None) or ''\n"

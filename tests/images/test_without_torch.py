@@ -14,8 +14,8 @@ from dockerfile import DOCKER
 from PIL import Image
 
 from percmae.config import load_config
-from percmae.data.ingest import ingest
 from percmae.data.sample import make_sample_archives
+from percmae.ingest import ingest
 from percmae.runs.record import Identity, Run
 
 pytestmark = pytest.mark.slow
@@ -121,7 +121,7 @@ def test_archives_are_ingested(tmp_path: Path) -> None:
     to = tmp_path / "dataset"
     hiding(training_only(), "percmae", "ingest", *map(str, given), "--to", str(to))
     made = json.loads((to / "manifest.json").read_text())
-    again = ingest(*map(str, (archives.train, archives.val, archives.devkit)), str(to))
+    again = ingest(**archives.uris(), to=str(to))
     assert again.reused
     assert len(made["classes"]) == 2
 

@@ -80,10 +80,12 @@ def test_every_setting_is_documented() -> None:
 @pytest.mark.parametrize(
     ("stage", "gpus", "wanted"), [("evaluate", 8, 1), ("evaluate", 0, 0), ("ingest", 8, 0)]
 )
-def test_a_stage_that_does_not_train_is_one_plain_pod(stage: str, gpus: int, wanted: int) -> None:
+def test_a_stage_that_does_not_train_is_a_plain_job(stage: str, gpus: int, wanted: int) -> None:
     given = ["nodes=4", "min_nodes=2", "volcano_queue=q", f"gpus={gpus}", "memory=8Gi"]
     found = job_settings(given, stage)
-    assert (found.kind, found.nodes, found.min_nodes, found.volcano_queue) == ("job", 1, None, None)
+    pods = 4 if stage == "ingest" else 1
+    assert (found.kind, found.nodes, found.min_nodes) == ("job", pods, None)
+    assert found.volcano_queue is None
     assert (found.gpus, found.memory) == (wanted, "8Gi")
     assert (found.cpu, found.shm) == ("4", "2Gi")
     assert job_settings([*given, "resources={rdma/ib: 1}"], stage).resources == {}

@@ -24,7 +24,7 @@ from percmae.runs.evaluation import (
     write_evaluation,
 )
 from percmae.runs.history import History, read_history
-from percmae.runs.record import Identity, Run, existing_run
+from percmae.runs.record import Identity, Run, may_go_on
 from percmae.storage import StorePath
 
 BEFORE = Path(__file__).parent / "before"
@@ -82,18 +82,19 @@ def test_a_finished_run_is_reused_and_a_stopped_one_gone_on_with() -> None:
     finished, stopped = (Run.open(str(BEFORE / name)) for name in ("old_ssim", "old_ssim_finetune"))
     assert (finished.complete, stopped.complete, stopped.record.step) == (True, False, 10)
     for run in (finished, stopped):
-        assert existing_run(str(BEFORE), identity(run), "auto") == run
+        assert Run.find(str(BEFORE), identity(run).name) == run
+        may_go_on(run, identity(run), "auto")
     with pytest.raises(UserError, match="stopped at step 10; add --resume auto"):
-        existing_run(str(BEFORE), identity(stopped), "never")
+        may_go_on(stopped, identity(stopped), "never")
     other = identity(finished)._replace(data_digest="sha256:other")
     with pytest.raises(UserError, match="exists with another dataset"):
-        existing_run(str(BEFORE), other, "auto")
+        may_go_on(finished, other, "auto")
     # The number of threads differs as well, but is not why.
     config = replace(finished.config, trainer=replace(finished.config.trainer, threads=7))
     changed = replace(config, optim=replace(config.optim, epochs=99))
-    assert existing_run(str(BEFORE), identity(finished)._replace(config=config), "auto")
+    may_go_on(finished, identity(finished)._replace(config=config), "auto")
     with pytest.raises(UserError, match=r"another config \(optim\.epochs: \d+ → 99\)"):
-        existing_run(str(BEFORE), identity(finished)._replace(config=changed), "auto")
+        may_go_on(finished, identity(finished)._replace(config=changed), "auto")
 
 
 def test_figures_are_read() -> None:

@@ -19,9 +19,9 @@ from s3_server import S3
 
 from percmae.cli import verbs
 from percmae.config import load_config
-from percmae.data.ingest import ingest
 from percmae.data.sample import SampleArchives
 from percmae.engine.pretrain import pretrain
+from percmae.ingest import ingest
 from percmae.jobs.settings import JobSettings
 from percmae.jobs.work import Work
 from percmae.stages import steps
@@ -43,7 +43,7 @@ class Stored(NamedTuple):
 @pytest.fixture(scope="module")
 def trained(s3: S3, tiny_archives: SampleArchives) -> Stored:
     a = tiny_archives
-    data = ingest(str(a.train), str(a.val), str(a.devkit), s3.uri("data")).dataset.uri
+    data = ingest(**a.uris(), to=s3.uri("data")).dataset.uri
     config = load_config("mae", "demo", overrides=[*TINY, "optim.epochs=1"], tag="t")
     return Stored(data, pretrain(config, data, s3.uri("trained")).uri)
 

@@ -13,6 +13,7 @@ import pytest
 from percmae.errors import DataError, Interrupted, StoreError
 from percmae.stages import steps
 from percmae.stages.check import pretrain_config
+from percmae.stages.confusion import MOST_CLASSES_SHOWN, shown_confusion
 
 
 def test_one_seed_one_folder() -> None:
@@ -147,10 +148,10 @@ def test_a_confusion_matrix_that_a_person_can_look_at(classes: int) -> None:
         classes=[SimpleNamespace(name=f"class {i}") for i in range(classes)],
         confusion=counts.tolist(),
     )
-    names, shown = steps._shown_confusion(cast(Any, evaluation))
-    assert len(names) == len(shown) == len(shown[0]) == min(classes, steps.MOST_CLASSES_SHOWN)
+    names, shown = shown_confusion(cast(Any, evaluation))
+    assert len(names) == len(shown) == len(shown[0]) == min(classes, MOST_CLASSES_SHOWN)
     assert np.sum(shown) == counts.sum()
-    if classes <= steps.MOST_CLASSES_SHOWN:
+    if classes <= MOST_CLASSES_SHOWN:
         assert (names[-1], shown) == (f"class {classes - 1}", counts.tolist())
         return
     assert names[-1] == "all other classes"

@@ -99,7 +99,7 @@ def test_listing_is_recursive_and_sorted_by_name(tmp_store: StorePath) -> None:
     (tmp_store / "inside").write_bytes(b"a neighbour whose name begins alike")
     entries = list((tmp_store / "in").iter())
     assert [entry.name for entry in entries] == expected
-    assert entries[0] == Entry(tmp_store / "in/A", "A", 7)
+    assert entries[0] == Entry(tmp_store / "in/A", "A", 7, (tmp_store / "in/A").stat().etag)
     assert all(entry.path.stat().size == entry.size for entry in entries)
     assert names(tmp_store / "absent") == []
     assert names(tmp_store / "inside") == []

@@ -25,12 +25,12 @@ from gpu_check.check import Check
 from gpu_check.settings import BOUNDS, STEPS
 from percmae.bench.contenders import random_vgg16, training_objective
 from percmae.config import Config
-from percmae.data.ingest import ingest
 from percmae.data.sample import make_sample_archives
 from percmae.engine import loop
 from percmae.engine.optim import build_optimizer, parameter_groups
 from percmae.engine.pretrain import pretrain
 from percmae.engine.weights import run_state
+from percmae.ingest import ingest
 from percmae.losses.gan import StyleGAN2ADA
 from percmae.losses.objective import Draws, Micro, Objective
 
@@ -196,7 +196,7 @@ def _resume_config(check: Check, folder: Path) -> Config:
     settings = [
         *NARROW, "data.batch_size=8", "data.workers=0", "checkpoint.every_steps=1",
         "optim.epochs=2", "optim.warmup_epochs=0", "stylegan.ada_kimg=0.1",
-        "tracking.knn_samples=0", "tracking.images=0",
+        "tracking.knn_samples=0", "tracking.rankme_samples=0", "tracking.images=0",
     ]  # fmt: skip
     if check.name == "perceptual":
         file = folder / "vgg16.pt"
@@ -214,7 +214,7 @@ def _dataset(folder: Path) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (48, 48, 3), np.uint8)).save(path)
     a = make_sample_archives(str(folder / "archives"), str(folder / "images"))
-    return ingest(str(a.train), str(a.val), str(a.devkit), str(folder / "dataset")).manifest_uri
+    return ingest(**a.uris(), to=str(folder / "dataset")).manifest_uri
 
 
 def _interrupted(train: Callable[[], Any], at: tuple[int, ...]) -> None:

@@ -14,12 +14,12 @@ from gpu_check.check import Check
 from gpu_check.training import ONLY_STEPS, loop_over
 from percmae.config import Config
 from percmae.data.batch import Batch
-from percmae.data.ingest import ingest
 from percmae.data.sample import make_sample_archives
 from percmae.data.shards import Dataset
 from percmae.data.stream import Loader
 from percmae.engine.distributed import World
 from percmae.engine.loaders import train_loader
+from percmae.ingest import ingest
 
 PHOTOS, DIFFERENT = 2000, 200
 WARM = 4  # batches that are not counted
@@ -40,7 +40,7 @@ def shards(check: Check) -> None:
         for copy in range(1, photos // different):
             os.link(first, first.with_name(f"{number}-{copy}.jpg"))
     a = make_sample_archives(str(root / "archives"), str(root / "images"))
-    ingest(str(a.train), str(a.val), str(a.devkit), str(root / "dataset"))
+    ingest(**a.uris(), to=str(root / "dataset"))
     check.write("shards", photos=photos, mean_kb=sum(sizes) / len(sizes) / 1000)
 
 

@@ -25,6 +25,7 @@ ONLY_STEPS = [
     "trainer.val_interval=1000000",
     "checkpoint.every_steps=1000000000",
     "tracking.knn_samples=0",
+    "tracking.rankme_samples=0",
 ]
 
 

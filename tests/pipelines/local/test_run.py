@@ -180,12 +180,15 @@ def test_steps_table() -> None:
         FinishedStep("ingest", None, 3.2, {"dataset": {"reused": False}}),
         FinishedStep("pretrain", 1, 60.4, {}),
         FinishedStep("pretrain", 0, 4.9, reused),
+        FinishedStep("probe", 1, 0.4, {"model": {"skipped": "no labels"}}),
     ]
     assert steps_table(steps).splitlines() == [
         "Seconds       seed 0      seed 1",
         "ingest             3",
         "pretrain         (5)          60",
+        "probe                          –",
         "(n): unchanged since an earlier run, reused",
+        "–: skipped: no labels",
     ]
 
 

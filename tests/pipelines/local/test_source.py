@@ -9,10 +9,10 @@ import pytest
 from small_pipeline import write_images
 
 from percmae.data.sample_sources import SOURCES, Source, load_source
-from percmae.errors import DataError
+from percmae.errors import DataError, UserError
 from pipelines.local.console import Console
 from pipelines.local.options import RunOptions
-from pipelines.local.run import find_archives, settled
+from pipelines.local.run import find_data, settled
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def test_what_was_asked_for_is_never_another(monkeypatch: pytest.MonkeyPatch) ->
     for chosen in (RunOptions(source="fashion-mnist"), RunOptions(archives="archives")):
         assert settled(chosen, Console(said)) == chosen
     with pytest.raises(DataError, match="no way to it"):
-        find_archives(RunOptions(source="fashion-mnist"))
+        find_data(RunOptions(source="fashion-mnist"))
     assert said.getvalue() == ""
 
 
@@ -55,6 +55,25 @@ def test_the_default_where_it_can_be_had(tmp_path: Path, monkeypatch: pytest.Mon
     said = io.StringIO()
     options = settled(RunOptions(), Console(said))
     assert (options.source, options.dataset, said.getvalue()) == ("fashion-mnist", None, "")
-    name, archives = find_archives(options)
+    name, data = find_data(options)
     assert name == "fashion-mnist"
-    assert all(Path(archive).exists() for archive in archives)
+    assert list(data) == ["archive_train", "archive_val", "archive_devkit"]
+    assert all(Path(archive).exists() for archive in data.values())
+
+
+def test_images_of_ones_own() -> None:
+    name, data = find_data(RunOptions(images="s3://bucket/my photos.2", labels="none"))
+    assert (name, data) == ("my-photos-2", {"images": "s3://bucket/my photos.2", "labels": "none"})
+    assert find_data(RunOptions(images="s3://bucket/a", dataset="b"))[0] == "b"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (RunOptions(images="a", archives="b"), "--images and --archives: the images come from one"),
+        (RunOptions(labels="none"), "--labels goes with --images"),
+    ],
+)
+def test_what_does_not_go_together(options: RunOptions, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        options.check("mae")

@@ -37,8 +37,9 @@ def pretrain(
     import time
 
     def mark(text: str) -> None:
-        with (pathlib.Path(folder) / f"{text}-{seed}").open("w") as file:
-            file.write(f"{os.getpid()} {time.time()}")
+        part = pathlib.Path(folder) / f".{text}-{seed}"
+        part.write_text(f"{os.getpid()} {time.time()}")
+        part.rename(part.with_name(part.name[1:]))  # whole, also where the step is ended here
 
     mark("began")
     if mode == "fail" and seed == 1:

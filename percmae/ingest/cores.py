@@ -1,0 +1,20 @@
+"""How many processes are worth starting here."""
+
+from __future__ import annotations
+
+import math
+import os
+from contextlib import suppress
+from pathlib import Path
+
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""What a container may use of its cores, as cgroup v2 has it: microseconds in each so many."""
+
+
+def usable_cores() -> int:
+    """Cores that this process may use; of a container with a limit, no more than that."""
+    cores = len(os.sched_getaffinity(0))
+    with suppress(OSError, ValueError):  # another system, or no limit ("max")
+        quota, period = map(int, _QUOTA.read_text().split())
+        cores = min(cores, math.ceil(quota / period))
+    return max(1, cores)

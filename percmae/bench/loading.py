@@ -171,6 +171,8 @@ def _imagefolder(sources: Sources, workers: int, scratch: Path) -> Epoch:
 
 
 def _litdata(sources: Sources, workers: int, scratch: Path) -> Epoch:
+    # Its other client takes https alone; read when it is imported.
+    os.environ["LITDATA_ASYNC_CHUNK_PREFETCH"] = "0"
     litdata, transform = import_module("litdata"), _transform()
 
     class Images(litdata.StreamingDataset):  # type: ignore[name-defined]

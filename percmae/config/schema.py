@@ -105,15 +105,13 @@ class Data:
     """Share of the training images whose labels are used, the same of each class and at least one;
     those of a smaller share are among those of a larger one (docs/method.md, "Few labels")."""
     decode: Annotated[Decode, Field(json_schema_extra=LATER)] = "fast"
-    """exact: Pillow decodes and resizes; fast: libjpeg-turbo (at a fraction where no resolution is
-    lost) and torch; fastest: coarser too (docs/performance.md, "Loading images")."""
+    """How pixels are made: by Pillow, or faster (docs/performance.md, "Loading images")."""
     workers: Annotated[NonNegativeInt, Field(json_schema_extra=OPERATIONAL)] = 8
     """Loader processes for each training process; 0 decodes in the training process itself."""
     pin_memory: Annotated[bool, Field(json_schema_extra=OPERATIONAL)] = True
     """Copy batches into page-locked memory (GPU runs only; ignored on CPU)."""
     timeout: Annotated[float, Field(gt=0, json_schema_extra=OPERATIONAL)] = 600.0
-    """Seconds to wait for a batch of the loader processes; then the run ends, saying what they were
-    doing, with an exit code that has a job's pods begin again from the last checkpoint."""
+    """Seconds to wait for a batch; then the run ends, so that a job's pods begin again."""
     cache: Annotated[str | None, Field(json_schema_extra=OPERATIONAL)] = None
     """Folder of this machine that keeps what is read of a store, for later epochs; null: none."""
     cache_bytes: Annotated[PositiveInt, Field(json_schema_extra=OPERATIONAL)] = 160 << 30

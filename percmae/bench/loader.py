@@ -31,7 +31,6 @@ from percmae.bench.loading import (
     CONTENDERS,
     Contender,
     Sources,
-    write_litdata,
     write_mds,
 )
 from percmae.bench.photos import SIZES, photographs, prepare
@@ -69,14 +68,10 @@ def bench(
         for number, (name, size) in enumerate(SIZES.items()):
             here, to = Path(scratch) / str(number), f"{store}/{number}"
             files, manifest = prepare(images, size, count, here, f"{to}/dataset")
-            sources = Sources(manifest, str(files), f"{to}/litdata", f"{to}/mds")
-            for wanted, write, uri in (
-                ("litdata", write_litdata, sources.litdata),
-                ("streaming", write_mds, sources.mds),
-            ):
-                if any(contender.package == wanted for contender in chosen):
-                    write(files, here / wanted)
-                    _put(here / wanted, uri)
+            sources = Sources(manifest, str(files), f"{to}/mds")
+            if any(contender.package == "streaming" for contender in chosen):
+                write_mds(files, here / "mds")
+                _put(here / "mds", sources.mds)
             mean = statistics.mean(f.stat().st_size for f in files.rglob("*.jpg"))
             rows = _measured(chosen, sources, cores, rounds)
             sizes.append({"size": name, "mean_bytes": round(mean), "rows": rows})

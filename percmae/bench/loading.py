@@ -35,7 +35,6 @@ class Sources:
 
     manifest: str
     files: str
-    litdata: str
     mds: str
 
 
@@ -170,31 +169,6 @@ def _imagefolder(sources: Sources, workers: int, scratch: Path) -> Epoch:
     return _batches(dataset, workers, batch_size=BATCH, shuffle=True)
 
 
-def _litdata(sources: Sources, workers: int, scratch: Path) -> Epoch:
-    litdata, transform = import_module("litdata"), _transform()
-
-    class Images(litdata.StreamingDataset):  # type: ignore[name-defined]
-        def __getitem__(self, index: Any) -> Any:
-            image, label = super().__getitem__(index)
-            return transform(image.convert("RGB")), label
-
-    options = {"endpoint_url": os.environ["AWS_ENDPOINT_URL"]}
-    dataset = Images(
-        sources.litdata,
-        cache_dir=str(scratch),
-        shuffle=True,
-        storage_options=options,
-        session_options={},
-    )
-    loader = litdata.StreamingDataLoader(dataset, batch_size=BATCH, num_workers=workers)
-
-    def epoch() -> Iterator[int]:
-        for batch in loader:
-            yield len(batch[0])
-
-    return epoch
-
-
 def _mosaic(sources: Sources, workers: int, scratch: Path) -> Epoch:
     streaming, transform = import_module("streaming"), _transform()
     os.environ["S3_ENDPOINT_URL"] = os.environ["AWS_ENDPOINT_URL"]
@@ -215,7 +189,6 @@ CONTENDERS = [
         for finished in (False, True)
     ),
     Contender("webdataset", _webdataset, "webdataset"),
-    Contender("litdata", _litdata, "litdata"),
     Contender("mosaicml-streaming", _mosaic, "streaming"),
     Contender("imagefolder", _imagefolder),
     *(
@@ -227,18 +200,6 @@ CONTENDERS = [
 """By name; the last are no loaders but what our modes need for the images alone."""
 BESIDE = "webdataset"
 """What the others are compared with."""
-
-
-def write_litdata(files: Path, folder: Path) -> None:
-    """The images of a folder in litdata's form."""
-    writer = import_module("litdata.streaming.writer").BinaryWriter
-    out = writer(str(folder), chunk_bytes="8MB")
-    from PIL import Image
-
-    for index, (path, label) in enumerate(_listed(files)):
-        out[index] = Image.open(path), label
-    out.done()
-    out.merge(1)
 
 
 def write_mds(files: Path, folder: Path) -> None:

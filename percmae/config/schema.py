@@ -37,14 +37,12 @@ DOWNSTREAM: JsonDict = {"stages": ["finetune", "probe"]}
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Variant = Literal["mae", "ssim", "perceptual", "ls_gan", "msg_gan", "stylegan2_ada"]
 Stage = Literal["pretrain", "finetune", "probe"]
+Interpolation = Literal["bilinear", "bicubic", "lanczos"]
+Decode = Literal["exact", "fast", "fastest"]
 ImageFormat = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM"]
 """What may be opened, by Pillow's names: decoders of pictures, none of which starts a program."""
 FORMATS: tuple[ImageFormat, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """What is opened where nothing else is asked for."""
-
-
-Interpolation = Literal["bilinear", "bicubic", "lanczos"]
-Decode = Literal["exact", "fast", "fastest"]
 
 
 @dataclass(config=SETTINGS)
@@ -107,23 +105,17 @@ class Data:
     """Share of the training images whose labels are used, the same of each class and at least one;
     those of a smaller share are among those of a larger one (docs/method.md, "Few labels")."""
     decode: Annotated[Decode, Field(json_schema_extra=LATER)] = "fast"
-    """How images become pixels. exact: Pillow decodes and resizes. fast: libjpeg-turbo decodes
-    JPEGs, at a fraction of their size where the part that is taken keeps the network's resolution,
-    and torch resizes; fastest: with coarser arithmetic as well (how much pixels differ:
-    docs/performance.md, "Loading images")."""
+    """How pixels are made: by Pillow, or faster (docs/performance.md, "Loading images")."""
     workers: Annotated[NonNegativeInt, Field(json_schema_extra=OPERATIONAL)] = 8
     """Loader processes for each training process; 0 decodes in the training process itself."""
     pin_memory: Annotated[bool, Field(json_schema_extra=OPERATIONAL)] = True
     """Copy batches into page-locked memory (GPU runs only; ignored on CPU)."""
     timeout: Annotated[float, Field(gt=0, json_schema_extra=OPERATIONAL)] = 600.0
-    """Seconds to wait for a batch of the loader processes; then the run ends, saying what they were
-    doing, with an exit code that has a job's pods begin again from the last checkpoint."""
+    """Seconds to wait for a batch; then the run ends, so that a job's pods begin again."""
     cache: Annotated[str | None, Field(json_schema_extra=OPERATIONAL)] = None
-    """Folder of this machine where what is read of shards in a store is kept, so that later epochs
-    are read from there; the processes of a machine share it. null: none."""
+    """Folder of this machine that keeps what is read of a store, for later epochs; null: none."""
     cache_bytes: Annotated[PositiveInt, Field(json_schema_extra=OPERATIONAL)] = 160 << 30
-    """At most so many bytes in data.cache (ImageNet takes 150 GB); what was not used for longest
-    goes."""
+    """Limit of data.cache (ImageNet takes 150 GB); what was not used for longest goes."""
     formats: Annotated[list[ImageFormat], Field(min_length=1, json_schema_extra=OPERATIONAL)] = (
         Field(default_factory=lambda: list(FORMATS))
     )

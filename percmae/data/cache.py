@@ -28,13 +28,14 @@ _ROOM = 0.05  # of the limit, made at once: to look for what is oldest takes a w
 class Cache:
     """Ranged reads of shards, whole blocks of which stay on the disk."""
 
-    def __init__(self, folder: str, limit: int, digest: str) -> None:
+    def __init__(self, folder: str, limit: int) -> None:
         """
-        limit: bytes, of all blocks in the folder. digest: of the dataset; blocks are known by it
-        and by the shard's address. Raises UserError for a folder that
-        cannot be written to.
+        limit: bytes, of all blocks in the folder. Blocks are known by their shard's address, size
+        and etag, so that those of one that was replaced are not taken. Raises UserError for a
+        folder that cannot be written to.
         """
-        self._folder, self._limit, self._digest = Path(folder), limit, digest
+        self._folder, self._limit = Path(folder), limit
+        self._shards: dict[str, str] = {}  # by address: what identifies their content
         self._writes = True
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +58,7 @@ class Cache:
         return b"".join(parts)
 
     def _block(self, shard: StorePath, number: int) -> bytes:
-        name = f"{self._digest} {shard.uri} {number}"
+        name = f"{self._identity(shard)} {number}"
         file = self._folder / (hashlib.sha256(name.encode()).hexdigest() + _BLOCKS)
         with suppress(FileNotFoundError):
             data = file.read_bytes()
@@ -71,6 +72,12 @@ class Cache:
                 self._writes = False
                 warn(f"data.cache={self._folder}: {one_line(error)}; nothing more is kept there")
         return data
+
+    def _identity(self, shard: StorePath) -> str:
+        if shard.uri not in self._shards:  # asked once in each process
+            found = shard.stat()
+            self._shards[shard.uri] = f"{shard.uri} {found.size} {found.etag}"
+        return self._shards[shard.uri]
 
     def _keep(self, file: Path, data: bytes) -> None:
         half = file.with_suffix(_HALF)

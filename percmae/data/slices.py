@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from percmae.counters import STEP, splitmix64
+
 # About 2 % of ImageNet's training images, and enough of a small set to mean something.
 _HELD_OUT_SHARE, _HELD_OUT_AT_LEAST = 0.02, 500
 
@@ -53,9 +55,5 @@ def _hashes(samples: int, digest: str) -> np.ndarray:
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
-    """SplitMix64 (Steele, Lea, Flood 2014) as a hash: a bijection of 64-bit words, uint64 (n,)."""
-    with np.errstate(over="ignore"):
-        values = values * np.uint64(0x9E3779B97F4A7C15)
-        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return values ^ (values >> np.uint64(31))
+    """SplitMix64 as a hash: a bijection of 64-bit words, uint64 (n,)."""
+    return splitmix64(values.view(np.int64) * STEP).view(np.uint64)

@@ -150,7 +150,7 @@ def _of_dataset(
     keys, rows = [], []
     for name in SPLITS if split is None else (split,):
         chosen = dataset.split(name)
-        loader = whole_loader(run.config, dataset, chosen, CHUNK, World(0, 1, world.device))
+        loader = whole_loader(run.config, chosen, CHUNK, World(0, 1, world.device))
         with Progress(f"features, {name}", len(chosen), "image") as bar:
             for _, _, batch in loader.batches() if len(chosen) else ():
                 rows.append(_features(generator, run.config, batch.images, world))

@@ -57,20 +57,12 @@ CACHE_BYTES = 256 << 20
 class Judge:
     """The figures of an encoder on held-out images; call it at each validation, in every process.
 
-    train, val: the splits of the dataset that the bank and the queries are taken from; samples: of
-    the bank, and of the queries, for k-NN (0 for none); ranked: images whose features' rank is
-    measured.
+    train, val: the splits that the bank and the queries are taken from; samples: of the bank, and
+    of the queries, for k-NN (0 for none); ranked: images whose features' rank is measured.
     """
 
     def __init__(
-        self,
-        config: Config,
-        dataset: AnyDataset,
-        train: Split,
-        val: Split,
-        world: World,
-        samples: int,
-        ranked: int,
+        self, config: Config, train: Split, val: Split, world: World, samples: int, ranked: int
     ) -> None:
         self.config, self.world = config, world
         held_out = spread_out(val.labels, max(samples, ranked))
@@ -81,7 +73,7 @@ class Judge:
         self._ranked = np.flatnonzero(np.isin(held_out, spread_out(val.labels, ranked)))
         bank = spread_out(train.labels, samples) if len(self._asked) else np.empty(0, np.int64)
         loaders = [
-            whole_loader(config, dataset, split.subset(split.name, chosen), CHUNK, world)
+            whole_loader(config, split.subset(split.name, chosen), CHUNK, world)
             for split, chosen in ((train, bank), (val, held_out))
         ]
         pixels = CHANNELS * config.data.image_size**2
@@ -147,7 +139,7 @@ def build_judge(config: Config, dataset: AnyDataset, val: Split, world: World) -
     if not samples and not tracking.rankme_samples:
         return None
     train = dataset.split("train").labelled()
-    return Judge(config, dataset, train, val, world, samples, tracking.rankme_samples)
+    return Judge(config, train, val, world, samples, tracking.rankme_samples)
 
 
 def pooled(generator: MaskedAutoencoder, images: Tensor) -> Tensor:

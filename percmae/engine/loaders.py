@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from percmae.config import Config
-from percmae.data.addresses import addresses
 from percmae.data.augment import Drawn, Framed, build_transform
 from percmae.data.cache import Cache
 from percmae.data.mixture import AnyDataset, require_labels
@@ -13,7 +12,6 @@ from percmae.data.shards import Dataset, Split
 from percmae.data.stream import Loader
 from percmae.engine.distributed import World
 from percmae.errors import DataError, UserError
-from percmae.storage import StorePath
 
 
 def train_images(config: Config, dataset: AnyDataset) -> Split:
@@ -41,8 +39,7 @@ def train_loader(config: Config, dataset: AnyDataset, world: World) -> Loader:
     """Batches of :func:`train_images`, in the order of (seed, epoch)."""
     dataset.require_formats(config.data.formats)
     transform = build_transform(config.data, True, config.stage)
-    cache = _cache(config, dataset)
-    return _loader(config, train_images(config, dataset), transform, world, cache)
+    return _loader(config, train_images(config, dataset), transform, world)
 
 
 def eval_loader(config: Config, dataset: AnyDataset, split: str, world: World) -> Loader:
@@ -62,33 +59,24 @@ def eval_loader(config: Config, dataset: AnyDataset, split: str, world: World) -
         # Of several datasets, some of each.
         apart = 1 if isinstance(dataset, Dataset) else len(chosen) / limit
         chosen = chosen.subset("val", (np.arange(limit) * apart).astype(np.int64))
-    return whole_loader(config, dataset, chosen, config.data.batch_size, world)
+    return whole_loader(config, chosen, config.data.batch_size, world)
 
 
-def whole_loader(
-    config: Config, dataset: AnyDataset, split: Split, batch_size: int, world: World
-) -> Loader:
-    """Batches of a whole split of a dataset, in its own order, shared over the processes."""
+def whole_loader(config: Config, split: Split, batch_size: int, world: World) -> Loader:
+    """Batches of a whole split in its own order, as they are judged, shared over the processes."""
     transform = build_transform(config.data, False, config.stage)
-    cache = _cache(config, dataset)
-    return _loader(config, split, transform, world, cache, whole=True).in_order(batch_size)
+    return _loader(config, split, transform, world, whole=True).in_order(batch_size)
 
 
-def _cache(config: Config, dataset: AnyDataset) -> Cache | None:
-    """The cache that is asked for; none where all is in folders of this machine."""
-    away = (StorePath(address).is_s3 for address in addresses(dataset.uri))
-    if config.data.cache is None or not any(away):
+def _cache(config: Config, split: Split) -> Cache | None:
+    """The cache that is asked for; none where all shards are files of this machine."""
+    if config.data.cache is None or not any(shard.is_s3 for shard in split.shards):
         return None
-    return Cache(config.data.cache, config.data.cache_bytes, dataset.digest)
+    return Cache(config.data.cache, config.data.cache_bytes)
 
 
 def _loader(
-    config: Config,
-    split: Split,
-    transform: Framed | Drawn,
-    world: World,
-    cache: Cache | None,
-    whole: bool = False,
+    config: Config, split: Split, transform: Framed | Drawn, world: World, whole: bool = False
 ) -> Loader:
     data = config.data
     return Loader(
@@ -105,5 +93,5 @@ def _loader(
         timeout=data.timeout,
         formats=data.formats,
         device=world.device,
-        cache=cache,
+        cache=_cache(config, split),
     )

@@ -76,12 +76,12 @@ def representation(
     before = build_model(run.config)
     load_strict(before, before_pretraining(run.config, run.config.seed), f"before {run.uri}")
     encoders = [generator, before.to(world.device).eval()]
-    banks, asked = (_features(encoders, split, run, dataset, world) for split in (bank, queries))
+    banks, asked = (_features(encoders, split, run, world) for split in (bank, queries))
     value, untrained = (rankme(rows) for rows in asked)
     images, dimensions = asked[0].shape
     rank = EffectiveRank(value=value, untrained=untrained, images=images, dimensions=dimensions)
     banks, asked = ([F.normalize(rows, dim=1) for rows in found] for found in (banks, asked))
-    gallery = _gallery(bank, queries, banks[0], asked[0], run, dataset, world)
+    gallery = _gallery(bank, queries, banks[0], asked[0], run, world)
     known, right = (np.flatnonzero(split.labels >= 0) for split in (bank, queries))
     if not len(known) or not len(right):
         return Representation(rank, gallery=gallery)
@@ -109,10 +109,10 @@ def _some(split: Split, count: int) -> Split:
 
 @torch.no_grad()
 def _features(
-    encoders: list[MaskedAutoencoder], split: Split, run: Run, dataset: AnyDataset, world: World
+    encoders: list[MaskedAutoencoder], split: Split, run: Run, world: World
 ) -> list[Tensor]:
     """Each encoder's features (n, D), not scaled, of all images of a split, decoded once."""
-    loader = _loader(split, run, dataset, world)
+    loader = _loader(split, run, world)
     found: list[list[Tensor]] = [[] for _ in encoders]
     with Progress(f"features, {split.name}", len(split), "image") as bar:
         for _, _, batch in loader.batches():
@@ -123,9 +123,9 @@ def _features(
     return [torch.cat(rows) for rows in found]
 
 
-def _loader(split: Split, run: Run, dataset: AnyDataset, world: World) -> Loader:
+def _loader(split: Split, run: Run, world: World) -> Loader:
     """A split in its own order: not shared out over processes, the rows are wanted in theirs."""
-    return whole_loader(run.config, dataset, split, _CHUNK, World(0, 1, world.device))
+    return whole_loader(run.config, split, _CHUNK, World(0, 1, world.device))
 
 
 def _gallery(
@@ -134,7 +134,6 @@ def _gallery(
     banks: Tensor,
     asked: Tensor,
     run: Run,
-    dataset: AnyDataset,
     world: World,
 ) -> Tensor:
     """Some queries, each with its nearest images of the bank by the cosine of their features."""
@@ -143,14 +142,14 @@ def _gallery(
     nearest = (rows @ banks.T).topk(min(SHOWN_NEIGHBOURS, len(banks)), dim=1).indices.cpu()
     ids, places = np.unique(nearest.numpy(), return_inverse=True)
     augment = run.config.data.augment
-    seen = denormalise(_images(queries.subset("test", shown), run, dataset, world), augment)
-    near = denormalise(_images(bank.subset("train", ids), run, dataset, world), augment)
+    seen = denormalise(_images(queries.subset("test", shown), run, world), augment)
+    near = denormalise(_images(bank.subset("train", ids), run, world), augment)
     return neighbours_grid(seen, near[torch.from_numpy(places.reshape(nearest.shape))])
 
 
-def _images(split: Split, run: Run, dataset: AnyDataset, world: World) -> Tensor:
+def _images(split: Split, run: Run, world: World) -> Tensor:
     """All images (n, 3, H, W) of a small split, normalised."""
-    found = (batch.images for _, _, batch in _loader(split, run, dataset, world).batches())
+    found = (batch.images for _, _, batch in _loader(split, run, world).batches())
     return torch.cat(list(found)).cpu()
 
 

@@ -193,14 +193,14 @@ def test_images_are_decoded_once_when_they_are_few(
     monkeypatch.setattr(Loader, "load", load)
     model = network(config)
     splits = tiny_dataset.split("train"), tiny_dataset.split("val")
-    kept = Judge(config, tiny_dataset, *splits, ALONE, 1000, 2048)
+    kept = Judge(config, *splits, ALONE, 1000, 2048)
     first = kept(model)
     once = len(loads)
     assert kept(model) == first
     assert len(loads) == once == 5
     with monkeypatch.context() as patch:
         patch.setattr(knn, "CACHE_BYTES", 1000)
-        read_again = Judge(config, tiny_dataset, *splits, ALONE, 1000, 2048)
+        read_again = Judge(config, *splits, ALONE, 1000, 2048)
     assert [read_again(model), read_again(model)] == [first, first]
     assert len(loads) == 3 * once
 

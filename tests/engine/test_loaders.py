@@ -55,7 +55,7 @@ def test_no_more_workers_than_batches(
     tiny: Make, tiny_dataset: Dataset, started: list[int]
 ) -> None:
     config = tiny("data.workers=5")
-    loader = whole_loader(config, tiny_dataset, tiny_dataset.split("test"), 20, ALONE)
+    loader = whole_loader(config, tiny_dataset.split("test"), 20, ALONE)
     assert len(list(loader.batches())) == 2
     assert len(list(loader.batches(0, 1))) == 1
     assert started == [2, 1]
@@ -83,7 +83,7 @@ def test_nearest_neighbours_are_loaded_likewise(
 
     monkeypatch.setattr(Loader, "batches", note)
     splits = tiny_dataset.split("train"), tiny_dataset.split("val")
-    judge = Judge(tiny("data.workers=2"), tiny_dataset, *splits, ALONE, 1000, 2048)
-    for images in (judge._bank, judge._held_out):
+    measure = Judge(tiny("data.workers=2"), *splits, ALONE, 1000, 2048)
+    for images in (measure._bank, measure._held_out):
         assert sum(len(batch.ids) for batch in images) == len(images.split)
     assert seen == [("train", 2, 64), ("val", 2, 64)]

@@ -132,6 +132,7 @@ VALUES: dict[str, list[Any]] = {
     "checkpoint.keep_last": [1, 5],
     "checkpoint.keep_best": [0, 1, 3],
     "checkpoint.milestone_epochs": [None, 1, HUGE],
+    "data.cache_bytes": [1, HUGE],
     "tracking.images": [0, 1, 8, HUGE],
     "tracking.images_every": [1e-9, 1, 1e308],
     "tracking.knn_samples": [None, 0, 1, 10, HUGE],
@@ -143,6 +144,7 @@ NOT_DRAWN = {
     "variant": "an argument",
     "recipe": "an argument",
     "optim.max_steps": "bounds each run",
+    "data.cache": "without effect on a dataset in a folder of this machine",
     "trainer.compile": "minutes on a CPU",
     "trainer.compile_mode": "without effect unless compiled",
 }

@@ -15,8 +15,11 @@ def test_a_resumed_run_that_begins_another_event_file_keeps_its_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.summary.writer import event_file_writer
 
     monkeypatch.setattr(tracking, "EVENT_FILE_BYTES", 1)
+    # A number of the process in the files' names; they are read by name, and 10 comes before 9.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     run = StorePath(tmp_path)
     for start, steps in ((0, (1, 2, 3)), (2, (3, 4, 5))):
         with Tracker(run, start) as tracker:

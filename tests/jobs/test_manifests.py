@@ -81,7 +81,7 @@ def test_the_runtime_of_trainjobs_is_what_is_rendered(tmp_path: Path) -> None:
 @pytest.mark.parametrize("folder", PLACE)
 def test_there_is_a_job_for_every_stage_and_variant(folder: str) -> None:
     variants = {f"pretrain-{name.replace('_', '-')}" for name in VARIANTS}
-    stages = {"ingest", "finetune", "probe", "evaluate"}
+    stages = {"ingest", "ingest-images", "finetune", "probe", "evaluate"}
     sample = {"sample"} if PLACE[folder].sample else set()
     assert committed(PLACE[folder]).keys() == variants | stages | sample
 
@@ -121,7 +121,7 @@ def test_later_jobs_read_what_earlier_ones_write() -> None:
 
         source = "sample" if place.sample else "ingest"
         data = f"{option('to', source)}/manifest.json"
-        for job in set(jobs) - {"ingest", "sample"}:
+        for job in set(jobs) - {"ingest", "ingest-images", "sample"}:
             assert option("data", job) == data
         run = f"{option('to', 'pretrain-mae')}/{option('tag', 'pretrain-mae')}_mae"
         assert option("run", "finetune") == option("run", "probe") == run
@@ -144,7 +144,7 @@ def test_only_gpu_overlays_ask_for_gpus() -> None:
     for folder in ("overlays/gpu/jobs", "overlays/multi-node/jobs"):
         for name, job in committed(PLACE[folder]).items():
             asked = "nvidia.com/gpu" in str(job)
-            assert asked == (name != "ingest"), f"{folder}/{name}"
+            assert asked == (not name.startswith("ingest")), f"{folder}/{name}"
 
 
 def test_own_settings_reach_every_job_and_need_a_folder_of_their_own(

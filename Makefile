@@ -13,9 +13,9 @@ SOURCE ?=
 # make compare VARIANTS=mae,ssim; all of them when it is empty.
 VARIANTS ?=
 ARGS ?=
-# Processes, each with its files and one thread, for tests of torch are small; twice the two cores
-# that are common, for half of the time a test waits for others.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+# Processes, each with its files and one thread, for tests of torch are small; more than the two
+# cores that are common, for a third of the time a test waits for others. (Four took longer.)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 # Run again on MinIO where PERCMAE_TEST_MINIO names its program.
 STORE_TESTS := tests/storage tests/data/test_ingest.py
 # Tests on a cluster side by side; more than cores, for they wait.

@@ -51,9 +51,10 @@ def pod_environment(rank: int, port: int, elastic: bool) -> dict[str, str]:
         named = {
             "PET_RDZV_BACKEND": "c10d",
             "PET_RDZV_ENDPOINT": f"127.0.0.1:{port}",
-            # Not the operator's: who is the host (here all pods have its address), and no half a
-            # minute of waiting for more pods.
-            "PET_RDZV_CONF": f"is_host={int(rank == 0)},last_call_timeout=1",
+            # Not the operator's: who is the host (here all pods have its address), and half of its
+            # half a minute of waiting for more pods. (One that comes later has the first begin
+            # anew, and may not meet it within torch's minute: both are then to be restarted.)
+            "PET_RDZV_CONF": f"is_host={int(rank == 0)},last_call_timeout=15",
             "PET_NNODES": f"1:{nodes}",
             "PET_MAX_RESTARTS": "3",
             "PET_NPROC_PER_NODE": "1",

@@ -59,7 +59,7 @@ def records(run: str, split: str) -> Iterator[dict[str, Any]]:
 # As quick a course as a tiny network allows, with the small Gram matrices it has. The demo's
 # feature network is as small as the images; VGG16 trains in the tests of single steps below.
 COURSE = (
-    *("data.batch_size=8", "optim.epochs=8", "trainer.val_interval=4", "tracking.images_every=8"),
+    *("data.batch_size=8", "optim.epochs=4", "trainer.val_interval=2", "tracking.images_every=4"),
     *("loss.style=0.1", "discriminator.lr=2e-4"),
     *("data.image_size=16", "model.patch_size=4"),
 )
@@ -80,7 +80,7 @@ def finite_records(run: str) -> list[dict[str, Any]]:
     ("variant", "precision"),
     [*((variant, "fp32") for variant in VARIANTS), ("mae", "bf16"), ("ssim", "bf16")],
 )
-def test_two_hundred_steps_stay_finite_and_learn(
+def test_a_hundred_steps_stay_finite_and_learn(
     tiny: Make,
     tiny_dataset: Dataset,
     tmp_path: Path,
@@ -90,10 +90,13 @@ def test_two_hundred_steps_stay_finite_and_learn(
     precision: str,
 ) -> None:
     monkeypatch.setattr(contest, "WON", 0.0)  # so that any discriminator wins
-    config = tiny(*LIVELY, *COURSE, f"trainer.precision={precision}", variant=variant)
+    # The augmentation's strength takes twice as long to move.
+    longer = ("optim.epochs=8", "trainer.val_interval=4", "tracking.images_every=8")
+    course = (*COURSE, *longer) if variant == "stylegan2_ada" else COURSE
+    config = tiny(*LIVELY, *course, f"trainer.precision={precision}", variant=variant)
     run = pretrain(config, tiny_dataset.uri, str(tmp_path)).uri
     trained = finite_records(run)
-    assert len(trained) >= 200
+    assert len(trained) >= 100
     term = "loss/l1" if variant not in ("mae",) else "loss"
     first, last = (sum(r[term] for r in part) for part in (trained[:10], trained[-10:]))
     # What a discriminator asks for is not always closer to the original.

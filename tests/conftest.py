@@ -23,6 +23,7 @@ LONG_FILES = {
     "cli/test_cli.py",
     "cli/test_surroundings.py",
     "data/test_ingest.py",
+    "data/test_opened_dataset.py",
     "data/test_loader.py",
     "data/test_mixture.py",
     "data/test_odd_archives.py",

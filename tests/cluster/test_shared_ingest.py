@@ -30,7 +30,7 @@ def test_pods_of_an_indexed_job_make_one_dataset(
     (job,) = here.cluster.get("job", selector="app.kubernetes.io/component=ingest")
     assert job["spec"]["completionMode"] == "Indexed"
     assert job["status"]["succeeded"] == 2
-    assert said.strip().endswith(job["metadata"]["name"])
+    assert said.startswith(job["metadata"]["name"] + "\n")
     log = here.cluster("logs", "job/" + job["metadata"]["name"], "--all-pods=true", "--prefix")
     assert "pod 1 of 2 has built its" in log, log
     for name, value in here.env.items():

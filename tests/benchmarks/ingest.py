@@ -31,6 +31,13 @@ PIECE = 4 << 20
 DIFFERENT = 300  # photos that are drawn; the rest are copies of them under other names
 
 
+SHARD = 4 << 20  # bytes, so that there are many to share out
+
+
+def made(source: StorePath, to: str, workers: int) -> object:
+    return ingest(images=source.uri, to=to, workers=workers, shard_size=SHARD)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photos", type=int, default=3000)
@@ -43,8 +50,8 @@ def main() -> None:
         size = source.stat().size
         sides: dict[str, Callable[[int], object]] = {
             "read and put": lambda n: copy(source, StorePath(f"{store.uri}/copy-{n}.tar")),
-            "1 worker": lambda n: ingest(images=source.uri, to=f"{store.uri}/one-{n}", workers=1),
-            "2 workers": lambda n: ingest(images=source.uri, to=f"{store.uri}/two-{n}", workers=2),
+            "1 worker": lambda n: made(source, f"{store.uri}/one-{n}", 1),
+            "2 workers": lambda n: made(source, f"{store.uri}/two-{n}", 2),
         }
         # Turn by turn, each in a process of its own, so that whatever else goes on meets all.
         found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}

@@ -13,7 +13,6 @@ import os
 import platform
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -25,6 +24,7 @@ from typing import Any
 import torch
 
 from percmae import __version__
+from percmae.bench.child import answer_of
 from percmae.bench.loading import (
     BATCH,
     BESIDE,
@@ -34,7 +34,7 @@ from percmae.bench.loading import (
     write_mds,
 )
 from percmae.bench.photos import SIZES, photographs, prepare
-from percmae.errors import PercmaeError, UserError
+from percmae.errors import UserError
 from percmae.progress import note
 from percmae.storage import StorePath
 
@@ -123,7 +123,9 @@ def _measured(
             for many in cores:
                 note(f"round {number + 1} of {rounds}: {contender.name} on {many} core(s)")
                 request = {"name": contender.name, "cores": many, "sources": vars(sources)}
-                found.setdefault((contender.name, many), []).append(_in_a_process(request))
+                what = f"bench loader: {contender.name}"
+                answer = answer_of("percmae.bench.loader", request, 1, what)
+                found.setdefault((contender.name, many), []).append(answer)
     rows = [_row(name, many, results) for (name, many), results in found.items()]
     for row in rows:
         beside = [r for r in rows if (r["name"], r["cores"]) == (BESIDE, row["cores"])]
@@ -144,23 +146,6 @@ def _row(name: str, cores: int, results: list[dict[str, Any]]) -> dict[str, Any]
         "first_batch_seconds": median("first_batch_seconds"),
         "peak_memory_mib": [max(x["memory"][e] for x in results) for e in range(EPOCHS)],
     }
-
-
-def _in_a_process(request: dict[str, Any]) -> dict[str, Any]:
-    child = subprocess.run(
-        [sys.executable, "-m", "percmae.bench.loader", json.dumps(request)],
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    if child.returncode:
-        reason = (child.stderr.strip().splitlines() or ["it was killed; out of memory?"])[-1]
-        raise PercmaeError(
-            f"bench loader: {request['name']} ended with code {child.returncode}: {reason}"
-        )
-    answer: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
-    return answer
 
 
 def _measure(request: dict[str, Any]) -> dict[str, Any]:

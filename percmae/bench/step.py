@@ -10,9 +10,7 @@ need for the FLOPs of the masked autoencoder's step.
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any
 import torch
 
 from percmae import __version__
+from percmae.bench.child import answer_of
 from percmae.bench.contenders import (
     Contender,
     build,
@@ -29,7 +28,7 @@ from percmae.bench.contenders import (
     contenders,
 )
 from percmae.bench.flops import counted_flops, mae_flops, matmul_rate, timed
-from percmae.errors import PercmaeError, UserError
+from percmae.errors import UserError
 from percmae.memory import keep_freed_memory
 from percmae.progress import note
 
@@ -118,21 +117,9 @@ def _row(name: str, results: list[dict[str, Any]], batch: int, first: float) -> 
 
 
 def _in_a_process(request: dict[str, Any]) -> dict[str, Any]:
-    child = subprocess.run(
-        [sys.executable, "-m", "percmae.bench.step", json.dumps(request)],
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-    )
-    if child.returncode:
-        reason = (child.stderr.strip().splitlines() or ["it was killed; out of memory?"])[-1]
-        raise PercmaeError(
-            f"bench step: {request['name']} at size {request['size']} ended with code "
-            f"{child.returncode}: {reason}; a smaller --batch may help"
-        )
-    answer: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
-    return answer
+    what = f"bench step: {request['name']} at size {request['size']}"
+    advice = "; a smaller --batch may help"
+    return answer_of("percmae.bench.step", request, torch.get_num_threads(), what, advice)
 
 
 def _measure(request: dict[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,8 @@ from percmae.engine.loaders import whole_loader
 from percmae.engine.precision import autocast
 from percmae.engine.weights import network_weights
 from percmae.errors import DataError, UserError
+from percmae.ingest.cores import usable_cores
+from percmae.ingest.sources.files import endings_of
 from percmae.models.classifier import vision_transformer
 from percmae.models.mae import MaskedAutoencoder
 from percmae.models.weights import encoder_tensors, load_strict
@@ -203,7 +205,7 @@ def _items(images: Any, config: Config) -> list[tuple[str, Any]]:
 
 def _listed(place: StorePath, config: Config) -> list[tuple[str, Any]]:
     """The images below a folder or prefix by their names; a file itself."""
-    endings = _endings(config.data.formats)
+    endings = tuple(sorted(e.decode() for e in endings_of(config.data.formats)))
     found = [
         (entry.name, entry.path)
         for entry in place.iter()
@@ -221,11 +223,6 @@ def _listed(place: StorePath, config: Config) -> list[tuple[str, Any]]:
 
 def _tensor(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(pixels.copy())
-
-
-def _endings(formats: Sequence[str]) -> tuple[str, ...]:
-    known = Image.registered_extensions()
-    return tuple(sorted(ending for ending, name in known.items() if name in formats))
 
 
 def _read_ahead(
@@ -247,7 +244,7 @@ def _read_ahead(
         return _tensor(transform.pixels(data, name=f"image {path}", formats=formats))
 
     waiting: deque[list[Future[Tensor]]] = deque()
-    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+    pool = ThreadPoolExecutor(usable_cores())
     try:
         for start in range(0, len(items), CHUNK):
             waiting.append([pool.submit(load, item) for item in items[start : start + CHUNK]])

@@ -15,24 +15,12 @@ _NEAR = 256 << 10
 PART_BYTES = 16 << 20
 
 
-class Reader(io.RawIOBase):
-    """A seekable stream over one version of an object, by ranged requests.
+class Positioned(io.RawIOBase):
+    """A stream of known size that can be read from any place; who derives from it reads."""
 
-    Holds one window of bytes. The window doubles (32 KiB to 8 MiB) while reading goes forward in
-    short steps and falls back after a long one, so that a copy runs at full speed, ``tarfile`` can
-    skip over large members for the price of their headers, and small ones come many at a time. No
-    connection is held between requests: there is nothing to break in a forked child, and a lost
-    connection is taken up where it broke.
-    """
-
-    def __init__(self, size: int, fetch: Callable[[int, int], bytes]) -> None:
-        """``fetch(start, length)`` gives exactly the bytes that exist in that range."""
+    def __init__(self, size: int) -> None:
         self._size = size
-        self._fetch = fetch
         self._position = 0
-        self._start = 0
-        self._window = b""
-        self._window_bytes = _FIRST_WINDOW
 
     def readable(self) -> bool:
         return True
@@ -49,6 +37,25 @@ class Reader(io.RawIOBase):
             raise ValueError(f"cannot seek to {base + offset}, before the beginning")
         self._position = base + offset
         return self._position
+
+
+class Reader(Positioned):
+    """A seekable stream over one version of an object, by ranged requests.
+
+    Holds one window of bytes. The window doubles (32 KiB to 8 MiB) while reading goes forward in
+    short steps and falls back after a long one, so that a copy runs at full speed, ``tarfile`` can
+    skip over large members for the price of their headers, and small ones come many at a time. No
+    connection is held between requests: there is nothing to break in a forked child, and a lost
+    connection is taken up where it broke.
+    """
+
+    def __init__(self, size: int, fetch: Callable[[int, int], bytes]) -> None:
+        """``fetch(start, length)`` gives exactly the bytes that exist in that range."""
+        super().__init__(size)
+        self._fetch = fetch
+        self._start = 0
+        self._window = b""
+        self._window_bytes = _FIRST_WINDOW
 
     def readinto(self, buffer: Any) -> int:
         if self.closed:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import gzip
 import io
-import tarfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pytest
 from PIL import Image
 from scipy.io import savemat
-
-from percmae.data.shard_writer import ShardWriter
+from stored_samples import interrupt_after as interrupt_after
+from stored_samples import tar_bytes
 
 WNIDS = ("n00000003", "n00000001", "n00000002")  # in the order of their ILSVRC2012_ID
 TRUTH = (3, 1, 2, 1, 3, 2)  # ILSVRC2012_ID of the validation images
@@ -37,16 +34,6 @@ def picture(seed: int, format: str = "JPEG", size: tuple[int, int] = (40, 30)) -
     coarse = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(buffer, format)
-    return buffer.getvalue()
-
-
-def tar_bytes(files: Mapping[str, bytes] | Iterable[tuple[tarfile.TarInfo | str, bytes]]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, data in files.items() if isinstance(files, Mapping) else files:
-            header = tarfile.TarInfo(name) if isinstance(name, str) else name
-            header.size = len(data)
-            tar.addfile(header, io.BytesIO(data))
     return buffer.getvalue()
 
 
@@ -98,18 +85,3 @@ def build(folder: Path, **parts: bytes) -> Archives:
     archives.val.write_bytes(parts.get("val") or tar_bytes(val_files()))
     archives.devkit.write_bytes(parts.get("devkit") or devkit_bytes())
     return archives
-
-
-def interrupt_after(monkeypatch: pytest.MonkeyPatch, images: int) -> list[str]:
-    """Ctrl-C before image number ``images`` + 1 is written; gives the list of those written."""
-    written: list[str] = []
-    add: Callable[..., None] = ShardWriter.add
-
-    def counting(self: ShardWriter, key: str, *rest: Any) -> None:
-        if len(written) == images:
-            raise KeyboardInterrupt
-        written.append(key)
-        add(self, key, *rest)
-
-    monkeypatch.setattr(ShardWriter, "add", counting)
-    return written

@@ -14,6 +14,7 @@ from typing import Any
 import archive_building as ab
 import pytest
 import webdataset
+from stored_samples import stored_files
 from test_shards import former_dataset
 
 from percmae.data.sample import SampleArchives
@@ -30,17 +31,6 @@ SMALL = 12 << 10  # bytes a shard: several shards even for the small archives
 
 def run(archives: ab.Archives, to: Path | str, shard_bytes: int = SMALL) -> IngestResult:
     return ingest(**archives.uris(), to=str(to), shard_size=shard_bytes, workers=1)
-
-
-def stored_files(dataset: Dataset, split: str) -> dict[str, tuple[int, bytes]]:
-    """key → (label, bytes), read through the index."""
-    whole = dataset.split(split)
-    found = {}
-    for n in range(len(whole)):
-        shard, offset, size = (int(v) for v in whole.locate(n))
-        data = whole.shards[shard].read_bytes(offset, size)
-        found[whole.keys[n].decode()] = (int(whole.labels[n]), data)
-    return found
 
 
 def test_every_image_arrives_unchanged_with_its_label(tmp_path: Path) -> None:

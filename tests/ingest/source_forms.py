@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stored_samples import tar_bytes
 
 from percmae.errors import UserError
 from percmae.ingest.catalogue import BY_HASH, TEST, TRAIN, VAL, Catalogue, Wanted
@@ -34,13 +35,7 @@ def contents(*names: str) -> dict[str, bytes]:
 
 
 def tar_of(files: Mapping[str, bytes] | Iterable[tuple[str | tarfile.TarInfo, bytes]]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        for name, data in files.items() if isinstance(files, Mapping) else files:
-            header = tarfile.TarInfo(name) if isinstance(name, str) else name
-            header.size = len(data)
-            tar.addfile(header, io.BytesIO(data))
-    return buffer.getvalue()
+    return tar_bytes(files, tarfile.GNU_FORMAT)
 
 
 def zip_of(files: Mapping[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from fixtures_data import TINY
 from folder_source import FolderSource, picture, tree
-from test_make import everything, files, make, stored
+from stored_samples import stored_files
+from test_make import everything, files, make
 
 from percmae.config import load_config
 from percmae.data.shards import SPLITS, Dataset
@@ -63,11 +64,11 @@ def test_new_images_are_added_and_held_out_ones_held_back(
     # What is there keeps its label; a new class comes behind, whatever its name.
     assert [c.wnid for c in grown.classes] == ["cat", "dog", "ant"]
     for name in ("val", "test"):
-        assert stored(grown, name) == stored(first, name)
+        assert stored_files(grown, name) == stored_files(first, name)
     labels = {"cat": 0, "dog": 1, "ant": 2}
     for key, (label, _) in everything(grown).items():
         assert label == labels[key.split("/")[0]]
-    assert set(stored(first, "train")) < set(stored(grown, "train"))
+    assert set(stored_files(first, "train")) < set(stored_files(grown, "train"))
     held = sum(info.samples for infos in grown.held_back.values() for info in infos)
     assert len(everything(grown)) + held == 180
     assert held > 10

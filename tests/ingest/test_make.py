@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ import numpy as np
 import pytest
 import webdataset
 from folder_source import FolderSource, picture, tree
+from stored_samples import interrupt_after, stored_files
 
-from percmae.data.shard_writer import ShardWriter
 from percmae.data.shards import SPLITS, Dataset
 from percmae.errors import DataError, PercmaeError, StoreError, UserError
 from percmae.ingest import build, crew, pods
@@ -34,19 +33,8 @@ def make(source: FolderSource, to: Path | StorePath, workers: int = 1, **more: A
     return result
 
 
-def stored(dataset: Dataset, split: str) -> dict[str, tuple[int, bytes]]:
-    """key → (label, bytes), read through the index."""
-    whole = dataset.split(split)
-    found = {}
-    for n in range(len(whole)):
-        shard, offset, size = (int(v) for v in whole.locate(n))
-        data = whole.shards[shard].read_bytes(offset, size)
-        found[whole.keys[n].decode()] = (int(whole.labels[n]), data)
-    return found
-
-
 def everything(dataset: Dataset) -> dict[str, tuple[int, bytes]]:
-    return {key: value for split in SPLITS for key, value in stored(dataset, split).items()}
+    return {key: value for split in SPLITS for key, value in stored_files(dataset, split).items()}
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -151,21 +139,6 @@ def test_nothing_but_damaged_images_is_an_error(tmp_path: Path) -> None:
 
 
 # Interruptions --------------------------------------------------------------------------------
-
-
-def interrupt_after(monkeypatch: pytest.MonkeyPatch, images: int) -> list[str]:
-    """Ctrl-C before image number ``images`` + 1 is written; gives the list of those written."""
-    written: list[str] = []
-    add: Callable[..., None] = ShardWriter.add
-
-    def counting(self: ShardWriter, key: str, *rest: Any) -> None:
-        if len(written) == images:
-            raise KeyboardInterrupt
-        written.append(key)
-        add(self, key, *rest)
-
-    monkeypatch.setattr(ShardWriter, "add", counting)
-    return written
 
 
 @pytest.mark.parametrize("images", [0, 20, 59])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 import tarfile
@@ -16,30 +15,18 @@ from percmae.ingest.catalogue import UNLABELLED
 from percmae.ingest.sources.classes import Labels
 from percmae.ingest.sources.files import Files, Sieve, check_size, stamp
 from percmae.storage import StorePath
+from percmae.storage.stream import Positioned
 
 _LABEL_ENDINGS = (".cls", ".json")  # the first, by the alphabet too, goes before the second
 _LARGEST_LABEL = 1 << 20
 
 
-class Section(io.RawIOBase):
+class Section(Positioned):
     """A part of a seekable file as a file of its own, as an archive in an archive is."""
 
     def __init__(self, file: BinaryIO, start: int, size: int) -> None:
-        self._file, self._start, self._size, self._position = file, start, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = base + offset
-        return self._position
+        super().__init__(size)
+        self._file, self._start = file, start
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")

@@ -78,9 +78,22 @@ class Kube:
         return list(self.get("pods", selector=f"app.kubernetes.io/instance={job}"))
 
     def let_go(self, pod: str) -> None:
-        """Have a toy end that was told to hold, once its container runs."""
+        """Have a toy end that was told to hold, once its container runs.
+
+        It may end before the command's own answer has come. Of a job's pods let the master go last:
+        with it the job has succeeded, and the operator removes the others.
+        """
         touch = ("exec", pod, "--", "touch", "/tmp/go")
-        wait(lambda: self.kubectl(*touch).returncode == 0, 300, lambda: self("get", "pods"))
+
+        def ended() -> bool:
+            found = self.get("pods", pod)
+            return found is not None and found["status"].get("phase") in ("Succeeded", "Failed")
+
+        wait(
+            lambda: self.kubectl(*touch).returncode == 0 or ended(),
+            300,
+            lambda: self("get", "pods"),
+        )
 
     def kubeconfig(self, account: str, folder: Path, server: str | None = None) -> Path:
         """A kubeconfig that acts as a service account, perhaps through another address."""

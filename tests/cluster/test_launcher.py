@@ -406,7 +406,7 @@ def test_two_trainings_that_hold_what_the_other_needs(
     younger.wait_for(f"makes room for {older.name}, which began before it")
     for started in (older, younger):
         wait(lambda name=started.name: placed(name) == 2, 300, lambda: kube("get", "pods"))
-        for role in ("master", "worker"):
+        for role in ("worker", "master"):
             kube.let_go(f"{started.name}-{role}-0")
         assert started.end() == 0, started.said
     assert "its turn has come" in younger.said

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 from urllib.parse import urlsplit
-from xml.etree.ElementTree import ParseError
+from xml.etree.ElementTree import ParseError, fromstring
 
 import urllib3
 from minio import Minio
@@ -96,6 +96,10 @@ class _Client(Minio):
         def ask() -> urllib3.BaseHTTPResponse:
             try:
                 response = send(method, region, bucket_name, *args, **kw)
+                if kw.get("preload_content", True) and _is_xml(response):
+                    fromstring(response.data)
+            except ParseError as error:
+                raise NotNow("XML that is cut short or damaged") from error
             except (S3Error, InvalidResponseError) as error:
                 self._raise_if_borne(error, place)
                 raise
@@ -116,9 +120,8 @@ class _Client(Minio):
         if is_refused(error) and outage.took_before(*place):
             keys = cast(Given | Fetched, self._provider)
             keys.renew()
-            raise NotNow(
-                code_of(error), f"keys were good before, renew them ({keys.origin})"
-            ) from error
+            remedy = f"the keys were good before: renew {keys.origin}"
+            raise NotNow(code_of(error), remedy) from error
         if not is_refused(error):
             outage.answered(*place)
 
@@ -347,6 +350,10 @@ class S3Object:
             token=of.token_origin,
             sent=f" with a session token ({of.token_origin})" if of.session_token else "",
         )
+
+
+def _is_xml(response: urllib3.BaseHTTPResponse) -> bool:
+    return bool(response.data) and "xml" in response.headers.get("content-type", "")
 
 
 def _promised(response: urllib3.BaseHTTPResponse, first: int, last: int | None) -> int | None:

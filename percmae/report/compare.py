@@ -109,6 +109,7 @@ def _row(entry: Compared, runs: list[ReportedRun]) -> Json:
         "rankme": report["features"]["rankme"],
         "psnr": report["reconstruction"]["psnr"],
         "ssim": report["reconstruction"]["ssim"],
+        "distance": report["reconstruction"]["distance"],
         "step_seconds": stats((run.seed, _step_seconds(run)) for run in pretrain),
         "steps": stats((run.seed, run.record.step) for run in pretrain),
         "runs": [run.uri for run in runs],

@@ -28,6 +28,7 @@ COLUMNS = (
     Column("rankme", "RankMe", 1),
     Column("psnr", "PSNR dB", 1, mean_only=True),
     Column("ssim", "SSIM", 3, mean_only=True),
+    Column("distance", "distance", 3, mean_only=True),
     Column("step_seconds", "s/step", 3, mean_only=True),
     Column("steps", "steps", 0, mean_only=True),
 )
@@ -87,7 +88,9 @@ def notes(document: Json) -> list[str]:
     ]
     lines = [
         *(judged if document["labelled"] else ranked),
-        "PSNR and SSIM: reconstructions of test images, visible patches pasted in.",
+        "PSNR, SSIM and perceptual distance (less is better; LPIPS without learned weights, by "
+        "EfficientNet-Lite2, which no loss uses): reconstructions of test images, visible patches "
+        "pasted in.",
         "s/step: wall-clock seconds a pretraining step, validation included, beside whatever else "
         "the machine did.",
     ]

@@ -47,10 +47,15 @@ class Evaluation(Part):
 
 
 class Reconstruction(Part):
-    """Mean quality of ``samples`` reconstructions under fixed masks: PSNR in dB, SSIM in −1..1."""
+    """Mean quality of ``samples`` reconstructions under fixed masks: PSNR in dB, SSIM in −1..1.
+
+    distance: by the features of a network that no loss uses
+    (percmae.engine.metrics.perceptual_distance); there are earlier files without it.
+    """
 
     psnr: Figure
     ssim: Figure
+    distance: Figure | None = Field(default=None, exclude_if=lambda distance: distance is None)
     samples: int
     mask_seed: int
     mask_ratio: float

@@ -316,7 +316,7 @@ def reconstruct(
     evaluation, run = result.evaluation, StorePath(model.metadata["uri"])
     if not isinstance(evaluation, ReconstructionEvaluation):
         raise UserError(f"{run}: only a pretraining reconstructs images")
-    _log(metrics, evaluation.reconstruction.model_dump(include={"psnr", "ssim"}))
+    _log(metrics, evaluation.reconstruction.model_dump(include={"psnr", "ssim", "distance"}))
     if evaluation.rank is not None:
         _log(metrics, {"rankme": evaluation.rank.value})
     if evaluation.knn is not None:

@@ -54,7 +54,7 @@ class FaultyProxy:
 
         Actions: "refuse" (close without an answer), "503", "500", "full", "revoked" (the access
         key is unknown), "denied", "cut" (half of the body), "short" (the same, as if that were
-        all), "elsewhere" (a range that begins elsewhere), "damage" (some bytes are others), "slow"
+        all), "elsewhere" (a range that begins elsewhere), "damage" (other bytes), "slow"
         (the body in pieces), "hang" (no answer at all), "lose" (do it, but lose the answer),
         "error200" (an error in the body of a 200, as S3 may answer to the end of an upload), "no
         upload" (it is unknown), "page" and "text" (what a web server answers), "short body" (half
@@ -186,8 +186,7 @@ class _Handler(BaseHTTPRequestHandler):
             data = data[: len(data) // 2]
             length = len(data)
         if action == "damage":
-            at = len(data) // 2
-            data = data[:at] + bytes(255 - byte for byte in data[at : at + 64]) + data[at + 64 :]
+            data = data.translate(bytes(reversed(range(256))))
         skip = {"connection", "transfer-encoding", "content-length"}
         headers = {k: v for k, v in response.getheaders() if k.lower() not in skip}
         if action == "elsewhere" and "Content-Range" in headers:

@@ -50,12 +50,14 @@ from percmae.runs.evaluation import (
 from percmae.runs.files import DatasetIdentity
 from percmae.runs.record import PICTURES, Run
 from percmae.storage import StorePath
+from percmae.storage.outage import outage
 
 # Reconstruction quality is measured on the first images of the test set: always the same ones.
 RECONSTRUCTED = 1000
 PICTURED = 8
 
 
+@outage()
 def evaluate(run: str, data: str) -> EvaluationResult:
     """Figures of a finished run on the test set of the dataset whose manifest is ``data``.
 

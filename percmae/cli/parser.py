@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from percmae import __version__
+from percmae.cli import models
 from percmae.data.addresses import joined
 from percmae.jobs.names import BUCKET
 
@@ -76,6 +77,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     _ingest(verb("ingest", "turn images, or ILSVRC archives, into a dataset of shards"))
     _datasets(verb("datasets", "look at datasets, compare them, and tidy them up"))
+
+    models.options(
+        verb("models", "models with a name: versions of runs, and which of them is in use")
+    )
 
     sub = verb("pretrain", "pretrain a masked autoencoder")
     _config_options(sub)

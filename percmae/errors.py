@@ -80,11 +80,16 @@ class StoreAccessError(StoreError, UserError):
 
 
 class Interrupted(PercmaeError):
-    """Ended by a signal after saving what was needed to go on later."""
+    """Ended by a signal after saving what was needed to go on later.
 
-    def __init__(self, signal_number: int, message: str) -> None:
+    in_midst: threads may still be at work on what was broken off, and would be waited for in the
+    end: the process has to end as it is.
+    """
+
+    def __init__(self, signal_number: int, message: str, in_midst: bool = False) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+        self.in_midst = in_midst
 
 
 class WorkerLost(PercmaeError):
@@ -102,13 +107,16 @@ class PeerLost(PercmaeError):
     in_midst: what this process shared with the lost one may still be under way. PyTorch then cannot
     take the process group apart: its destructor waits, with Python's lock, for a thread of gloo's
     that may be waiting for that lock. The process has to end as it is.
+    told: the signal by which this process was told to stop before; then it ends as told.
     """
 
     exit_code = 138
 
-    def __init__(self, message: str, in_midst: bool = False) -> None:
+    def __init__(self, message: str, in_midst: bool = False, told: int | None = None) -> None:
         super().__init__(message)
         self.in_midst = in_midst
+        if told is not None:
+            self.exit_code = 128 + told
 
 
 def one_line(said: object) -> str:

@@ -23,6 +23,7 @@ from percmae.engine.loaders import eval_loader
 from percmae.engine.metrics import ClassifierScores
 from percmae.engine.optim import build_optimizer, parameter_groups
 from percmae.engine.precision import autocast
+from percmae.engine.signals import together
 from percmae.engine.weights import network_weights
 from percmae.errors import UserError
 from percmae.losses.objective import Micro, Terms
@@ -114,7 +115,7 @@ def score(model: Classifier, config: Config, source: Source, world: World) -> Cl
     """Predictions of a model in evaluation mode over a source, gathered over the processes."""
     scores = ClassifierScores(model.head.linear.out_features, world.device)
     call = model.classify if isinstance(source, FeatureSource) else model
-    for _, _, batch in source.batches():
+    for _, _, batch in together(source.batches(), world):
         with autocast(config, world.device):
             logits = call(batch.images)
         scores.add(logits.float(), batch.labels)

@@ -27,13 +27,14 @@ from percmae.engine.finite import NotFinite, Watch
 from percmae.engine.learner import Learner
 from percmae.engine.optim import Schedule, effective_lr, step_unless
 from percmae.engine.plan import Plan
-from percmae.engine.signals import Signals
+from percmae.engine.signals import BrokenOff, stopped, training_signals
 from percmae.engine.tracking import Tracker
 from percmae.engine.waiting import LoaderWait
 from percmae.errors import PercmaeError
 from percmae.losses.objective import Micro, Terms
 from percmae.progress import Progress, note, warn
 from percmae.runs.record import CHECKPOINTS, Run
+from percmae.signals import Signals
 
 
 @dataclass
@@ -89,6 +90,8 @@ class Loop:
         self.watch = Watch(world, stop=config.trainer.exit_on_nan_losses)
         self.step = 0
         self.seconds = 0.0
+        # Whether the validation after this step was broken off.
+        self.owes_validation = False
         self.metrics: dict[str, float] = {}
 
     def run(self) -> dict[str, float]:
@@ -99,7 +102,7 @@ class Loop:
         """
         self._restore()
         with ExitStack() as stack:
-            signals = stack.enter_context(Signals())
+            signals = stack.enter_context(training_signals())
             tracker = None
             if self.world.main:
                 tracker = stack.enter_context(Tracker(self.run_folder.path, self.step))
@@ -125,42 +128,57 @@ class Loop:
         bar: Progress | None,
         signals: Signals,
     ) -> None:
-        began, earlier, saved_at = time.time(), self.seconds, time.monotonic()
         window = _Window()
         self.learner.train(True)
-        if self._keeps_gradients:
-            for optimizer in self.learner.optimizers.values():
-                for group in optimizer.param_groups:
-                    for parameter in group["params"]:
-                        parameter.grad = torch.zeros_like(parameter)
-        for micros in self.waits.over(steps):
-            seed_step(self.config.seed, self.step, self.world.rank)
-            stop = self._optimise(micros, window, signals)
-            self.step += 1
-            self.seconds = earlier + time.time() - began
-            last = self.step == self.plan.total
-            minutes = self.config.checkpoint.every_minutes
-            overdue = minutes is not None and self.world.any(
-                time.monotonic() - saved_at > 60 * minutes
-            )
-            log, val = (self._due(every, last) for every in (self.plan.log, self.plan.val))
-            save = self._due(self.plan.save, last) or stop or overdue
-            if log or val or save:
+        self._hold_gradients()
+        saved, saved_step = time.monotonic(), self.step
+        began = time.monotonic() - self.seconds
+        awaited = self.waits.over(steps)
+        try:
+            if self.owes_validation:
+                self._save(tracker, self._validate(tracker))
+            while self.step < self.plan.total:
+                micros = signals.unless_told(lambda: next(awaited))
+                # The one thing that is agreed on at each step: whether any process is told to stop.
+                if self.world.any(micros is None):
+                    raise BrokenOff
+                assert micros is not None
+                seed_step(self.config.seed, self.step, self.world.rank)
+                self._optimise(micros, window)
+                self.step += 1
+                self.seconds = time.monotonic() - began
+                last = self.step == self.plan.total
+                log, val = (self._due(every, last) for every in (self.plan.log, self.plan.val))
+                save = self._due(self.plan.save, last) or self._overdue(saved)
+                if log or val or save:
+                    self._look()
+                if log:
+                    self._log(window, tracker, bar)
+                    window = _Window()
+                elif bar is not None:
+                    bar.update(1)
+                val_loss = self._validate(tracker) if val else None
+                if save:
+                    self._save(tracker, val_loss)
+                    saved, saved_step = time.monotonic(), self.step
+        except BrokenOff:
+            if self.step > saved_step:
                 self._look()
-            if log:
-                self._log(window, tracker, bar)
-                window = _Window()
-            elif bar is not None:
-                bar.update(1)
-            val_loss = self._validate(tracker) if val else None
-            if save:
-                self._save(tracker, val_loss)
-                saved_at = time.monotonic()
-            if stop and not last:
-                raise signals.interrupted(
-                    f"stopped at step {self.step} of {self.plan.total}, checkpoint saved; the same "
-                    "command with --resume auto goes on from there"
-                )
+                self._save(tracker, None)
+            raise stopped(signals, self._where_it_stands()) from None
+
+    def _where_it_stands(self) -> str:
+        if not self.step:
+            return "stopped before the first step, with nothing to save"
+        return (
+            f"stopped at step {self.step} of {self.plan.total}, checkpoint saved; the same command "
+            "with --resume auto goes on from there"
+        )
+
+    def _overdue(self, saved: float) -> bool:
+        """Whether to save because of the time since the last checkpoint."""
+        minutes = self.config.checkpoint.every_minutes
+        return minutes is not None and self.world.any(time.monotonic() - saved > 60 * minutes)
 
     def _due(self, every: int, last: bool) -> bool:
         return last or self.step % every == 0
@@ -179,11 +197,9 @@ class Loop:
                 if len(micros) == plan.accumulate:
                     yield micros
                     micros = []
-                    if self.step >= plan.total:
-                        return
 
-    def _optimise(self, micros: list[Batch], window: _Window, signals: Signals) -> bool:
-        """One step; whether a signal asks to stop after it.
+    def _optimise(self, micros: list[Batch], window: _Window) -> None:
+        """One step.
 
         The weights are changed only by losses and gradients that are finite in every process.
         """
@@ -200,7 +216,6 @@ class Loop:
             step_unless(optimizer, skip)
         window.add(names, values, skip)
         self._zero()
-        return self.world.any(signals.received is not None)
 
     def _clip(self, network: str) -> Tensor:
         """The norm of a network's gradients, clipped where the config says so."""
@@ -241,6 +256,13 @@ class Loop:
         """
         trainer = self.config.trainer
         return trainer.compile and trainer.compile_mode != "default"
+
+    def _hold_gradients(self) -> None:
+        if self._keeps_gradients:
+            for optimizer in self.learner.optimizers.values():
+                for group in optimizer.param_groups:
+                    for parameter in group["params"]:
+                        parameter.grad = torch.zeros_like(parameter)
 
     def _zero(self) -> None:
         for optimizer in self.learner.optimizers.values():
@@ -298,17 +320,24 @@ class Loop:
             bar.update(1, loss=f"{values.get('loss', math.nan):.4f}", speed=speed)
 
     def _validate(self, tracker: Tracker | None) -> float | None:
-        """The loss on the validation slice; None where it is not finite."""
+        """The loss on the validation slice; None where it is not finite.
+
+        Raises BrokenOff in all processes where one is told to stop; who goes on owes it.
+        """
+        self.owes_validation = True
         self.learner.train(False)
-        values = self.learner.validate()
-        self._look_at(values)
-        self.metrics.update({f"val/{k}": v for k, v in values.items()})
-        if tracker is not None:
-            tracker.log(self.step, self.step / self.plan.epoch, "val", values)
-            if self._due(self.plan.picture, self.step == self.plan.total):
-                for name, picture in self.learner.pictures().items():
-                    tracker.image(self.step, name, picture)
-        self.learner.train(True)
+        try:
+            values = self.learner.validate()
+            self._look_at(values)
+            self.metrics.update({f"val/{k}": v for k, v in values.items()})
+            if tracker is not None:
+                tracker.log(self.step, self.step / self.plan.epoch, "val", values)
+                if self._due(self.plan.picture, self.step == self.plan.total):
+                    for name, picture in self.learner.pictures().items():
+                        tracker.image(self.step, name, picture)
+        finally:
+            self.learner.train(True)
+        self.owes_validation = False
         return values["loss"] if math.isfinite(values["loss"]) else None
 
     def _look_at(self, values: dict[str, float]) -> None:
@@ -350,6 +379,7 @@ class Loop:
             "step": self.step,
             "seconds": self.seconds,
             "metrics": dict(self.metrics),
+            "owes_validation": self.owes_validation,
             "networks": {k: v.state_dict() for k, v in self.learner.networks.items()},
             "optimizers": {k: v.state_dict() for k, v in self.learner.optimizers.items()},
             "learner": self.learner.state_dict(),
@@ -361,6 +391,7 @@ class Loop:
             return
         self.step, self.seconds = state["step"], state["seconds"]
         self.metrics = dict(state["metrics"])
+        self.owes_validation = state.get("owes_validation", False)
         for name, network in self.learner.networks.items():
             network.load_state_dict(state["networks"][name])
         for name, optimizer in self.learner.optimizers.items():

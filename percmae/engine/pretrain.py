@@ -28,6 +28,7 @@ from percmae.engine.pictures import (
     reconstruction_grid,
     scales_grid,
 )
+from percmae.engine.signals import together
 from percmae.engine.weights import initial_weights
 from percmae.losses.build import build_objective
 from percmae.losses.draws import Draws
@@ -90,7 +91,7 @@ class PretrainLearner(Learner):
         """
         sums: dict[str, Tensor] = {}
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
-        for _, _, batch in self.val.batches():
+        for _, _, batch in together(self.val.batches(), self.world):
             images = batch.images
             noise = self._val_noise[batch.ids]
             terms = self.objective.terms(images, noise)

@@ -32,6 +32,11 @@ COLUMNS = (
     Column("step_seconds", "s/step", 3, mean_only=True),
     Column("steps", "steps", 0, mean_only=True),
 )
+_PICTURED = {
+    "picture": "Accuracy, fidelity and cost of each variant",
+    "learning": "How the encoders improve, over images seen and over time",
+    "reconstructions": "What each variant makes of the same images",
+}
 _ACCURACIES = ("probe", "probe_untrained", "knn", "finetune")
 _WIDTH = 98
 
@@ -66,9 +71,9 @@ def markdown(document: Json) -> str:
         # A failed variant's line stands in the first cell of figures; the others stay empty.
         lines.append(_markdown_row(cells + [""] * (len(head) - len(cells))))
     lines += ["", *(f"- {note}" for note in notes(document))]
-    if "picture" in document["files"]:
-        name = document["files"]["picture"].rpartition("/")[2]
-        lines += ["", f"![Accuracy, fidelity and cost of each variant]({name})"]
+    for key, what in _PICTURED.items():
+        if key in document["files"]:
+            lines += ["", f"![{what}]({document['files'][key].rpartition('/')[2]})"]
     return "\n".join(lines) + "\n"
 
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 EVALUATION = "evaluation.json"
 EVALUATION_PICTURE = "evaluation.png"  # of a pretraining run, among its pictures
+GRID_COLUMNS = ("original", "masked", "reconstruction", "reconstruction with visible pasted")
+"""What stands beside each other in the former, a row an image (percmae.engine.pictures)."""
+GRID_GAP = 2  # pixels between these
 NEIGHBOURS_PICTURE = "neighbours.png"  # likewise: test images beside those nearest to them
 AGAIN = "evaluate the run again"
 

@@ -124,7 +124,7 @@ def outage(seconds: float | None = None) -> Iterator[None]:
     """
     global _open
     before = _open
-    chosen = _of_environment() if seconds is None else seconds
+    chosen = outage_seconds() if seconds is None else seconds
     board = before.board if before else _Board()
     _open = _Outage(chosen, board)
     try:
@@ -205,7 +205,13 @@ def _clock(seconds: float) -> str:
     return time.strftime("%H:%M:%SZ", time.gmtime(time.time() + seconds))
 
 
-def _of_environment() -> float:
+def outage_seconds(minutes: float | None = None) -> float:
+    """Seconds of a setting in minutes; of None those of the environment, 1800 without it.
+
+    Raises UserError for an environment that says no number.
+    """
+    if minutes is not None:
+        return 60 * minutes
     text = os.environ.get(OUTAGE_VARIABLE, "").strip() or str(DEFAULT_SECONDS)
     try:
         seconds = float(text)

@@ -26,8 +26,8 @@ from percmae.engine.place import Place, find_place, unused_tasks
 from percmae.errors import ConfigError, PeerLost, PercmaeError, UserError, one_line
 from percmae.memory import keep_freed_memory
 from percmae.progress import note
-from percmae.storage.outage import outage_seconds
 from percmae.signals import received
+from percmae.storage.outage import outage_seconds
 
 T = TypeVar("T")
 

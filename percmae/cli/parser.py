@@ -29,8 +29,9 @@ the same by hand:
   percmae probe --run runs/first_mae --data datasets/sample/manifest.json --to runs
   percmae evaluate --run runs/first_mae_probe --data datasets/sample/manifest.json
 
-exit codes: 0 done, 1 failure, 2 bad usage, input or surroundings, 128 and above interrupted and
-resumable (128 + the signal's number). PERCMAE_DEBUG=1 shows tracebacks."""
+exit codes: 0 done, 1 failure, 2 bad usage, input or surroundings, 128 and above to be begun again,
+which goes on where it stopped: 128 + the number of a signal, 138 a process was lost, 140 the store
+was away for too long. PERCMAE_DEBUG=1 shows tracebacks."""
 
 _OVERRIDES = "settings such as optim.epochs=3; `percmae config show --docs` explains them all"
 

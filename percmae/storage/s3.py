@@ -113,6 +113,8 @@ class _Client(Minio):
 
         That some request is not allowed at all is no outage: one like it must have been answered.
         """
+        if isinstance(error, S3Error) and not (is_full(error) or is_refused(error)):
+            outage.answered(*place)
         if not outage.is_borne():
             return
         if is_full(error):
@@ -122,8 +124,6 @@ class _Client(Minio):
             keys.renew()
             remedy = f"the keys were good before: renew {keys.origin}"
             raise NotNow(code_of(error), remedy) from error
-        if not is_refused(error):
-            outage.answered(*place)
 
 
 class S3Object:

@@ -30,6 +30,7 @@ from percmae.engine.plan import Plan
 from percmae.engine.signals import BrokenOff, stopped, training_signals
 from percmae.engine.tracking import Tracker
 from percmae.engine.waiting import LoaderWait
+from percmae.engine.watchdog import COMPUTING, IMAGES, OTHERS, SAVING, Watchdog, at
 from percmae.errors import PercmaeError
 from percmae.losses.objective import Micro, Terms
 from percmae.progress import Progress, note, warn
@@ -103,6 +104,8 @@ class Loop:
         self._restore()
         with ExitStack() as stack:
             signals = stack.enter_context(training_signals())
+            minutes = self.config.trainer.hang_minutes
+            stack.enter_context(Watchdog(self.world, minutes, signals))
             tracker = None
             if self.world.main:
                 tracker = stack.enter_context(Tracker(self.run_folder.path, self.step))
@@ -138,11 +141,14 @@ class Loop:
             if self.owes_validation:
                 self._save(tracker, self._validate(tracker))
             while self.step < self.plan.total:
+                at(IMAGES, self.step)
                 micros = signals.unless_told(lambda: next(awaited))
+                at(OTHERS)
                 # The one thing that is agreed on at each step: whether any process is told to stop.
                 if self.world.any(micros is None):
                     raise BrokenOff
                 assert micros is not None
+                at(COMPUTING)
                 seed_step(self.config.seed, self.step, self.world.rank)
                 self._optimise(micros, window)
                 self.step += 1
@@ -159,11 +165,13 @@ class Loop:
                     bar.update(1)
                 val_loss = self._validate(tracker) if val else None
                 if save:
+                    at(SAVING)
                     self._save(tracker, val_loss)
                     saved, saved_step = time.monotonic(), self.step
         except BrokenOff:
             if self.step > saved_step:
                 self._look()
+                at(SAVING)
                 self._save(tracker, None)
             raise stopped(signals, self._where_it_stands()) from None
 

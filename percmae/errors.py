@@ -7,7 +7,7 @@ whether a pod is replaced; training goes on from the last checkpoint then. Below
 code   meaning                                                       pod
 =====  ============================================================  =========
 0      done                                                          done
-1      failure (a server down, a disk full, a loss not finite)       final
+1      failure (a disk full, a loss not finite)                      final
 2      bad usage, input or surroundings: nothing was started         final
 126-7  the container's command is not there or cannot be run         final
 130    interrupted (SIGINT), after saving                            restarted
@@ -16,6 +16,7 @@ code   meaning                                                       pod
 138    another process of the job, or one that loads its data, was   restarted
        lost, told to stop, or gives no answer
 139    crashed in native code                                        restarted
+140    the store gave no usable answer for too long                  restarted
 143    told to stop (SIGTERM: eviction, preemption), after saving    restarted
 =====  ============================================================  =========
 
@@ -60,7 +61,16 @@ class UnsafeFileError(CheckpointError):
 
 
 class StoreError(PercmaeError):
-    """The object store could not be reached or did not do what was asked."""
+    """The object store did not do what was asked."""
+
+
+class StoreAway(StoreError):
+    """The store gave no usable answer for too long: begin again.
+
+    128 + SIGUSR2. What was there stays, and what was to be done is done by the same command.
+    """
+
+    exit_code = 140
 
 
 class StoreAccessError(StoreError, UserError):

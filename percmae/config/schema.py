@@ -289,6 +289,13 @@ class Trainer:
     hang_minutes: Annotated[float, Field(gt=0, lt=30, json_schema_extra=OPERATIONAL)] = 15
     """Minutes without a move (waits for images or a store have other limits) after which a run says
     which process is behind, and ends to begin again (138); more than the longest step takes."""
+    store_outage: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, json_schema_extra=OPERATIONAL
+    )
+    """Minutes for which a store that is away, full or refuses keys it took before is waited for.
+    Training goes on meanwhile as long as images were read ahead and the local disk takes what is
+    saved; then it ends with a code that has its pod made anew. null: what the environment's
+    PERCMAE_STORE_OUTAGE_SECONDS says, which is of all verbs; 30 minutes without it."""
     exit_on_nan_losses: bool = True
     """Stop when a loss is not finite, naming the step and term; false skips the step."""
 

@@ -106,15 +106,19 @@ def checked_bytes(path: StorePath, what: str, sha256: str | None, fix: str) -> t
     """A file's content and its SHA-256 in hex. Raises CheckpointError when it cannot be read or its
     checksum is not ``sha256``; ``fix`` says what to do then."""
     try:
-        data = path.read_bytes()
+        data = path.read_bytes(is_whole=lambda data: sha256 in (None, _sha256(data)))
     except UserError as error:
         raise CheckpointError(f"{what}: cannot be read ({error})") from None
-    found = hashlib.sha256(data).hexdigest()
+    found = _sha256(data)
     if sha256 is not None and found != sha256:
         raise CheckpointError(
             f"{what}: its SHA-256 is {found}, not {sha256}; it is damaged or another file: {fix}"
         )
     return data, found
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def torch_dict(data: bytes, what: str, fix: str = "fetch it again") -> State:

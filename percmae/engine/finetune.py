@@ -33,6 +33,7 @@ from percmae.models.weights import Tensors
 from percmae.progress import note
 from percmae.runs.parent import Parent, WeightsFile
 from percmae.runs.record import Run, RunResult, begun, identity_of
+from percmae.storage.outage import outage
 from percmae.vision import load_timm
 
 
@@ -121,6 +122,7 @@ def score(model: Classifier, config: Config, source: Source, world: World) -> Cl
     return scores.gathered(world)
 
 
+@outage()
 def finetune(
     config: Config,
     parent: Parent,
@@ -144,6 +146,7 @@ def finetune(
     return _train(config, parent, data, to, resume, features)
 
 
+@outage()
 def probe(
     config: Config,
     parent: Parent,

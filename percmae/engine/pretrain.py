@@ -36,6 +36,7 @@ from percmae.losses.objective import Micro, Objective, Terms
 from percmae.models.weights import load_generator
 from percmae.progress import note
 from percmae.runs.record import RunResult, begun, identity_of
+from percmae.storage.outage import outage
 
 FIXED_MASK_SEED = 20221229
 
@@ -143,6 +144,7 @@ class PretrainLearner(Learner):
         self.objective.load_state_dict(state)
 
 
+@outage()
 def pretrain(config: Config, data: str, to: str, resume: str = "auto") -> RunResult:
     """Pretrain on the dataset whose manifest is ``data`` into ``<to>/<run name>/``.
 

@@ -63,7 +63,6 @@ class Watchdog:
         self._at = (COMPUTING, 0)
         self._moves = 0
         self._talk = _Talk(world) if world.meeting_place is not None else None
-        self._silent: dict[int, int] = {}
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._look_on, name="watchdog", daemon=True)
 
@@ -98,22 +97,18 @@ class Watchdog:
                     self._give_up(behind)
 
     def _hear(self, talk: _Talk, place: Place, ask: bool) -> None:
-        before = talk.said
         talk.exchange(place, self._signals.received is not None, ask)
         if talk.stop and not self._signals.stopping:
             self._signals.told_elsewhere()
-        self._silent = {
-            rank: self._silent.get(rank, 0) + 1 if ask and before.get(rank) == words else 0
-            for rank, words in talk.said.items()
-        }
 
     def _behind(self, here: Place) -> str | None:
         """Who is behind, in words; None where another process waits for what has an end."""
         rank, size = self._world.rank, self._world.size
         if self._talk is None:
             return f"process {rank} of {size} is {here.told()}"
-        places = {other: _read(words) for other, words in self._talk.said.items()}
-        silent = sorted(r for r, looks in self._silent.items() if 4 * looks > self._most)
+        heard = self._talk.heard
+        places = {other: _read(words) for other, (words, _) in heard.items()}
+        silent = sorted(r for r, (_, looks) in heard.items() if 4 * looks > self._most)
         if any(p.phase in _BOUNDED for r, p in places.items() if r not in silent):
             return None
         if self._talk.unanswered:
@@ -152,7 +147,10 @@ def at(phase: str, step: int | None = None) -> None:
 
 
 class _Talk:
-    """What the watchdogs of a job tell each other; ``said`` has the last words of the others."""
+    """What the watchdogs of a job tell each other.
+
+    heard: the last words of the others, and how often they have been the same since.
+    """
 
     def __init__(self, world: World) -> None:
         self._rank, self._size, self._address = world.rank, world.size, world.meeting_place
@@ -161,7 +159,7 @@ class _Talk:
         self._store: dist.Store | None = None
         self._under_way: threading.Thread | None = None
         self._beat = 0
-        self.said: dict[int, str] = {}
+        self.heard: dict[int, tuple[str, int]] = {}
         self.stop = False
         self.unanswered = False
 
@@ -188,7 +186,10 @@ class _Talk:
             self.stop = store.check(["stop"])
             for rank in range(self._size) if ask else ():
                 if rank != self._rank and store.check([str(rank)]):
-                    self.said = {**self.said, rank: store.get(str(rank)).decode()}
+                    words = store.get(str(rank)).decode()
+                    before, same = self.heard.get(rank, ("", 0))
+                    same = same + 1 if words == before else 0
+                    self.heard = {**self.heard, rank: (words, same)}
 
     def _connected(self) -> dist.Store:
         if self._store is None:

@@ -6,13 +6,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from percmae.errors import DataError, StoreAccessError, UserError
+from percmae.progress import note
 from percmae.storage.base import Backend, Stat
 from percmae.storage.local import LocalFile
 from percmae.storage.settings import StoreSettings
@@ -21,6 +22,7 @@ _SCHEME = "s3://"
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _LONGEST_KEY = 1024
 _COPY_PIECE = 4 << 20
+_AGAIN = 2  # times that what was damaged on the way is read again
 _CONTENT_TYPES = {
     ".html": "text/html; charset=utf-8",
     ".json": "application/json",
@@ -114,11 +116,26 @@ class StorePath:
             raise StoreAccessError(f"{self.uri} does not exist")
         return found
 
-    def read_bytes(self, start: int = 0, length: int | None = None) -> bytes:
-        """``length`` bytes from ``start``; as with a file, fewer or none where the object ends."""
+    def read_bytes(
+        self,
+        start: int = 0,
+        length: int | None = None,
+        is_whole: Callable[[bytes], bool] | None = None,
+    ) -> bytes:
+        """``length`` bytes from ``start``; as with a file, fewer or none where the object ends.
+
+        is_whole: whether they are what they should be, as by a checksum. Where it says no, a store
+        is asked again, twice; what it gives in the end is for the caller to refuse.
+        """
         if start < 0 or (length is not None and length < 0):
             raise ValueError(f"start and length must not be negative: {start}, {length}")
-        return self._object().read(start, length)
+        data = self._object().read(start, length)
+        for _ in range(_AGAIN if self.is_s3 and is_whole is not None else 0):
+            if is_whole is None or is_whole(data):
+                break
+            note(f"{self.uri}: what was read is damaged; reading it again")
+            data = self._object().read(start, length)
+        return data
 
     def read_text(self) -> str:
         """The content as UTF-8. Raises ``DataError`` if it is not."""

@@ -17,7 +17,7 @@ from percmae.errors import PeerLost, WorkerLost
 from .conditions import loaders, nothing_is_left, shared_memory, under_way
 
 LONG = ("optim.epochs=4000", "checkpoint.every_steps=5", "data.batch_size=8")
-SOON = "trainer.hang_minutes=0.05"
+SOON = "trainer.hang_minutes=0.15"
 
 
 def spinning(arguments: list[str], rank: int) -> int:
@@ -46,7 +46,7 @@ def test_a_process_that_comes_to_no_end_is_named(
         assert [one.returncode for one in done] == [WorkerLost.exit_code] * size, done
         said = [one.stderr for one in done]
         # Where one has ended before, the other may only hear of that.
-        told = [text for text in said if "nothing has moved for 0.05 minutes" in text]
+        told = [text for text in said if "nothing has moved for 0.15 minutes" in text]
         assert told
         assert all(f": process {rank} of {size} is computing at step 3; " in text for text in told)
         if told == said:
@@ -75,7 +75,13 @@ def test_a_process_that_is_stopped_is_named_by_the_other(
 def test_a_wait_for_images_is_no_hang(tiny_dataset: Dataset, tmp_path: Path) -> None:
     """It has an end of its own."""
     arguments = command(
-        tiny_dataset, tmp_path, *LONG, SOON, "data.workers=1", "data.timeout=9", "tracking.images=0"
+        tiny_dataset,
+        tmp_path,
+        *LONG,
+        SOON,
+        "data.workers=1",
+        "data.timeout=20",
+        "tracking.images=0",
     )
     with Job(verb, (arguments,), tmp_path / "said", 2) as job:
         under_way(job, tmp_path / "mae")

@@ -165,13 +165,11 @@ class Loop:
                     bar.update(1)
                 val_loss = self._validate(tracker) if val else None
                 if save:
-                    at(SAVING)
                     self._save(tracker, val_loss)
                     saved, saved_step = time.monotonic(), self.step
         except BrokenOff:
             if self.step > saved_step:
                 self._look()
-                at(SAVING)
                 self._save(tracker, None)
             raise stopped(signals, self._where_it_stands()) from None
 
@@ -374,12 +372,14 @@ class Loop:
 
     def _save(self, tracker: Tracker | None, val_loss: float | None) -> None:
         if tracker is not None:
+            at(SAVING)
             # Figures first: what a resumed run must cut is beyond the checkpoint, never before it.
             tracker.flush()
             milestone = self.plan.milestone is not None and self.step % self.plan.milestone == 0
             epoch = self.step // self.plan.epoch
             self.checkpoints.save(self._state(), self.step, epoch, val_loss, milestone)
             self.run_folder.save(metrics=self.metrics, **self._progress())
+        at(OTHERS)
         self.world.barrier()
 
     def _state(self) -> State:

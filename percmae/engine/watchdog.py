@@ -185,8 +185,9 @@ class _Talk:
                 store.set("stop", "")
             self.stop = store.check(["stop"])
             for rank in range(self._size) if ask else ():
-                if rank != self._rank and store.check([str(rank)]):
-                    words = store.get(str(rank)).decode()
+                if rank != self._rank:
+                    known = store.check([str(rank)])
+                    words = store.get(str(rank)).decode() if known else ""
                     before, same = self.heard.get(rank, ("", 0))
                     same = same + 1 if words == before else 0
                     self.heard = {**self.heard, rank: (words, same)}
@@ -202,5 +203,7 @@ class _Talk:
 
 
 def _read(words: str) -> Place:
+    if not words:
+        return Place("not yet heard of", 0)
     phase, step, collectives, _ = words.split("/")
     return Place(phase, int(step), int(collectives))

@@ -14,7 +14,7 @@ from engine.test_processes import command
 from percmae.data.shards import Dataset
 from percmae.errors import PeerLost, WorkerLost
 
-from .conditions import loaders, nothing_is_left, shared_memory, under_way
+from .conditions import loaders, nothing_is_left, shared_memory, under_way, until
 
 LONG = ("optim.epochs=4000", "checkpoint.every_steps=5", "data.batch_size=8")
 SOON = "trainer.hang_minutes=0.15"
@@ -63,7 +63,7 @@ def test_a_process_that_is_stopped_is_named_by_the_other(
     with Job(verb, (arguments,), tmp_path / "said", 2) as job:
         under_way(job, tmp_path / "mae")
         job.signal(rank, signal.SIGSTOP)
-        job.processes[1 - rank].join()
+        until(lambda: job.processes[1 - rank].exitcode is not None, "not found")
         job.signal(rank, signal.SIGKILL)  # as torchrun, when the other has ended
         done = job.ended()[1 - rank]
         assert done.returncode == WorkerLost.exit_code, done

@@ -48,6 +48,8 @@ class World:
     rank: int
     size: int
     device: torch.device
+    meeting_place: tuple[str, int] | None = None
+    """Host and port of the store by which the processes have met; None for one alone."""
 
     @property
     def main(self) -> bool:
@@ -170,7 +172,8 @@ def distributed(config: Config) -> Iterator[World]:
     else:
         keep_freed_memory()
     joined = place is not None and not dist.is_initialized()
-    here = World(rank, size, device)
+    meeting_place = (place.address, place.port) if place is not None and joined else None
+    here = World(rank, size, device, meeting_place)
     try:
         if place is not None and joined:
             away = timedelta(seconds=60 + outage_seconds(config.trainer.store_outage))

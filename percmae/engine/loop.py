@@ -30,6 +30,7 @@ from percmae.engine.plan import Plan
 from percmae.engine.signals import BrokenOff, stopped, training_signals
 from percmae.engine.tracking import Tracker
 from percmae.engine.waiting import LoaderWait
+from percmae.engine.watchdog import COMPUTING, IMAGES, OTHERS, SAVING, Watchdog, at
 from percmae.errors import PercmaeError
 from percmae.losses.objective import Micro, Terms
 from percmae.progress import Progress, note, warn
@@ -103,6 +104,8 @@ class Loop:
         self._restore()
         with ExitStack() as stack:
             signals = stack.enter_context(training_signals())
+            minutes = self.config.trainer.hang_minutes
+            stack.enter_context(Watchdog(self.world, minutes, signals))
             tracker = None
             if self.world.main:
                 tracker = stack.enter_context(Tracker(self.run_folder.path, self.step))
@@ -138,11 +141,14 @@ class Loop:
             if self.owes_validation:
                 self._save(tracker, self._validate(tracker))
             while self.step < self.plan.total:
+                at(IMAGES, self.step)
                 micros = signals.unless_told(lambda: next(awaited))
+                at(OTHERS)
                 # The one thing that is agreed on at each step: whether any process is told to stop.
                 if self.world.any(micros is None):
                     raise BrokenOff
                 assert micros is not None
+                at(COMPUTING)
                 seed_step(self.config.seed, self.step, self.world.rank)
                 self._optimise(micros, window)
                 self.step += 1
@@ -366,12 +372,14 @@ class Loop:
 
     def _save(self, tracker: Tracker | None, val_loss: float | None) -> None:
         if tracker is not None:
+            at(SAVING)
             # Figures first: what a resumed run must cut is beyond the checkpoint, never before it.
             tracker.flush()
             milestone = self.plan.milestone is not None and self.step % self.plan.milestone == 0
             epoch = self.step // self.plan.epoch
             self.checkpoints.save(self._state(), self.step, epoch, val_loss, milestone)
             self.run_folder.save(metrics=self.metrics, **self._progress())
+        at(OTHERS)
         self.world.barrier()
 
     def _state(self) -> State:

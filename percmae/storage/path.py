@@ -161,9 +161,8 @@ class StorePath:
 
     def write_json(self, value: Any) -> None:
         """Write ``value`` as indented JSON; NaN and infinity, which JSON lacks, are ValueErrors."""
-        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
         # JSON writes and reads bytes of a file name that are no text (\udcXX) in the same way.
-        self.write_bytes(f"{text}\n".encode("utf-8", "backslashreplace"), "application/json")
+        self.write_bytes(json_text(value).encode("utf-8", "backslashreplace"), "application/json")
 
     def write_file(self, local_path: str | os.PathLike[str]) -> None:
         """Upload the file at ``local_path``."""
@@ -230,6 +229,11 @@ class StorePath:
 
     def __hash__(self) -> int:
         return hash(self.uri)
+
+
+def json_text(value: Any) -> str:
+    """What :meth:`StorePath.write_json` writes."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def local_path(text: str | os.PathLike[str], what: str) -> Path:

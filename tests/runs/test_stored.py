@@ -23,8 +23,9 @@ from percmae.runs.evaluation import (
     read_evaluation,
     write_evaluation,
 )
+from percmae.runs.going_on import may_go_on
 from percmae.runs.history import History, read_history
-from percmae.runs.record import Identity, Run, may_go_on
+from percmae.runs.record import Identity, Run
 from percmae.storage import StorePath
 
 BEFORE = Path(__file__).parent / "before"
@@ -69,7 +70,7 @@ def test_files_are_written_back_byte_for_byte(name: str, tmp_path: Path) -> None
     for row in read_history(run.path):
         figures = {key: value for key, value in row.figures.items() if value is not None}
         history.add(row.step, row.epoch, row.split, figures)
-    history.write()
+    history.path.write_bytes(history.content())
     written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     before = {path.name: path.read_bytes() for path in (BEFORE / name).iterdir()}
     # The configuration may have got further settings since, at their defaults.
@@ -127,7 +128,7 @@ def test_going_on_takes_back_what_was_logged_beyond_the_checkpoint(tmp_path: Pat
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     history = History(StorePath(tmp_path), 8)
     history.add(9, 0.75001, "train", {"loss": float("nan"), "lr": 1e-5})
-    history.write()
+    history.path.write_bytes(history.content())
     kept = (tmp_path / "metrics.jsonl").read_text().splitlines()
     before = [line for line in lines if json.loads(line)["step"] <= 8]
     assert 0 < len(before) < len(lines)

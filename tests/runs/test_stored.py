@@ -92,10 +92,19 @@ def test_a_finished_run_is_reused_and_a_stopped_one_gone_on_with() -> None:
         may_go_on(finished, other, "auto")
     # The number of threads differs as well, but is not why.
     config = replace(finished.config, trainer=replace(finished.config.trainer, threads=7))
-    changed = replace(config, optim=replace(config.optim, epochs=99))
-    may_go_on(finished, identity(finished)._replace(config=config), "auto")
-    with pytest.raises(UserError, match=r"another config \(optim\.epochs: \d+ → 99\)"):
-        may_go_on(finished, identity(finished)._replace(config=changed), "auto")
+    assert not may_go_on(finished, identity(finished)._replace(config=config), "auto")
+    for settings, said in (
+        ({"epochs": 1}, r"another config \(optim\.epochs: \d+ → 1\)"),
+        ({"epochs": 99, "max_steps": 3}, r"another config \(.*optim\.max_steps: None → 3\)"),
+        ({"epochs": 99, "lr": 0.5}, r"another config \(optim\.lr: .* → 0\.5, optim\.epochs"),
+    ):
+        changed = replace(config, optim=replace(config.optim, **settings))
+        with pytest.raises(UserError, match=said):
+            may_go_on(finished, identity(finished)._replace(config=changed), "auto")
+    longer = replace(config, optim=replace(config.optim, epochs=99))
+    assert may_go_on(finished, identity(finished)._replace(config=longer), "auto")
+    with pytest.raises(UserError, match=r"begun for fewer steps .*→ 99\); add --resume auto"):
+        may_go_on(finished, identity(finished)._replace(config=longer), "never")
 
 
 def test_figures_are_read() -> None:

@@ -110,6 +110,8 @@ def build_parser() -> argparse.ArgumentParser:
                 help="the control: the same from scratch, from the weights pretraining began with",
             )
 
+    _checkpoints(verb("checkpoints", "look at a run's checkpoints, check them, and tidy them up"))
+
     sub = verb("evaluate", "figures of a finished run on the test set")
     sub.add_argument("--run", required=True, metavar="URI", help="any finished run")
     _data(sub)
@@ -313,6 +315,23 @@ def _datasets(sub: argparse.ArgumentParser) -> None:
             action.add_argument("--force", action="store_true", help=text)
         else:
             action.add_argument("--json", action="store_true", help="as one line of JSON")
+
+
+def _checkpoints(sub: argparse.ArgumentParser) -> None:
+    actions = sub.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, text in (
+        ("ls", "the checkpoints of a run, and why each is kept"),
+        ("verify", "fetch every checkpoint of a run and compare its SHA-256"),
+        ("gc", "files among a run's checkpoints that a crash has left"),
+    ):
+        action = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        action.add_argument("run", metavar="RUN", help="the run's folder")
+        if name == "ls":
+            action.add_argument("--json", action="store_true", help="as one line of JSON")
+        elif name == "gc":
+            action.add_argument("--delete", action="store_true", help="delete them (default: list)")
+            text = "also those of a training that may be under way"
+            action.add_argument("--force", action="store_true", help=text)
 
 
 def _config_options(sub: argparse.ArgumentParser) -> None:

@@ -97,6 +97,17 @@ def _downstream(args: argparse.Namespace) -> None:
     _trained(work(config, parent, args.data, args.to, args.resume, args.features).uri)
 
 
+def _checkpoints(args: argparse.Namespace) -> None:
+    from percmae.runs import checkpoint_list
+
+    if args.action == "ls":
+        print(checkpoint_list.listing(args.run, args.json))
+    elif args.action == "verify":
+        print(checkpoint_list.verified(args.run))
+    else:
+        print(checkpoint_list.collected(args.run, args.delete, args.force))
+
+
 def _evaluate(args: argparse.Namespace) -> None:
     from percmae.engine.evaluate import evaluate
 
@@ -351,6 +362,7 @@ _WORK: dict[str, Callable[[argparse.Namespace], None]] = {
     "pretrain": _pretrain,
     "finetune": _downstream,
     "probe": _downstream,
+    "checkpoints": _checkpoints,
     "evaluate": _evaluate,
     "reconstruct": _reconstruct,
     "embed": _embed,
@@ -365,7 +377,7 @@ _WORK: dict[str, Callable[[argparse.Namespace], None]] = {
 }
 
 # Trainings share their work; the rest only looks.
-_SHARED = ("pretrain", "finetune", "probe", "config", "datasets", "doctor")
+_SHARED = ("pretrain", "finetune", "probe", "checkpoints", "config", "datasets", "doctor")
 
 
 def main(argv: list[str] | None = None) -> int:

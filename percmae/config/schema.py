@@ -286,6 +286,13 @@ class Trainer:
     """Images of the validation slice to use; null for all."""
     log_interval: Annotated[PositiveInt, Field(json_schema_extra=OPERATIONAL)] = 50
     """Optimiser steps between logged training figures."""
+    store_outage: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, json_schema_extra=OPERATIONAL
+    )
+    """Minutes for which a store that is away, full or refuses keys it took before is waited for.
+    Training goes on meanwhile as long as images were read ahead and the local disk takes what is
+    saved; then it ends with a code that has its pod made anew. null: what the environment's
+    PERCMAE_STORE_OUTAGE_SECONDS says, which is of all verbs; 30 minutes without it."""
     exit_on_nan_losses: bool = True
     """Stop when a loss is not finite, naming the step and term; false skips the step."""
 

@@ -12,7 +12,6 @@ import os
 import pickle
 import pickletools
 import re
-import shutil
 import tempfile
 import warnings
 from argparse import Namespace
@@ -25,38 +24,9 @@ import torch
 
 from percmae.errors import CheckpointError, UnsafeFileError, UserError
 from percmae.storage import StorePath
+from percmae.storage.hashing import Hashing
 
 State = dict[str, Any]
-_PIECE = 4 << 20
-
-
-class Hashing:
-    """A stream to write to that hands on to another one, if any, and knows the SHA-256."""
-
-    def __init__(self, stream: BinaryIO | None) -> None:
-        self._stream, self._hash = stream, hashlib.sha256()
-        self.error: Exception | None = None
-
-    def write(self, data: Any) -> int:
-        """Raises what the stream raises, and keeps it: torch's writer replaces it by its own."""
-        try:
-            if self._stream is not None:
-                self._stream.write(data)
-        except Exception as error:
-            self.error = error
-            raise
-        self._hash.update(data)
-        return memoryview(data).nbytes
-
-    def flush(self) -> None:
-        """As torch's writer asks for in the end."""
-        if self._stream is not None:
-            self._stream.flush()
-
-    @property
-    def sha256(self) -> str:
-        """In hex, of what was written till now."""
-        return self._hash.hexdigest()
 
 
 def write_state(path: StorePath, state: State) -> str:
@@ -96,12 +66,6 @@ def read_state(path: StorePath, sha256: str | None = None) -> State:
         return torch_dict(file, what, fix)
 
 
-def check_sum(path: StorePath, sha256: str) -> None:
-    """Fetch a file in parts. Raises CheckpointError unless its SHA-256 is this."""
-    what = f"checkpoint {path}"
-    _compare(_copied(path, what, None), what, sha256, "it cannot be gone on with")
-
-
 @contextmanager
 def _in_memory(path: StorePath, what: str, sha256: str | None, fix: str) -> Iterator[Path]:
     """A name for the file's content, checked; gone afterwards, but for what has mapped it.
@@ -110,25 +74,21 @@ def _in_memory(path: StorePath, what: str, sha256: str | None, fix: str) -> Iter
     """
     if hasattr(os, "memfd_create"):
         with os.fdopen(os.memfd_create("checkpoint"), "wb") as copy:
-            _compare(_copied(path, what, copy), what, sha256, fix)
+            _compare(_copied(path, what, sha256, copy), what, sha256, fix)
             copy.flush()
             yield Path(f"/proc/self/fd/{copy.fileno()}")
         return
     with tempfile.NamedTemporaryFile(prefix="percmae-checkpoint-") as copy:
-        _compare(_copied(path, what, copy), what, sha256, fix)
+        _compare(_copied(path, what, sha256, copy), what, sha256, fix)
         copy.flush()
         yield Path(copy.name)
 
 
-def _copied(path: StorePath, what: str, copy: Any) -> str:
-    """The file's SHA-256 in hex, its content written to ``copy`` if there is one."""
-    hashing = Hashing(copy)
+def _copied(path: StorePath, what: str, sha256: str | None, copy: Any) -> str:
     try:
-        with path.open() as source:
-            shutil.copyfileobj(source, hashing, _PIECE)
+        return path.copy_into(copy, sha256)
     except UserError as error:
         raise CheckpointError(f"{what}: cannot be read ({error})") from None
-    return hashing.sha256
 
 
 def _compare(found: str, what: str, sha256: str | None, fix: str) -> None:
@@ -142,12 +102,16 @@ def checked_bytes(path: StorePath, what: str, sha256: str | None, fix: str) -> t
     """A file's content and its SHA-256 in hex. Raises CheckpointError when it cannot be read or its
     checksum is not ``sha256``; ``fix`` says what to do then."""
     try:
-        data = path.read_bytes()
+        data = path.read_bytes(is_whole=lambda data: sha256 in (None, _sha256(data)))
     except UserError as error:
         raise CheckpointError(f"{what}: cannot be read ({error})") from None
-    found = hashlib.sha256(data).hexdigest()
+    found = _sha256(data)
     _compare(found, what, sha256, fix)
     return data, found
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def torch_dict(data: bytes | Path, what: str, fix: str = "fetch it again") -> State:

@@ -26,6 +26,7 @@ from percmae.engine.place import Place, find_place, unused_tasks
 from percmae.errors import ConfigError, PeerLost, PercmaeError, UserError, one_line
 from percmae.memory import keep_freed_memory
 from percmae.progress import note
+from percmae.signals import received
 
 T = TypeVar("T")
 
@@ -179,7 +180,7 @@ def distributed(config: Config) -> Iterator[World]:
             reason = one_line(error)
             message = f"process {rank} of {size} lost the others: {reason}"
             joined = False  # what is under way with the others cannot be ended
-            raise PeerLost(message, in_midst=True) from error
+            raise PeerLost(message, in_midst=True, told=received()) from error
         raise
     finally:
         if joined and dist.is_initialized():

@@ -28,7 +28,7 @@ from percmae.engine.learner import Learner
 from percmae.engine.optim import Schedule, effective_lr, step_unless
 from percmae.engine.plan import Plan
 from percmae.engine.saving import latest_state, put_back, state_of
-from percmae.engine.signals import Signals
+from percmae.engine.signals import BrokenOff, stopped, training_signals
 from percmae.engine.spool import Spool
 from percmae.engine.tracking import Tracker
 from percmae.engine.waiting import LoaderWait
@@ -37,6 +37,7 @@ from percmae.losses.objective import Micro, Terms
 from percmae.progress import Progress, note, warn
 from percmae.runs.checkpoints import Checkpoints
 from percmae.runs.record import CHECKPOINTS, Run
+from percmae.signals import Signals
 
 
 @dataclass
@@ -91,6 +92,8 @@ class Loop:
         self.watch = Watch(world, stop=config.trainer.exit_on_nan_losses)
         self.step = 0
         self.seconds = 0.0
+        # Whether the validation after this step was broken off.
+        self.owes_validation = False
         self.metrics: dict[str, float] = {}
         self.spool: Spool | None = None  # of the main process
         if world.main:
@@ -106,7 +109,7 @@ class Loop:
         with ExitStack() as stack:
             self.world.first(lambda: self._open(stack))
             self._restore()
-            signals = stack.enter_context(Signals())
+            signals = stack.enter_context(training_signals())
             tracker = None
             if self.spool is not None:
                 tracker = stack.enter_context(Tracker(self.spool, self.step))
@@ -134,42 +137,58 @@ class Loop:
         bar: Progress | None,
         signals: Signals,
     ) -> None:
-        began, earlier, saved_at = time.time(), self.seconds, time.monotonic()
         window = _Window()
         self.learner.train(True)
-        if self._keeps_gradients:
-            for optimizer in self.learner.optimizers.values():
-                for group in optimizer.param_groups:
-                    for parameter in group["params"]:
-                        parameter.grad = torch.zeros_like(parameter)
-        for micros in self.waits.over(steps):
-            seed_step(self.config.seed, self.step, self.world.rank)
-            stop = self._optimise(micros, window, signals)
-            self.step += 1
-            self.seconds = earlier + time.time() - began
-            last = self.step == self.plan.total
-            minutes = self.config.checkpoint.every_minutes
-            overdue = minutes is not None and self.world.any(
-                time.monotonic() - saved_at > 60 * minutes
-            )
-            log, val = (self._due(every, last) for every in (self.plan.log, self.plan.val))
-            save = self._due(self.plan.save, last) or stop or overdue
-            if log or val or save:
+        self._hold_gradients()
+        saved, saved_step = time.monotonic(), self.step
+        began = time.monotonic() - self.seconds
+        awaited = self.waits.over(steps)
+        try:
+            if self.owes_validation:
+                self._save(tracker, self._validate(tracker))
+            while self.step < self.plan.total:
+                micros = signals.unless_told(lambda: next(awaited))
+                # The one thing that is agreed on at each step: whether any process is told to stop.
+                if self.world.any(micros is None):
+                    raise BrokenOff
+                assert micros is not None
+                seed_step(self.config.seed, self.step, self.world.rank)
+                self._optimise(micros, window)
+                self.step += 1
+                self.seconds = time.monotonic() - began
+                last = self.step == self.plan.total
+                log, val = (self._due(every, last) for every in (self.plan.log, self.plan.val))
+                save = self._due(self.plan.save, last) or self._overdue(saved)
+                if log or val or save:
+                    self._look()
+                if log:
+                    self._log(window, tracker, bar)
+                    window = _Window()
+                elif bar is not None:
+                    bar.update(1)
+                val_loss = self._validate(tracker) if val else None
+                if save:
+                    self._save(tracker, val_loss)
+                    saved, saved_step = time.monotonic(), self.step
+        except BrokenOff:
+            if self.step > saved_step:
                 self._look()
-            if log:
-                self._log(window, tracker, bar)
-                window = _Window()
-            elif bar is not None:
-                bar.update(1)
-            val_loss = self._validate(tracker) if val else None
-            if save:
-                self._save(tracker, val_loss, final=stop and not last)
-                saved_at = time.monotonic()
-            if stop and not last:
-                raise signals.interrupted(
-                    f"stopped at step {self.step} of {self.plan.total}, checkpoint saved; the same "
-                    "command with --resume auto goes on from there"
-                )
+                self._save(tracker, None)
+            self._settle()
+            raise stopped(signals, self._where_it_stands()) from None
+
+    def _where_it_stands(self) -> str:
+        if not self.step:
+            return "stopped before the first step, with nothing to save"
+        return (
+            f"stopped at step {self.step} of {self.plan.total}, checkpoint saved; the same command "
+            "with --resume auto goes on from there"
+        )
+
+    def _overdue(self, saved: float) -> bool:
+        """Whether to save because of the time since the last checkpoint."""
+        minutes = self.config.checkpoint.every_minutes
+        return minutes is not None and self.world.any(time.monotonic() - saved > 60 * minutes)
 
     def _due(self, every: int, last: bool) -> bool:
         return last or self.step % every == 0
@@ -188,11 +207,9 @@ class Loop:
                 if len(micros) == plan.accumulate:
                     yield micros
                     micros = []
-                    if self.step >= plan.total:
-                        return
 
-    def _optimise(self, micros: list[Batch], window: _Window, signals: Signals) -> bool:
-        """One step; whether a signal asks to stop after it.
+    def _optimise(self, micros: list[Batch], window: _Window) -> None:
+        """One step.
 
         The weights are changed only by losses and gradients that are finite in every process.
         """
@@ -209,7 +226,6 @@ class Loop:
             step_unless(optimizer, skip)
         window.add(names, values, skip)
         self._zero()
-        return self.world.any(signals.received is not None)
 
     def _clip(self, network: str) -> Tensor:
         """The norm of a network's gradients, clipped where the config says so."""
@@ -250,6 +266,13 @@ class Loop:
         """
         trainer = self.config.trainer
         return trainer.compile and trainer.compile_mode != "default"
+
+    def _hold_gradients(self) -> None:
+        if self._keeps_gradients:
+            for optimizer in self.learner.optimizers.values():
+                for group in optimizer.param_groups:
+                    for parameter in group["params"]:
+                        parameter.grad = torch.zeros_like(parameter)
 
     def _zero(self) -> None:
         for optimizer in self.learner.optimizers.values():
@@ -307,17 +330,24 @@ class Loop:
             bar.update(1, loss=f"{values.get('loss', math.nan):.4f}", speed=speed)
 
     def _validate(self, tracker: Tracker | None) -> float | None:
-        """The loss on the validation slice; None where it is not finite."""
+        """The loss on the validation slice; None where it is not finite.
+
+        Raises BrokenOff in all processes where one is told to stop; who goes on owes it.
+        """
+        self.owes_validation = True
         self.learner.train(False)
-        values = self.learner.validate()
-        self._look_at(values)
-        self.metrics.update({f"val/{k}": v for k, v in values.items()})
-        if tracker is not None:
-            tracker.log(self.step, self.step / self.plan.epoch, "val", values)
-            if self._due(self.plan.picture, self.step == self.plan.total):
-                for name, picture in self.learner.pictures().items():
-                    tracker.image(self.step, name, picture)
-        self.learner.train(True)
+        try:
+            values = self.learner.validate()
+            self._look_at(values)
+            self.metrics.update({f"val/{k}": v for k, v in values.items()})
+            if tracker is not None:
+                tracker.log(self.step, self.step / self.plan.epoch, "val", values)
+                if self._due(self.plan.picture, self.step == self.plan.total):
+                    for name, picture in self.learner.pictures().items():
+                        tracker.image(self.step, name, picture)
+        finally:
+            self.learner.train(True)
+        self.owes_validation = False
         return values["loss"] if math.isfinite(values["loss"]) else None
 
     def _look_at(self, values: dict[str, float]) -> None:
@@ -348,12 +378,8 @@ class Loop:
         if self.spool is not None:
             stack.enter_context(self.spool)
 
-    def _save(self, tracker: Tracker | None, val_loss: float | None, final: bool = False) -> None:
-        """Save a checkpoint: returns when the state has been copied.
-
-        final: the run is left after it. Returns when the checkpoint is in the store, or after
-        ``checkpoint.grace`` seconds when it is on the disk of process 0.
-        """
+    def _save(self, tracker: Tracker | None, val_loss: float | None) -> None:
+        """Save a checkpoint: returns when the state has been copied."""
         if tracker is not None and self.spool is not None:
             # Figures first: what a resumed run must cut is beyond the checkpoint, never before it.
             tracker.flush()
@@ -361,23 +387,33 @@ class Loop:
             epoch = self.step // self.plan.epoch
             record = self.run_folder.changed(metrics=self.metrics, **self._progress())
             self.spool.checkpoint(self._state(), record, self.step, epoch, val_loss, milestone)
-            if final:
-                self.spool.drain(self.config.checkpoint.grace)
-        if final:
-            self.world.barrier()
+
+    def _settle(self) -> None:
+        """Before the run is left: wait until what was saved is in the store.
+
+        After ``checkpoint.grace`` seconds it stays on the disk of process 0.
+        """
+        if self.spool is not None:
+            self.spool.drain(self.config.checkpoint.grace)
+        self.world.barrier()
 
     def _finish(self, signals: Signals) -> None:
         """Wait until everything is in the store; once told to stop, ``checkpoint.grace`` longer."""
         if self.spool is None:
             return
         while not self.spool.written(1.0):
-            if signals.received is not None:
+            if signals.stopping:
                 if self.spool.drain(self.config.checkpoint.grace):
                     return
-                raise signals.interrupted("stopped after the last step, before all of it was sent")
+                raise stopped(signals, "stopped after the last step, before all of it was sent")
 
     def _state(self) -> State:
-        progress = {"step": self.step, "seconds": self.seconds, "metrics": dict(self.metrics)}
+        progress = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "metrics": dict(self.metrics),
+            "owes_validation": self.owes_validation,
+        }
         return state_of(self.run_folder, self.learner, progress)
 
     def _restore(self) -> None:
@@ -387,6 +423,7 @@ class Loop:
             return
         self.step, self.seconds = state["step"], state["seconds"]
         self.metrics = dict(state["metrics"])
+        self.owes_validation = state.get("owes_validation", False)
         put_back(self.learner, state)
         if self.world.main:
             note(f"{run.uri}: going on from step {self.step} of {self.plan.total}")

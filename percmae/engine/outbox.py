@@ -18,18 +18,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from percmae.engine.checkpoint import Hashing
 from percmae.errors import StoreError, UserError
 from percmae.progress import note, warn
 from percmae.runs.checkpoints import Checkpoints, Saved
 from percmae.runs.files import Part, parse
 from percmae.runs.record import CHECKPOINTS, RECORD
 from percmae.storage import StorePath
+from percmae.storage.hashing import PIECE, Hashing
 from percmae.storage.path import local_path
 
 _ASIDE = ".json"
 _LOCK = ".lock"
-_PIECE = 4 << 20
 # A process that was killed with the others of its job may take so long to be gone.
 _ANOTHER = 30.0
 _WAITING = 2
@@ -194,7 +193,7 @@ class Outbox:
         here = self.path(f"{CHECKPOINTS}/{saved.name}")
         with here.open() as source, target.create() as stream:
             hashing = Hashing(stream)
-            shutil.copyfileobj(source, hashing, _PIECE)
+            shutil.copyfileobj(source, hashing, PIECE)
             if hashing.sha256 != saved.sha256:
                 raise StoreError(
                     f"{here}: is not what was written there, the disk or its memory is at fault; "

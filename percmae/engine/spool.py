@@ -49,7 +49,7 @@ class Spool:
         self._snapshots = Snapshots()
         self._changed = threading.Condition()
         self._task: _Task | None = None
-        self._ended = False
+        self._ended = self._gave_up = False
         self._failure: Exception | None = None
         self._outbox: Outbox | None = None
         if run.is_s3:
@@ -75,9 +75,9 @@ class Spool:
         try:
             if error is None:
                 self.written(None)
-            elif not isinstance(error, Interrupted):
+            elif isinstance(error, Exception) and not isinstance(error, Interrupted):
                 with suppress(PercmaeError, OSError):  # the error that led here is to be told
-                    self.written(self._rules.grace)
+                    self.written(0.0 if self._gave_up else self._rules.grace)
         finally:
             self._close()
 
@@ -119,7 +119,7 @@ class Spool:
             self._changed.wait_for(lambda: self._task is None or self._failure)
         self.check()
         about = {
-            "name": f"step-{step:08d}.pt",
+            "name": self._free_name(step),
             "step": step,
             "epoch": epoch,
             "val_loss": val_loss,
@@ -129,6 +129,15 @@ class Spool:
         with self._changed:
             self._task = task
             self._changed.notify_all()
+
+    def _free_name(self, step: int) -> str:
+        """A name for an archive that the pointer does not name: what it names is not replaced.
+
+        A step is saved twice where what was saved first lacked its validation.
+        """
+        taken = {saved.name for saved in self.checkpoints.kept}
+        name = f"step-{step:08d}.pt"
+        return name if name not in taken else f"step-{step:08d}-again.pt"
 
     def check(self) -> None:
         """Raise what writing or sending has met, once for all: nothing more is written then."""
@@ -146,6 +155,7 @@ class Spool:
         Raises as :meth:`check` does.
         """
         sent = self.written(seconds)
+        self._gave_up = not sent
         if not sent:
             warn(f"not all of {self.run} is in the store yet; {self._where()}")
         return sent

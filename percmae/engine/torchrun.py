@@ -7,6 +7,7 @@ with 1 for everything; in a cluster the exit code decides whether a pod is repla
 - the exit code of the process that failed first (128 + N when signal N killed it);
 - 128 + N when torchrun itself was told to stop by signal N (after its processes have saved);
 - PeerLost's when the other pods could not be found or were lost;
+- StoreAway's when the store, in which this pod counts its starts, is away for too long;
 - 2 when its own options or the PET_* variables make no sense;
 - 1 when this pod has started too often (percmae.runs.restarts; options ``--run-folder`` and
   ``--backoff-limit``).
@@ -28,6 +29,7 @@ from percmae.command import exit_code
 from percmae.errors import PeerLost, PercmaeError, UserError, one_line
 from percmae.progress import note
 from percmae.runs.restarts import BACKOFF_LIMIT, RUN_FOLDER, Restarts
+from percmae.storage.outage import outage
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -97,7 +99,8 @@ def _counted(arguments: list[str]) -> int:
     if own.run_folder is None:
         return _run(_parse(others))
     restarts = Restarts(own.run_folder, own.backoff_limit)
-    restarts.begin()
+    with outage():
+        restarts.begin()
     try:
         code = _run(_parse(others))
     except PercmaeError as error:

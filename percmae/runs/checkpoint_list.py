@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import time
 from datetime import UTC, datetime
+from typing import Any
 
 from percmae.errors import CheckpointError, DataError, UserError
-from percmae.plain import byte_size, columns
-from percmae.progress import Progress
+from percmae.progress import progress
 from percmae.runs.checkpoints import LATEST, Checkpoints
 from percmae.runs.record import CHECKPOINTS, Run
-from percmae.storage import Entry, StorePath
-from percmae.storage.hashing import PIECE, Hashing
+from percmae.storage import Entry
+from percmae.tables import byte_size, columns
 
 DIAGNOSTIC = "diagnostic-step-"
 """How the name of what a run leaves begins that met a value that is not finite."""
@@ -26,7 +26,7 @@ def listing(uri: str, as_json: bool = False) -> str:
     """
     checkpoints = _checkpoints(uri)
     there = {entry.name: entry for entry in checkpoints.folder.iter()}
-    found = []
+    found: list[dict[str, Any]] = []
     for saved in checkpoints.kept:
         entry = there.get(saved.name)
         found.append(
@@ -64,17 +64,16 @@ def verified(uri: str) -> str:
     Raises CheckpointError naming those that are damaged or missing, and as :func:`listing` does.
     """
     checkpoints = _checkpoints(uri)
-    there = {entry.name: entry.size for entry in checkpoints.folder.iter()}
+    there = {entry.name for entry in checkpoints.folder.iter()}
     lines, damaged = [], []
-    total = sum(there.get(saved.name, 0) for saved in checkpoints.kept)
-    with Progress("verify", total, "B") as bar:
-        for saved in checkpoints.kept:
-            whole = saved.name in there and (
-                _sum_of(checkpoints.folder / saved.name, bar) == saved.sha256
-            )
-            if not whole:
-                damaged.append(f"{saved.name} ({'damaged' if saved.name in there else 'missing'})")
-            lines.append(f"{saved.name}  sha256:{saved.sha256}  {'whole' if whole else 'NOT WHOLE'}")
+    for saved in progress(checkpoints.kept, desc="verify", unit="checkpoint"):
+        fault = "missing"
+        if saved.name in there:
+            path = checkpoints.folder / saved.name
+            fault = "" if path.copy_into(None, saved.sha256) == saved.sha256 else "damaged"
+        if fault:
+            damaged.append(f"{saved.name} ({fault})")
+        lines.append(f"{saved.name}  sha256:{saved.sha256}  {fault or 'whole'}")
     if damaged:
         raise CheckpointError(
             f"{len(damaged)} of {len(lines)} checkpoints of run {uri} cannot be gone on with: "
@@ -120,15 +119,6 @@ def _checkpoints(uri: str) -> Checkpoints:
     if checkpoints.latest() is None:
         raise DataError(f"run {uri} has no checkpoint yet; train it first")
     return checkpoints
-
-
-def _sum_of(path: StorePath, bar: Progress) -> str:
-    hashing = Hashing()
-    with path.open() as stream:
-        while piece := stream.read(PIECE):
-            hashing.write(piece)
-            bar.update(len(piece))
-    return hashing.sha256
 
 
 def _when(entry: Entry) -> str:

@@ -63,8 +63,9 @@ class Checkpoints:
         kept = [s for s in everything if self.reasons(s, everything)]
         pointer = Pointer(**saved.model_dump(), checkpoint=saved.name, kept=kept)
         (self.folder / LATEST).write_json(pointer.model_dump())
+        dropped = [s for s in self.kept if s not in kept]
         self.kept = kept
-        return [s for s in everything if s not in kept]
+        return dropped
 
     def drop(self, dropped: list[Saved]) -> None:
         """Delete archives that the pointer no longer lists."""

@@ -190,7 +190,7 @@ def _doctor(sub: argparse.ArgumentParser) -> None:
 
 
 def _bench(sub: argparse.ArgumentParser) -> None:
-    actions = sub.add_subparsers(dest="action", required=True, metavar="step|loader")
+    actions = sub.add_subparsers(dest="action", required=True, metavar="step|loader|checkpoint")
     loader = actions.add_parser(
         "loader",
         help="images a second of the loader, beside those of others",
@@ -206,6 +206,21 @@ def _bench(sub: argparse.ArgumentParser) -> None:
     )
     loader.add_argument("--only", metavar="NAME,…", help="which (default: all)")
     loader.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    checkpoint = actions.add_parser(
+        "checkpoint",
+        help="what a checkpoint costs the training, and when it is in the store",
+        description="Measure how long a checkpoint of a whole masked autoencoder with its "
+        "optimiser's moments stops the training, when it is on disk and when in an S3 server of "
+        "this machine, beside torch.distributed.checkpoint.",
+    )
+    checkpoint.add_argument(
+        "--size", default="base,large", metavar="S,…", help="default: %(default)s"
+    )
+    checkpoint.add_argument(
+        "--rounds", type=int, default=3, metavar="N", help="checkpoints of each"
+    )
+    checkpoint.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    _overrides(checkpoint)
     step = actions.add_parser(
         "step",
         help="seconds and memory of a training step of each variant",

@@ -12,7 +12,8 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -258,8 +259,8 @@ def _stored_config(uri: str) -> Config:
 
 
 def _bench(args: argparse.Namespace) -> None:
-    if args.action == "loader":
-        _bench_loader(args)
+    if args.action != "step":
+        (_bench_loader if args.action == "loader" else _bench_checkpoint)(args)
         return
     from percmae.bench import step
 
@@ -277,15 +278,10 @@ def _bench(args: argparse.Namespace) -> None:
 
 def _bench_loader(args: argparse.Namespace) -> None:
     from percmae.bench import loader
-    from percmae.local_store import server
 
-    with (
-        tempfile.TemporaryDirectory(prefix="percmae-bench-") as folder,
-        server.running(Path(folder)) as store,
-        store.in_environment(),
-    ):
+    with _store_of_a_bench() as store:
         document = loader.bench(
-            store.uri,
+            store,
             photos=args.photos,
             count=args.images,
             rounds=args.rounds,
@@ -293,6 +289,27 @@ def _bench_loader(args: argparse.Namespace) -> None:
             only=args.only.split(",") if args.only else None,
         )
     print(json.dumps(document) if args.json else loader.table(document))
+
+
+def _bench_checkpoint(args: argparse.Namespace) -> None:
+    from percmae.bench import checkpoint
+
+    with _store_of_a_bench() as store:
+        document = checkpoint.bench(store, args.size.split(","), args.rounds, args.overrides)
+    print(json.dumps(document) if args.json else checkpoint.table(document))
+
+
+@contextmanager
+def _store_of_a_bench() -> Iterator[str]:
+    """The URI of an embedded store that the environment describes, gone afterwards."""
+    from percmae.local_store import server
+
+    with (
+        tempfile.TemporaryDirectory(prefix="percmae-bench-") as folder,
+        server.running(Path(folder)) as store,
+        store.in_environment(),
+    ):
+        yield store.uri
 
 
 def _doctor(args: argparse.Namespace) -> None:

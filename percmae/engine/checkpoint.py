@@ -6,13 +6,13 @@ Reading never runs pickled code (``weights_only``).
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
 import pickle
 import pickletools
 import re
-import tempfile
 import warnings
 from argparse import Namespace
 from collections.abc import Iterator
@@ -55,40 +55,36 @@ def archive(state: State) -> bytes:
 def read_state(path: StorePath, sha256: str | None = None) -> State:
     """Tensors and plain values of a torch archive, on the CPU.
 
-    The archive is fetched in parts and is in memory once: the tensors lie in it, in a private
-    mapping, so what is to live on while they are changed is better copied. Raises CheckpointError
-    when the checksum differs, when it is not such an archive, or when it would need to run code to
-    be read.
+    On Linux the archive is fetched in parts and is in memory once: the tensors lie in it, in a
+    private mapping, so what is to live on while they are changed is better copied. Raises
+    CheckpointError when the checksum differs, when it is not such an archive, or when it would need
+    to run code to be read.
     """
     what = f"checkpoint {path}"
     fix = "restore it or start over under another --tag"
-    with _in_memory(path, what, sha256, fix) as file:
-        return torch_dict(file, what, fix)
+    try:
+        with _in_memory(path, what, sha256, fix) as file:
+            return torch_dict(file, what, fix)
+    except OSError:
+        return torch_dict(checked_bytes(path, what, sha256, fix)[0], what, fix)
 
 
 @contextmanager
 def _in_memory(path: StorePath, what: str, sha256: str | None, fix: str) -> Iterator[Path]:
-    """A name for the file's content, checked; gone afterwards, but for what has mapped it.
+    """A name for the file's content in memory, checked; gone then, but for what has mapped it.
 
-    In memory alone where the system can (Linux), else in a temporary file.
+    Raises OSError where there is no such memory (it is Linux's), or it is limited as a file is.
     """
-    if hasattr(os, "memfd_create"):
-        with os.fdopen(os.memfd_create("checkpoint"), "wb") as copy:
-            _compare(_copied(path, what, sha256, copy), what, sha256, fix)
-            copy.flush()
-            yield Path(f"/proc/self/fd/{copy.fileno()}")
-        return
-    with tempfile.NamedTemporaryFile(prefix="percmae-checkpoint-") as copy:
-        _compare(_copied(path, what, sha256, copy), what, sha256, fix)
+    if not hasattr(os, "memfd_create"):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    with os.fdopen(os.memfd_create("checkpoint"), "wb") as copy:
+        try:
+            found = path.copy_into(copy, sha256)
+        except UserError as error:
+            raise CheckpointError(f"{what}: cannot be read ({error})") from None
+        _compare(found, what, sha256, fix)
         copy.flush()
-        yield Path(copy.name)
-
-
-def _copied(path: StorePath, what: str, sha256: str | None, copy: Any) -> str:
-    try:
-        return path.copy_into(copy, sha256)
-    except UserError as error:
-        raise CheckpointError(f"{what}: cannot be read ({error})") from None
+        yield Path(f"/proc/self/fd/{copy.fileno()}")
 
 
 def _compare(found: str, what: str, sha256: str | None, fix: str) -> None:

@@ -148,6 +148,11 @@ class Spool:
             raise failure
         raise type(failure)(f"{failure}; {self._where()}") from failure
 
+    @property
+    def on_disk(self) -> bool:
+        """Whether no snapshot is in memory any more."""
+        return self._task is None
+
     def drain(self, seconds: float | None = None) -> bool:
         """Wait until all that was given is where it belongs; whether it is.
 

@@ -55,7 +55,7 @@ def save(spool: Spool, step: int, milestone: bool = False) -> None:
     spool.put(spool.run / "metrics.jsonl", f"up to {step}\n".encode())
     spool.checkpoint({"w": torch.full((3,), step)}, f"step {step}\n", step, step, None, milestone)
     until = time.monotonic() + GENEROUS
-    while spool._task is not None:
+    while not spool.on_disk:
         assert time.monotonic() < until
         time.sleep(0.005)
 

@@ -116,6 +116,8 @@ def build_parser() -> argparse.ArgumentParser:
                 help="the control: the same from scratch, from the weights pretraining began with",
             )
 
+    _checkpoints(verb("checkpoints", "look at a run's checkpoints, check them, and tidy them up"))
+
     sub = verb("evaluate", "figures of a finished run on the test set")
     sub.add_argument("--run", required=True, metavar="URI", help="any finished run")
     _data(sub)
@@ -194,7 +196,7 @@ def _doctor(sub: argparse.ArgumentParser) -> None:
 
 
 def _bench(sub: argparse.ArgumentParser) -> None:
-    actions = sub.add_subparsers(dest="action", required=True, metavar="step|loader")
+    actions = sub.add_subparsers(dest="action", required=True, metavar="step|loader|checkpoint")
     loader = actions.add_parser(
         "loader",
         help="images a second of the loader, beside those of others",
@@ -210,6 +212,21 @@ def _bench(sub: argparse.ArgumentParser) -> None:
     )
     loader.add_argument("--only", metavar="NAME,…", help="which (default: all)")
     loader.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    checkpoint = actions.add_parser(
+        "checkpoint",
+        help="what a checkpoint costs the training, and when it is in the store",
+        description="Measure how long a checkpoint of a whole masked autoencoder with its "
+        "optimiser's moments stops the training, when it is on disk and when in an S3 server of "
+        "this machine, beside torch.distributed.checkpoint.",
+    )
+    checkpoint.add_argument(
+        "--size", default="base,large", metavar="S,…", help="default: %(default)s"
+    )
+    checkpoint.add_argument(
+        "--rounds", type=int, default=3, metavar="N", help="checkpoints of each"
+    )
+    checkpoint.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    _overrides(checkpoint)
     step = actions.add_parser(
         "step",
         help="seconds and memory of a training step of each variant",
@@ -319,6 +336,23 @@ def _datasets(sub: argparse.ArgumentParser) -> None:
             action.add_argument("--force", action="store_true", help=text)
         else:
             action.add_argument("--json", action="store_true", help="as one line of JSON")
+
+
+def _checkpoints(sub: argparse.ArgumentParser) -> None:
+    actions = sub.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, text in (
+        ("ls", "the checkpoints of a run, and why each is kept"),
+        ("verify", "fetch every checkpoint of a run and compare its SHA-256"),
+        ("gc", "files among a run's checkpoints that a crash has left"),
+    ):
+        action = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        action.add_argument("run", metavar="RUN", help="the run's folder")
+        if name == "ls":
+            action.add_argument("--json", action="store_true", help="as one line of JSON")
+        elif name == "gc":
+            action.add_argument("--delete", action="store_true", help="delete them (default: list)")
+            text = "also those of a training that may be under way"
+            action.add_argument("--force", action="store_true", help=text)
 
 
 def _config_options(sub: argparse.ArgumentParser) -> None:

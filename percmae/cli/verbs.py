@@ -12,7 +12,8 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -96,6 +97,17 @@ def _downstream(args: argparse.Namespace) -> None:
 
     work = finetune.probe if args.verb == "probe" else finetune.finetune
     _trained(work(config, parent, args.data, args.to, args.resume, args.features).uri)
+
+
+def _checkpoints(args: argparse.Namespace) -> None:
+    from percmae.runs import checkpoint_list
+
+    if args.action == "ls":
+        print(checkpoint_list.listing(args.run, args.json))
+    elif args.action == "verify":
+        print(checkpoint_list.verified(args.run))
+    else:
+        print(checkpoint_list.collected(args.run, args.delete, args.force))
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -248,8 +260,8 @@ def _stored_config(uri: str) -> Config:
 
 
 def _bench(args: argparse.Namespace) -> None:
-    if args.action == "loader":
-        _bench_loader(args)
+    if args.action != "step":
+        (_bench_loader if args.action == "loader" else _bench_checkpoint)(args)
         return
     from percmae.bench import step
 
@@ -267,15 +279,10 @@ def _bench(args: argparse.Namespace) -> None:
 
 def _bench_loader(args: argparse.Namespace) -> None:
     from percmae.bench import loader
-    from percmae.local_store import server
 
-    with (
-        tempfile.TemporaryDirectory(prefix="percmae-bench-") as folder,
-        server.running(Path(folder)) as store,
-        store.in_environment(),
-    ):
+    with _store_of_a_bench() as store:
         document = loader.bench(
-            store.uri,
+            store,
             photos=args.photos,
             count=args.images,
             rounds=args.rounds,
@@ -283,6 +290,27 @@ def _bench_loader(args: argparse.Namespace) -> None:
             only=args.only.split(",") if args.only else None,
         )
     print(json.dumps(document) if args.json else loader.table(document))
+
+
+def _bench_checkpoint(args: argparse.Namespace) -> None:
+    from percmae.bench import checkpoint
+
+    with _store_of_a_bench() as store:
+        document = checkpoint.bench(store, args.size.split(","), args.rounds, args.overrides)
+    print(json.dumps(document) if args.json else checkpoint.table(document))
+
+
+@contextmanager
+def _store_of_a_bench() -> Iterator[str]:
+    """The URI of an embedded store that the environment describes, gone afterwards."""
+    from percmae.local_store import server
+
+    with (
+        tempfile.TemporaryDirectory(prefix="percmae-bench-") as folder,
+        server.running(Path(folder)) as store,
+        store.in_environment(),
+    ):
+        yield store.uri
 
 
 def _doctor(args: argparse.Namespace) -> None:
@@ -353,6 +381,7 @@ _WORK: dict[str, Callable[[argparse.Namespace], None]] = {
     "pretrain": _pretrain,
     "finetune": _downstream,
     "probe": _downstream,
+    "checkpoints": _checkpoints,
     "evaluate": _evaluate,
     "reconstruct": _reconstruct,
     "embed": _embed,
@@ -367,7 +396,7 @@ _WORK: dict[str, Callable[[argparse.Namespace], None]] = {
 }
 
 # Trainings share their work; the rest only looks.
-_SHARED = ("pretrain", "finetune", "probe", "config", "datasets", "doctor")
+_SHARED = ("pretrain", "finetune", "probe", "checkpoints", "config", "datasets", "doctor")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from percmae import __version__
+from percmae.cli import models
 from percmae.data.addresses import joined
 from percmae.jobs.names import BUCKET
 
@@ -28,8 +29,9 @@ the same by hand:
   percmae probe --run runs/first_mae --data datasets/sample/manifest.json --to runs
   percmae evaluate --run runs/first_mae_probe --data datasets/sample/manifest.json
 
-exit codes: 0 done, 1 failure, 2 bad usage, input or surroundings, 128 and above interrupted and
-resumable (128 + the signal's number). PERCMAE_DEBUG=1 shows tracebacks."""
+exit codes: 0 done, 1 failure, 2 bad usage, input or surroundings, 128 and above to be begun again,
+which goes on where it stopped: 128 + the number of a signal, 138 a process was lost, 140 the store
+was away for too long. PERCMAE_DEBUG=1 shows tracebacks."""
 
 _OVERRIDES = "settings such as optim.epochs=3; `percmae config show --docs` explains them all"
 
@@ -76,6 +78,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     _ingest(verb("ingest", "turn images, or ILSVRC archives, into a dataset of shards"))
     _datasets(verb("datasets", "look at datasets, compare them, and tidy them up"))
+
+    models.options(
+        verb("models", "models with a name: versions of runs, and which of them is in use")
+    )
 
     sub = verb("pretrain", "pretrain a masked autoencoder")
     _config_options(sub)

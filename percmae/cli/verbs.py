@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from percmae.cli import models
 from percmae.cli.parser import build_parser
 from percmae.command import exit_code, parse
 from percmae.engine.place import copies, find_place
@@ -348,6 +349,7 @@ _WORK: dict[str, Callable[[argparse.Namespace], None]] = {
     "put": _put,
     "ingest": _ingest,
     "datasets": _datasets,
+    "models": models.work,
     "pretrain": _pretrain,
     "finetune": _downstream,
     "probe": _downstream,

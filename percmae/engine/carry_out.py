@@ -18,7 +18,7 @@ from percmae.engine.plan import Plan, with_smaller_steps
 from percmae.errors import StoreAway
 from percmae.progress import note, warn
 from percmae.runs.record import Identity, Run, RunResult, may_go_on
-from percmae.storage.outage import outage
+from percmae.storage.outage import outage, outage_seconds
 
 
 def carry_out(
@@ -58,9 +58,8 @@ def carry_out(
     _warn_of_schedule(config)
     fresh = run is None
     run = run or world.first(lambda: Run.create(to, identity, _versions()))
-    minutes = config.trainer.store_outage
     try:
-        with outage(None if minutes is None else 60 * minutes):
+        with outage(outage_seconds(config.trainer.store_outage)):
             Loop(trained, config, run, trained.source(loader), world, plan).run()
     except StoreAway:  # what is there is gone on with
         raise

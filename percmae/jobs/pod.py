@@ -20,6 +20,7 @@ from percmae.jobs.names import (
     UNDISTURBED,
     Object,
     Objects,
+    shutdown_timeout,
 )
 from percmae.jobs.parts import OWN_VOLUMES
 from percmae.jobs.schema import JobSettings
@@ -137,14 +138,17 @@ def _environment(work: Work, settings: JobSettings) -> Objects:
         keys = {}
     if any(entry.get("name") == SESSION_TOKEN_VARIABLE for entry in settings.env):
         keys.pop(SESSION_TOKEN_VARIABLE, None)
-    seconds = str(max(1, settings.grace - 5))
     return [
         *(
             {"name": name, "valueFrom": {"secretKeyRef": {"name": settings.store_secret, **entry}}}
             for name, entry in keys.items()
         ),
         {"name": "HOME", "value": "/tmp"},
-        *([{"name": SHUTDOWN_TIMEOUT, "value": seconds}] if work.trains else []),
+        *(
+            [{"name": SHUTDOWN_TIMEOUT, "value": shutdown_timeout(settings.grace)}]
+            if work.trains
+            else []
+        ),
         *settings.env,
     ]
 

@@ -285,6 +285,10 @@ def _ingest(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--quality", type=int, metavar="Q", help="of these JPEGs (default: 90)")
     text = "processes that build shards (default: one for each core)"
     sub.add_argument("--workers", type=int, metavar="N", help=text)
+    text = "folder for images of archives on their way (default: that of temporary files)"
+    sub.add_argument("--scratch", metavar="FOLDER", help=text)
+    text = "most bytes there, such as 64G (default: half of what is free); 0: not to use it"
+    sub.add_argument("--scratch-size", metavar="SIZE", help=text)
     text = "in an Indexed Job: its number of pods, which share the shards"
     sub.add_argument("--of", type=int, metavar="N", help=text)
     text = "validation and test take in new images, too, and those that were held back"

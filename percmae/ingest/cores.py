@@ -1,4 +1,4 @@
-"""How many processes are worth starting here."""
+"""What there is here to work with: how many processes are worth starting, and room on the disk."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import math
 import os
 from contextlib import suppress
 from pathlib import Path
+
+SCRATCH_SIZE = "PERCMAE_SCRATCH_SIZE"
+"""Variable that stands for --scratch-size where that is not given, as in a pod, whose disk has a
+limit that a process in it does not see."""
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """What a container may use of its cores, as cgroup v2 has it: microseconds in each so many."""

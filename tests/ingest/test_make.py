@@ -17,7 +17,7 @@ from stored_samples import interrupt_after, stored_files
 
 from percmae.data.shards import SPLITS, Dataset
 from percmae.errors import DataError, PercmaeError, StoreError, UserError
-from percmae.ingest import build, crew, pods
+from percmae.ingest import build, passes, pods
 from percmae.ingest.make import IngestResult, Making
 from percmae.ingest.settings import Settings, settings_of
 from percmae.ingest.states import FOLDER
@@ -242,7 +242,7 @@ def test_an_error_of_a_worker_is_the_ingest_s(
     monkeypatch.setattr(build, "read_place", broken)
     with pytest.raises(StoreError, match="on fire"):
         make(FolderSource(tree(tmp_path / "in")), tmp_path / "out", workers=2)
-    monkeypatch.setattr(crew, "_build", lambda *args: 1 / 0)
+    monkeypatch.setattr(passes, "built_and_noted", lambda *args: 1 / 0)
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
         make(FolderSource(tree(tmp_path / "in")), tmp_path / "out", workers=2)
 

@@ -246,8 +246,8 @@ def _runs(spans: Spans, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Images in the order in which they lie, int64 (n,), and where in that each run begins, with
     the end of the last, int64 (runs + 1,).
 
-    A run lies in one archive, has no gap of more than NEAR, and is not longer than _RUN unless it is a
-    single image.
+    A run lies in one archive, has no gap of more than NEAR, and is not longer than _RUN unless it
+    is a single image.
     """
     order = np.lexsort((spans.offsets, spans.archive))
     starts, archive = spans.offsets[order], spans.archive[order]

@@ -98,6 +98,26 @@ def test_webdataset_reads_shards_with_and_without_labels(tmp_path: Path) -> None
         assert ("png" in sample) == (sample["__key__"] == "loose")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_torchdata_reads_shards_as_they_are(tmp_path: Path) -> None:
+    from torchdata.datapipes.iter import IterableWrapper  # says that it will not be there for ever
+
+    folder = tree(tmp_path / "in")
+    (folder / "loose.png").write_bytes(picture(7, "PNG"))
+    dataset = make(FolderSource(folder, {"loose": "train"}), tmp_path / "out").dataset
+    train = dataset.split("train")
+    shards = IterableWrapper([shard.uri for shard in train.shards])
+    read = list(shards.open_files(mode="b").load_from_tar().webdataset())
+    found = {}
+    for sample in read:
+        key = Path(sample["__key__"]).relative_to(tmp_path / "out" / "train").as_posix()
+        image = sample[".png" if ".png" in sample else ".jpg"].read()
+        label = sample[".cls"].read() if ".cls" in sample else b"-1"
+        found[key.split(".tar/", 1)[1]] = (int(label), image)
+    assert found == stored_files(dataset, "train")
+    assert len(read) == len(train) > 40
+
+
 def test_images_without_any_label(tmp_path: Path) -> None:
     for n in range(20):
         (tmp_path / f"{n}.jpg").write_bytes(picture(n))

@@ -17,8 +17,10 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 def usable_cores() -> int:
     """Cores that this process may use; of a container with a limit, no more than that."""
+    if not hasattr(os, "sched_getaffinity"):  # another system
+        return os.cpu_count() or 1
     cores = len(os.sched_getaffinity(0))
-    with suppress(OSError, ValueError):  # another system, or no limit ("max")
+    with suppress(OSError, ValueError):  # no cgroup v2, or no limit ("max")
         quota, period = map(int, _QUOTA.read_text().split())
         cores = min(cores, math.ceil(quota / period))
     return max(1, cores)

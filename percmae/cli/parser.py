@@ -287,7 +287,7 @@ def _ingest(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--workers", type=int, metavar="N", help=text)
     text = "folder for images of archives on their way (default: that of temporary files)"
     sub.add_argument("--scratch", metavar="FOLDER", help=text)
-    text = "most bytes there, such as 64G (default: half of what is free); 0: not to use it"
+    text = "most bytes there, such as 64G (at most and by default half of what is free); 0: none"
     sub.add_argument("--scratch-size", metavar="SIZE", help=text)
     text = "in an Indexed Job: its number of pods, which share the shards"
     sub.add_argument("--of", type=int, metavar="N", help=text)

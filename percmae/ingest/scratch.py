@@ -44,8 +44,8 @@ _FEWEST = 2  # images that a request must fetch on average, or the detour is not
 class Space:
     """Where images may be laid down, and how many bytes of them at a time.
 
-    folder: default: that of temporary files. size: default: half of what is free there, looked at
-    anew each time; 0 for none, so that each image is fetched on its own.
+    folder: default: that of temporary files. size: the most, and never more than half of what is
+    free there, looked at anew each time; 0 for none, so that each image is fetched on its own.
     """
 
     folder: Path | None = None
@@ -53,12 +53,11 @@ class Space:
 
     def room(self) -> int:
         """Bytes. Raises UserError for a folder that there is not."""
-        if self.size is not None:
-            return self.size
         try:
-            return shutil.disk_usage(self._folder).free // 2
+            half = shutil.disk_usage(self._folder).free // 2
         except OSError as error:
             raise UserError(f"--scratch {self._folder}: {error.strerror}") from None
+        return half if self.size is None else min(self.size, half)
 
     def file(self, size: int) -> int:
         """The descriptor of a file without a name, with so many bytes reserved.

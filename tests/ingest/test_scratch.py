@@ -223,7 +223,9 @@ def test_a_disk_without_room_and_a_folder_that_is_not_there(
     archives: StorePath, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=r"has no room for .* --scratch-size"):
-        Space(tmp_path, 1 << 60).file(1 << 60)
+        Space(tmp_path).file(1 << 60)
+    assert Space(tmp_path, 1 << 60).room() == Space(tmp_path).room() < 1 << 60
+    assert Space(tmp_path, 1 << 10).room() == 1 << 10
     for space in (Space(tmp_path / "absent"), Space(tmp_path / "absent", 1 << 20)):
         with pytest.raises(UserError, match=r"--scratch .*absent: No such file"):
             Making(opened(archives), StorePath(tmp_path / "out"), SMALL, 1, space=space).run()

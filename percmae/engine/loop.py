@@ -66,15 +66,13 @@ class Loop:
         """Train to the last step and return the last figures.
 
         Raises Interrupted after a SIGINT or SIGTERM (a checkpoint was saved), PercmaeError when
-        the loss is not finite, StoreError when the store is away for too long: what could not be
-        sent is in ``spool.left`` then.
+        the loss is not finite, StoreError when the store is away for too long (``spool.left``).
         """
         with ExitStack() as stack:
             self.world.first(lambda: self._open(stack))
             self._restore()
             signals = stack.enter_context(training_signals())
-            minutes = self.config.trainer.hang_minutes
-            stack.enter_context(Watchdog(self.world, minutes, signals))
+            stack.enter_context(Watchdog(self.world, self.config.trainer.hang_minutes, signals))
             tracker = None
             if self.spool is not None:
                 tracker = stack.enter_context(Tracker(self.spool, self.step))

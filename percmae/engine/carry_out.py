@@ -17,7 +17,8 @@ from percmae.engine.loop import Loop
 from percmae.engine.plan import Plan, with_smaller_steps
 from percmae.errors import StoreAway
 from percmae.progress import note, warn
-from percmae.runs.record import Identity, Run, RunResult, may_go_on
+from percmae.runs.going_on import may_go_on
+from percmae.runs.record import Identity, Run, RunResult
 from percmae.storage.outage import outage, outage_seconds
 
 
@@ -39,9 +40,10 @@ def carry_out(
     Raises UserError for a run that may not be gone on with, and what the loop and the learner
     raise.
     """
+    longer = False
     if run is not None:
-        may_go_on(run, identity, resume)
-        if run.complete:
+        longer = may_go_on(run, identity, resume)
+        if run.complete and not longer:
             note(f"{run.uri}: unchanged, reused")
             return RunResult(run, reused=True)
     config = identity.config
@@ -57,14 +59,19 @@ def carry_out(
         )
     _warn_of_schedule(config)
     fresh = run is None
-    run = run or world.first(lambda: Run.create(to, identity, _versions()))
+    if run is None:
+        run = world.first(lambda: Run.create(to, identity, _versions()))
+    elif longer:
+        begun_for_less = run
+        run = world.first(lambda: begun_for_less.extend(identity))
+    loop = Loop(trained, config, run, trained.source(loader), world, plan)
     try:
         with outage(outage_seconds(config.trainer.store_outage)):
-            Loop(trained, config, run, trained.source(loader), world, plan).run()
+            loop.run()
     except StoreAway:  # what is there is gone on with
         raise
     except Exception:
-        if fresh and world.main:
+        if fresh and loop.spool is not None and loop.spool.left is None:
             run.forget()
         raise
     return RunResult(run, reused=False)

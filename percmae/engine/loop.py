@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
@@ -21,59 +20,25 @@ from torch import Tensor, nn
 from percmae.config import Config
 from percmae.data.batch import Batch
 from percmae.data.stream import Source
-from percmae.engine.checkpoint import Checkpoints, State, archive
+from percmae.engine.checkpoint import State, write_state
 from percmae.engine.distributed import World, seed_step
-from percmae.engine.finite import NotFinite, Watch
+from percmae.engine.finite import NotFinite, Watch, listed
 from percmae.engine.learner import Learner
 from percmae.engine.optim import Schedule, effective_lr, step_unless
 from percmae.engine.plan import Plan
+from percmae.engine.saving import latest_state, put_back, state_of
 from percmae.engine.signals import BrokenOff, stopped, training_signals
+from percmae.engine.spool import Spool
 from percmae.engine.tracking import Tracker
 from percmae.engine.waiting import LoaderWait
 from percmae.engine.watchdog import COMPUTING, IMAGES, OTHERS, SAVING, Watchdog, at
+from percmae.engine.window import Window
 from percmae.errors import PercmaeError
 from percmae.losses.objective import Micro, Terms
 from percmae.progress import Progress, note, warn
+from percmae.runs.checkpoints import Checkpoints
 from percmae.runs.record import CHECKPOINTS, Run
 from percmae.signals import Signals
-
-
-@dataclass
-class _Window:
-    """Sums of the terms since the last log, kept on the device: reading them would wait for it.
-
-    A term that is not computed at every step is averaged over those where it was. Terms that come
-    together are summed together: (values, number of steps) by their names.
-    """
-
-    sums: dict[tuple[str, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
-    steps: int = 0
-    started: float = field(default_factory=time.perf_counter)
-
-    def add(self, names: tuple[str, ...], values: Tensor, skip: Tensor) -> None:
-        """Count one step's values (len(names),), unless skip is 1."""
-        self.steps += 1
-        values, count = values.masked_fill(skip > 0, 0.0), 1.0 - skip
-        if names in self.sums:
-            values, count = values + self.sums[names][0], count + self.sums[names][1]
-        self.sums[names] = values, count
-
-    def means(self, world: World) -> dict[str, float]:
-        """The mean of each term; waits for the device."""
-        sums: dict[str, Tensor] = {}
-        counts: dict[str, Tensor] = {}
-        for names, (values, count) in self.sums.items():
-            for name, value in zip(names, values.unbind(), strict=True):
-                sums[name] = sums.get(name, 0.0) + value
-                counts[name] = counts.get(name, 0.0) + count
-        if not sums:
-            return {}
-        ordered = sorted(sums)
-        means = torch.stack([sums[name] / counts[name] for name in ordered])
-        values = world.sum(means) / world.size
-        # Without a single step that counted there is nothing to say.
-        told = zip(ordered, values.tolist(), [counts[n] for n in ordered], strict=True)
-        return {name: value for name, value, count in told if count > 0}
 
 
 class Loop:
@@ -86,7 +51,6 @@ class Loop:
         self.source, self.world, self.plan = source, world, plan
         peak = effective_lr(config.optim, plan.batch)
         self.schedule = Schedule(config.optim, peak, plan.epoch, plan.total)
-        self.checkpoints = Checkpoints(run.path / CHECKPOINTS, config.checkpoint)
         self.waits = LoaderWait(world.device)
         self.watch = Watch(world, stop=config.trainer.exit_on_nan_losses)
         self.step = 0
@@ -94,21 +58,24 @@ class Loop:
         # Whether the validation after this step was broken off.
         self.owes_validation = False
         self.metrics: dict[str, float] = {}
+        self.spool: Spool | None = None  # of the main process
+        if world.main:
+            self.spool = Spool(run.path, run.record.started, config.checkpoint)
 
     def run(self) -> dict[str, float]:
         """Train to the last step and return the last figures.
 
         Raises Interrupted after a SIGINT or SIGTERM (a checkpoint was saved), PercmaeError when
-        the loss is not finite.
+        the loss is not finite, StoreError when the store is away for too long (``spool.left``).
         """
-        self._restore()
         with ExitStack() as stack:
+            self.world.first(lambda: self._open(stack))
+            self._restore()
             signals = stack.enter_context(training_signals())
-            minutes = self.config.trainer.hang_minutes
-            stack.enter_context(Watchdog(self.world, minutes, signals))
+            stack.enter_context(Watchdog(self.world, self.config.trainer.hang_minutes, signals))
             tracker = None
-            if self.world.main:
-                tracker = stack.enter_context(Tracker(self.run_folder.path, self.step))
+            if self.spool is not None:
+                tracker = stack.enter_context(Tracker(self.spool, self.step))
                 name, total = self.run_folder.record.name, self.plan.total
                 # The rate is that of this process's own steps.
                 bar = stack.enter_context(Progress(name, total, "step", initial=self.step))
@@ -116,7 +83,9 @@ class Loop:
                 bar = None
             # Closed however training ends, so that no loader process outlives it.
             steps = stack.enter_context(closing(self._steps()))
-            self._train(steps, tracker, bar, signals)
+            if self.step < self.plan.total or self.owes_validation:
+                self._train(steps, tracker, bar, signals)
+            self._finish(signals)
         if self.world.main:
             self.run_folder.save(
                 status="complete", finished=time.time(), metrics=self.metrics, **self._progress()
@@ -131,7 +100,7 @@ class Loop:
         bar: Progress | None,
         signals: Signals,
     ) -> None:
-        window = _Window()
+        window = Window()
         self.learner.train(True)
         self._hold_gradients()
         saved, saved_step = time.monotonic(), self.step
@@ -160,7 +129,7 @@ class Loop:
                     self._look()
                 if log:
                     self._log(window, tracker, bar)
-                    window = _Window()
+                    window = Window()
                 elif bar is not None:
                     bar.update(1)
                 val_loss = self._validate(tracker) if val else None
@@ -171,6 +140,7 @@ class Loop:
             if self.step > saved_step:
                 self._look()
                 self._save(tracker, None)
+            self._settle()
             raise stopped(signals, self._where_it_stands()) from None
 
     def _where_it_stands(self) -> str:
@@ -204,7 +174,7 @@ class Loop:
                     yield micros
                     micros = []
 
-    def _optimise(self, micros: list[Batch], window: _Window) -> None:
+    def _optimise(self, micros: list[Batch], window: Window) -> None:
         """One step.
 
         The weights are changed only by losses and gradients that are finite in every process.
@@ -282,13 +252,13 @@ class Loop:
         if self.config.trainer.exit_on_nan_losses:
             self._give_up(found)
         more = f" (and {found.steps - 1} more up to step {self.step})" if found.steps > 1 else ""
-        warn(f"step {found.step}: not finite: {_listed(found.names)}; step skipped{more}")
+        warn(f"step {found.step}: not finite: {listed(found.names)}; step skipped{more}")
 
     def _give_up(self, found: NotFinite) -> NoReturn:
         """Save what is needed to look into it, and raise PercmaeError."""
         gathered = self.world.gather((found.names, found.ids))
         names = list(dict.fromkeys(name for terms, _ in gathered for name in terms))
-        where = self.checkpoints.folder / f"diagnostic-step-{found.step:08d}.pt"
+        where = self.run_folder.path / CHECKPOINTS / f"diagnostic-step-{found.step:08d}.pt"
         if self.world.main:
             diagnosis = {
                 "step": found.step,
@@ -296,15 +266,15 @@ class Loop:
                 "samples": [ids for terms, ids in gathered if terms],
             }
             state = {**self._state(), "step": found.step - 1, "diagnosis": diagnosis}
-            where.write_bytes(archive(state))
+            write_state(where, state)
         self.world.barrier()
         raise PercmaeError(
-            f"run {self.run_folder.uri}: not finite at step {found.step}: {_listed(names)}; "
+            f"run {self.run_folder.uri}: not finite at step {found.step}: {listed(names)}; "
             f"weights as they were before it, and the samples: {where}. Lower optim.lr, set "
             "optim.clip_grad, or skip such steps with trainer.exit_on_nan_losses=false"
         )
 
-    def _log(self, window: _Window, tracker: Tracker | None, bar: Progress | None) -> None:
+    def _log(self, window: Window, tracker: Tracker | None, bar: Progress | None) -> None:
         values = window.means(self.world)
         elapsed = time.perf_counter() - window.started
         values["lr"] = self.schedule(self.step - 1)
@@ -354,7 +324,7 @@ class Loop:
         lost = [name for name, value in values.items() if not math.isfinite(value)]
         if not lost:
             return
-        what = f"not finite in the validation after step {self.step}: {_listed(lost)}"
+        what = f"not finite in the validation after step {self.step}: {listed(lost)}"
         if self.config.trainer.exit_on_nan_losses:
             raise PercmaeError(
                 f"run {self.run_folder.uri}: {what}; lower optim.lr or optim.weight_decay, or set "
@@ -370,44 +340,61 @@ class Loop:
             "seconds": round(self.seconds, 3),
         }
 
+    def _open(self, stack: ExitStack) -> None:
+        if self.spool is not None:
+            stack.enter_context(self.spool)
+
     def _save(self, tracker: Tracker | None, val_loss: float | None) -> None:
-        if tracker is not None:
+        """Save a checkpoint: returns when the state has been copied."""
+        if tracker is not None and self.spool is not None:
             at(SAVING)
             # Figures first: what a resumed run must cut is beyond the checkpoint, never before it.
             tracker.flush()
             milestone = self.plan.milestone is not None and self.step % self.plan.milestone == 0
             epoch = self.step // self.plan.epoch
-            self.checkpoints.save(self._state(), self.step, epoch, val_loss, milestone)
-            self.run_folder.save(metrics=self.metrics, **self._progress())
+            record = self.run_folder.changed(metrics=self.metrics, **self._progress())
+            self.spool.checkpoint(self._state(), record, self.step, epoch, val_loss, milestone)
+        at(COMPUTING)
+
+    def _settle(self) -> None:
+        """Before the run is left: wait until what was saved is in the store.
+
+        After ``checkpoint.grace`` seconds it stays on the disk of process 0.
+        """
+        if self.spool is not None:
+            at(SAVING)
+            self.spool.drain(self.config.checkpoint.grace)
         at(OTHERS)
         self.world.barrier()
 
+    def _finish(self, signals: Signals) -> None:
+        """Wait until everything is in the store; once told to stop, ``checkpoint.grace`` longer."""
+        if self.spool is None:
+            return
+        at(SAVING)
+        while not self.spool.written(1.0):
+            if signals.stopping:
+                if self.spool.drain(self.config.checkpoint.grace):
+                    return
+                raise stopped(signals, "stopped after the last step, before all of it was sent")
+
     def _state(self) -> State:
-        return {
+        progress = {
             "step": self.step,
             "seconds": self.seconds,
             "metrics": dict(self.metrics),
             "owes_validation": self.owes_validation,
-            "networks": {k: v.state_dict() for k, v in self.learner.networks.items()},
-            "optimizers": {k: v.state_dict() for k, v in self.learner.optimizers.items()},
-            "learner": self.learner.state_dict(),
         }
+        return state_of(self.run_folder, self.learner, progress)
 
     def _restore(self) -> None:
-        state = self.checkpoints.load_latest()
+        run = self.run_folder
+        state = latest_state(Checkpoints(run.path / CHECKPOINTS, self.config.checkpoint), run)
         if state is None:
             return
         self.step, self.seconds = state["step"], state["seconds"]
         self.metrics = dict(state["metrics"])
         self.owes_validation = state.get("owes_validation", False)
-        for name, network in self.learner.networks.items():
-            network.load_state_dict(state["networks"][name])
-        for name, optimizer in self.learner.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
-        self.learner.load_state_dict(state["learner"])
+        put_back(self.learner, state)
         if self.world.main:
-            note(f"{self.run_folder.uri}: going on from step {self.step} of {self.plan.total}")
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names) if names else "a loss of another process"
+            note(f"{run.uri}: going on from step {self.step} of {self.plan.total}")

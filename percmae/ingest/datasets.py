@@ -13,9 +13,9 @@ import numpy as np
 from percmae.data.shards import FORMER, MANIFEST, SPLITS, Dataset
 from percmae.errors import DataError, UserError
 from percmae.ingest.leftovers import leftovers, manifests
-from percmae.listing import size, table
 from percmae.progress import warn
 from percmae.storage import StorePath
+from percmae.tables import byte_size, columns
 
 _NAMED = 10  # images that are named of each kind
 _RECENT = 24 * 3600.0  # seconds in which an ingest may still be under way
@@ -39,13 +39,13 @@ def listing(uri: str, as_json: bool = False) -> str:
             row["name"],
             *(f"{row['samples'][split]:,}" for split in SPLITS),
             "?" if row["labelled"] is None else f"{row['labelled']:.0%}",
-            size(row["bytes"]),
+            byte_size(row["bytes"]),
             row["digest"].removeprefix("sha256:")[:12],
             row["when"],
         )
         for row in found
     ]
-    return table([head, *rows])
+    return columns([head, *rows])
 
 
 def shown(manifest: str, as_json: bool = False) -> str:
@@ -125,9 +125,9 @@ def collected(folder: str, delete: bool = False, force: bool = False) -> str:
     if delete:
         for entry in found:
             entry.path.delete()
-    total = f"{len(found):,} files, {size(sum(entry.size for entry in found))}"
+    total = f"{len(found):,} files, {byte_size(sum(entry.size for entry in found))}"
     said = "deleted" if delete else "nothing refers to them; --delete removes them"
-    lines = [f"{size(entry.size):>10}  {entry.name}" for entry in found]
+    lines = [f"{byte_size(entry.size):>10}  {entry.name}" for entry in found]
     return "\n".join([*lines, f"{total}: {said}" if found else "nothing to collect"])
 
 
@@ -196,7 +196,7 @@ def _of_split(values: Json) -> str:
     parts = [
         f"{values['samples']:,} images",
         "" if labelled is None else f"{labelled:,} with a label",
-        f"{values['shards']:,} shards, {size(values['bytes'])}",
+        f"{values['shards']:,} shards, {byte_size(values['bytes'])}",
         f"{values['removed']:,} removed" if values["removed"] else "",
         f"{values['held_back']:,} held back" if values["held_back"] else "",
     ]

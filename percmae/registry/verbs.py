@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 from percmae.errors import DataError, UserError
-from percmae.listing import size, table
 from percmae.registry.model import (
     LATEST,
     File,
@@ -21,6 +20,7 @@ from percmae.registry.model import (
     reference,
 )
 from percmae.storage import StorePath
+from percmae.tables import byte_size, columns
 
 Json = dict[str, Any]
 
@@ -41,7 +41,7 @@ def listing(uri: str, as_json: bool = False) -> str:
         aliases = " ".join(f"{name}={number}" for name, number in sorted(model.aliases.items()))
         changed = model.history[-1].when if model.history else "–"
         lines.append((model.name, str(len(model.versions)), aliases or "–", changed, path.uri))
-    return table(lines)
+    return columns(lines)
 
 
 def shown(text: str, as_json: bool = False) -> str:
@@ -69,7 +69,7 @@ def shown(text: str, as_json: bool = False) -> str:
         f"  {move.who}{f'  {move.why}' if move.why else ''}"
         for move in reversed(model.history)
     ]
-    return "\n".join([table(rows), "", *history])
+    return "\n".join([columns(rows), "", *history])
 
 
 def difference(left: str, right: str, as_json: bool = False) -> str:
@@ -89,7 +89,7 @@ def difference(left: str, right: str, as_json: bool = False) -> str:
         return "no difference"
     rows = [("", str(one), str(other))]
     rows += [(key, _cell(before), _cell(after)) for key, (before, after) in facts.items()]
-    return table(rows)
+    return columns(rows)
 
 
 def pulled(text: str, to: str, force: bool = False) -> list[str]:
@@ -134,7 +134,7 @@ def _version(version: Version, path: StorePath, as_json: bool) -> str:
         return version.model_dump_json()
     lines = [(key, _cell(value)) for key, value in _described(version).items()]
     lines.append(("files", (path / version.folder).uri))
-    lines += [("", f"{size(file.size):>10}  {name}") for name, file in version.files.items()]
+    lines += [("", f"{byte_size(file.size):>10}  {name}") for name, file in version.files.items()]
     width = max(len(key) for key, _ in lines) + 2
     return "\n".join(f"{key:{width}}{value}" for key, value in lines)
 

@@ -15,13 +15,13 @@ from typing import Any, BinaryIO
 from percmae.errors import DataError, StoreAccessError, UserError
 from percmae.progress import note
 from percmae.storage.base import Backend, Stat
+from percmae.storage.hashing import PIECE, Hashing
 from percmae.storage.local import LocalFile
 from percmae.storage.settings import StoreSettings
 
 _SCHEME = "s3://"
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _LONGEST_KEY = 1024
-_COPY_PIECE = 4 << 20
 _AGAIN = 2  # times that what was damaged on the way is read again
 _CONTENT_TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -160,11 +160,28 @@ class StorePath:
         """
         return self._object().open()
 
+    def copy_into(self, stream: BinaryIO | None, sha256: str | None = None) -> str:
+        """Write the content to a seekable stream, if any, in parts; its SHA-256 in hex.
+
+        sha256: what it should be. Where it is not, a store is asked again as by ``read_bytes``.
+        """
+        for again in range(_AGAIN if self.is_s3 and sha256 is not None else 0, -1, -1):
+            hashing = Hashing(stream)
+            with self.open() as source:
+                shutil.copyfileobj(source, hashing, PIECE)
+            if not again or hashing.sha256 == sha256:
+                break
+            note(f"{self.uri}: what was read is damaged; reading it again")
+            if stream is not None:
+                stream.seek(0)
+                stream.truncate()
+        return hashing.sha256
+
     def read_file(self, local_path: str | os.PathLike[str]) -> None:
         """Download to ``local_path``, which is replaced only when all has arrived."""
         target = StorePath(Path(local_path))
         with self.open() as source, target.create() as copy:
-            shutil.copyfileobj(source, copy, _COPY_PIECE)
+            shutil.copyfileobj(source, copy, PIECE)
 
     def write_bytes(
         self, data: bytes | bytearray | memoryview, content_type: str | None = None
@@ -178,9 +195,8 @@ class StorePath:
 
     def write_json(self, value: Any) -> None:
         """Write ``value`` as indented JSON; NaN and infinity, which JSON lacks, are ValueErrors."""
-        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
         # JSON writes and reads bytes of a file name that are no text (\udcXX) in the same way.
-        self.write_bytes(f"{text}\n".encode("utf-8", "backslashreplace"), "application/json")
+        self.write_bytes(json_text(value).encode("utf-8", "backslashreplace"), "application/json")
 
     def update(self, change: Callable[[bytes | None], bytes]) -> None:
         """Replace the content by ``change(content)``, of None where there is nothing here.
@@ -196,7 +212,7 @@ class StorePath:
     def write_file(self, local_path: str | os.PathLike[str]) -> None:
         """Upload the file at ``local_path``."""
         with StorePath(Path(local_path)).open() as source, self.create() as copy:
-            shutil.copyfileobj(source, copy, _COPY_PIECE)
+            shutil.copyfileobj(source, copy, PIECE)
 
     def create(self, content_type: str | None = None) -> AbstractContextManager[BinaryIO]:
         """A binary stream to write to; what was written becomes the content at a clean exit.
@@ -258,6 +274,11 @@ class StorePath:
 
     def __hash__(self) -> int:
         return hash(self.uri)
+
+
+def json_text(value: Any) -> str:
+    """What :meth:`StorePath.write_json` writes."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def local_path(text: str | os.PathLike[str], what: str) -> Path:

@@ -6,7 +6,7 @@ import http.client
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -36,6 +36,7 @@ class FaultyProxy:
         self._faults: list[tuple[str, str]] = []
         self._lasting: list[tuple[str, str]] = []
         self._share, self._random = 0.0, random.Random()
+        self._awaited: tuple[str, Callable[[], object]] | None = None
         self._lock = threading.Lock()
         proxy = self
 
@@ -80,6 +81,10 @@ class FaultyProxy:
         timer.daemon = True
         timer.start()
 
+    def when(self, on: str, then: Callable[[], object]) -> None:
+        """Call ``then`` at the first request whose first line contains ``on``, and forward it."""
+        self._awaited = (on, then)
+
     def fail_some(self, share: float, seed: int) -> None:
         """Let so many of all requests fail, in one way or another."""
         self._share, self._random = share, random.Random(seed)
@@ -97,6 +102,10 @@ class FaultyProxy:
     def next_fault(self, line: str) -> str | None:
         with self._lock:
             self.requests.append(line)
+            if self._awaited is not None and self._awaited[0] in line:
+                (_, then), self._awaited = self._awaited, None
+                then()
+                return None
             for on, action in self._lasting:
                 if on in line:
                     return action

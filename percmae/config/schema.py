@@ -286,6 +286,9 @@ class Trainer:
     """Images of the validation slice to use; null for all."""
     log_interval: Annotated[PositiveInt, Field(json_schema_extra=OPERATIONAL)] = 50
     """Optimiser steps between logged training figures."""
+    hang_minutes: Annotated[float, Field(gt=0, lt=30, json_schema_extra=OPERATIONAL)] = 15
+    """Minutes without a move (waits for images or a store have other limits) after which a run says
+    which process is behind, and ends to begin again (138); more than the longest step takes."""
     store_outage: Annotated[float, Field(ge=0)] | None = Field(
         default=None, json_schema_extra=OPERATIONAL
     )

@@ -313,16 +313,17 @@ class Loader:
 
     def _made_of(self, id_: int, blobs: dict[int, bytes], make: Callable[[bytes], T]) -> T:
         """``make`` of a sample's bytes; where they were damaged on the way, of those read again."""
-        try:
-            return make(blobs[id_])
-        except DataError:
-            shard, offset, size = (int(value) for value in self.split.locate(id_))
-            path = self.split.shards[shard]
-            again = path.read_bytes(offset, size) if path.is_s3 else blobs[id_]
-            if again == blobs[id_]:
-                raise
-            blobs[id_] = again
-            return make(again)
+        for left in (2, 1, 0):
+            try:
+                return make(blobs[id_])
+            except DataError:
+                shard, offset, size = (int(value) for value in self.split.locate(id_))
+                path = self.split.shards[shard]
+                again = path.read_bytes(offset, size) if path.is_s3 else blobs[id_]
+                if not left or again == blobs[id_]:
+                    raise
+                blobs[id_] = again
+        raise AssertionError("unreachable: the last try returns or raises")
 
 
 def _pinned(loaded: Loaded) -> Loaded:

@@ -19,7 +19,7 @@ from percmae.errors import StoreAway
 from percmae.progress import note, warn
 from percmae.runs.going_on import may_go_on
 from percmae.runs.record import Identity, Run, RunResult
-from percmae.storage.outage import outage
+from percmae.storage.outage import outage, outage_seconds
 
 
 def carry_out(
@@ -64,10 +64,9 @@ def carry_out(
     elif longer:
         begun_for_less = run
         run = world.first(lambda: begun_for_less.extend(identity))
-    minutes = config.trainer.store_outage
     loop = Loop(trained, config, run, trained.source(loader), world, plan)
     try:
-        with outage(None if minutes is None else 60 * minutes):
+        with outage(outage_seconds(config.trainer.store_outage)):
             loop.run()
     except StoreAway:  # what is there is gone on with
         raise

@@ -7,6 +7,7 @@ from contextlib import closing
 from typing import TypeVar
 
 from percmae.engine.distributed import World
+from percmae.engine.watchdog import IMAGES, OTHERS, VALIDATING, at
 from percmae.errors import Interrupted, PeerLost
 from percmae.signals import Signals
 
@@ -43,12 +44,17 @@ def together(items: Generator[T, None, None], world: World) -> Iterator[T]:
         yield from items
         return
     with closing(items):
-        while (item := signals.unless_told(lambda: next(items, _END))) is not None:
-            if isinstance(item, _End):
+        while True:
+            at(IMAGES)
+            item = signals.unless_told(lambda: next(items, _END))
+            if item is None or isinstance(item, _End):
                 break
+            at(VALIDATING)
             yield item
+    at(OTHERS)
     if world.any(item is None):
         raise BrokenOff
+    at(VALIDATING)
 
 
 class _End:

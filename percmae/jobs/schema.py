@@ -101,7 +101,9 @@ class JobSettings:
     """Size of the memory-backed /dev/shm, where loaders hand over batches; counts as the pod's
     memory. null: 8Gi for each GPU of a training (less than 1Gi is warned of), 2Gi elsewhere."""
     scratch: str = "10Gi"
-    """Size of the writable /tmp; everything else in the container is read-only."""
+    """Size of the writable /tmp; everything else in the container is read-only. An ingest keeps
+    images of archives there on their way, up to three quarters: give 200Gi or so where the archives
+    are large."""
     resources: Strings = Field(default_factory=dict)
     """Further resources that a pod of a training is promised, such as {rdma/ib: 1} or
     {hugepages-2Mi: 1Gi}; counts and quantities as in a container's limits."""

@@ -96,13 +96,15 @@ class _Board:
 class _Outage:
     seconds: float
     board: _Board
+    taken: set[tuple[str, str, str]]
+    """(URL, bucket, method) of requests that were answered since it was opened."""
 
 
 _open: _Outage | None = None
 _of_threads = threading.Lock()
 _in_a_hurry = threading.local()
-# (URL, bucket, method) of requests that were answered.
-_answered: set[tuple[str, str, str]] = set()
+# URLs of servers that have answered this process.
+_answered: set[str] = set()
 
 
 def _new_lock_in_child() -> None:
@@ -124,9 +126,9 @@ def outage(seconds: float | None = None) -> Iterator[None]:
     """
     global _open
     before = _open
-    chosen = _of_environment() if seconds is None else seconds
-    board = before.board if before else _Board()
-    _open = _Outage(chosen, board)
+    chosen = outage_seconds() if seconds is None else seconds
+    board, taken = (before.board, before.taken) if before else (_Board(), set())
+    _open = _Outage(chosen, board, taken)
     try:
         yield
     finally:
@@ -161,18 +163,20 @@ def allowed(url: str, seconds: float) -> float:
         return min(seconds, hurried)
     if _open is None:
         return seconds
-    known = _IN_A_POD in os.environ or any(of == url for of, _, _ in _answered)
+    known = _IN_A_POD in os.environ or url in _answered
     return max(seconds, _open.seconds) if known else seconds
 
 
 def answered(url: str, bucket: str, method: str) -> None:
     """Remember that a request was answered as it should be."""
-    _answered.add((url, bucket, method))
+    _answered.add(url)
+    if _open is not None:
+        _open.taken.add((url, bucket, method))
 
 
 def took_before(url: str, bucket: str, method: str) -> bool:
-    """Whether such a request was answered earlier in this process."""
-    return (url, bucket, method) in _answered
+    """Whether such a request was answered since the outage that is open was opened."""
+    return _open is not None and (url, bucket, method) in _open.taken
 
 
 def is_borne() -> bool:
@@ -205,7 +209,13 @@ def _clock(seconds: float) -> str:
     return time.strftime("%H:%M:%SZ", time.gmtime(time.time() + seconds))
 
 
-def _of_environment() -> float:
+def outage_seconds(minutes: float | None = None) -> float:
+    """Seconds of a setting in minutes; of None those of the environment, 1800 without it.
+
+    Raises UserError for an environment that says no number.
+    """
+    if minutes is not None:
+        return 60 * minutes
     text = os.environ.get(OUTAGE_VARIABLE, "").strip() or str(DEFAULT_SECONDS)
     try:
         seconds = float(text)

@@ -9,7 +9,7 @@ import io
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 from urllib.parse import urlsplit
@@ -113,6 +113,8 @@ class _Client(Minio):
 
         That some request is not allowed at all is no outage: one like it must have been answered.
         """
+        if isinstance(error, S3Error) and not (is_full(error) or is_refused(error)):
+            outage.answered(*place)
         if not outage.is_borne():
             return
         if is_full(error):
@@ -122,8 +124,6 @@ class _Client(Minio):
             keys.renew()
             remedy = f"the keys were good before: renew {keys.origin}"
             raise NotNow(code_of(error), remedy) from error
-        if not is_refused(error):
-            outage.answered(*place)
 
 
 class S3Object:
@@ -204,6 +204,32 @@ class S3Object:
                 self.bucket, self.key, io.BytesIO(data), len(data), content_type=content_type
             )
         self._etag(done.etag, "write")
+
+    def update(self, change: Callable[[bytes | None], bytes], content_type: str) -> None:
+        while True:
+            found = self.stat()
+            try:
+                before = None if found is None else self.read(0, None, found.etag)
+            except StoreError as error:
+                if _is_replaced(error):
+                    continue
+                raise
+            if self._swap(change(before), content_type, found.etag if found else None):
+                return
+
+    def _swap(self, data: bytes, content_type: str, etag: str | None) -> bool:
+        """Put the content unless it is no more the one of ``etag`` (None: unless there is one)."""
+        headers: _Headers = {"Content-Type": content_type}
+        headers |= {"If-Match": f'"{etag}"'} if etag else {"If-None-Match": "*"}
+        try:
+            with self.errors("write"):
+                self._client._put_object(self.bucket, self.key, data, headers)
+        except StoreError as error:
+            if _is_replaced(error):
+                # By this request itself, where its first answer was lost on the way.
+                return self.stat() is not None and self.read(0, None) == data
+            raise
+        return True
 
     def delete(self) -> None:
         with self.errors("delete"):
@@ -374,6 +400,12 @@ def _promised(response: urllib3.BaseHTTPResponse, first: int, last: int | None) 
         return int(found[2]) - first + 1
     end = int(found[3]) if last is None else min(last + 1, int(found[3]))
     return end - first
+
+
+def _is_replaced(error: StoreError) -> bool:
+    """Whether a condition on the version of an object was not met."""
+    codes = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey")
+    return isinstance(error.__cause__, S3Error) and error.__cause__.code in codes
 
 
 class _Body:

@@ -209,7 +209,7 @@ def test_bad_archives_and_stores(
         capsys, "ingest", "--train", str(train), "--val", str(a.val), "--devkit", str(devkit),
         "--to", to,
     )  # fmt: skip
-    assert code == (1 if fault == "server" else 2)
+    assert code == (140 if fault == "server" else 2)
     assert out == ""
     error = [line for line in err.splitlines() if line.startswith("percmae: error:")]
     assert len(error) == 1

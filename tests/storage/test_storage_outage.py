@@ -51,9 +51,9 @@ def file(s3: S3, proxy: FaultyProxy) -> StorePath:
 def test_is_borne_for_longer_than_a_request(
     file: StorePath, proxy: FaultyProxy, fault: str
 ) -> None:
-    file.write_bytes(CONTENT)
-    assert file.read_bytes() == CONTENT
     with outage(20):
+        file.write_bytes(CONTENT)
+        assert file.read_bytes() == CONTENT
         proxy.last(0.8, fault, "PUT" if fault == "full" else "")
         began = time.monotonic()
         file.write_bytes(CONTENT[::-1])
@@ -72,10 +72,10 @@ def test_is_borne_for_longer_than_a_request(
 def test_longer_than_is_borne(
     file: StorePath, proxy: FaultyProxy, fault: str, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file.write_bytes(b"")
-    with outage(0.9), proxy.lasting(fault):
+    with outage(0.9):
+        file.write_bytes(b"")
         began = time.monotonic()
-        with pytest.raises(StoreAway, match=words) as error:
+        with proxy.lasting(fault), pytest.raises(StoreAway, match=words) as error:
             file.write_bytes(CONTENT)
         assert 0.6 < time.monotonic() - began < 10
     assert error.value.exit_code == 140
@@ -92,6 +92,9 @@ def test_without_an_outage_it_is_an_error_at_once(file: StorePath, proxy: Faulty
         with pytest.raises(kind) as error:
             file.write_bytes(CONTENT)
         assert error.value.exit_code < 128
+    proxy.fault("revoked")
+    with outage(20), pytest.raises(StoreAccessError):  # which have not been good before
+        file.write_bytes(CONTENT)
 
 
 def test_what_was_never_allowed_is_an_error_at_once(file: StorePath, proxy: FaultyProxy) -> None:

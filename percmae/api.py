@@ -11,7 +11,6 @@ Each is imported on first use, so ``import percmae`` imports no torch. Errors ar
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -32,7 +31,6 @@ from percmae.runs.evaluation import Evaluation
 from percmae.runs.parent import Parent
 from percmae.runs.record import Run
 from percmae.stages.parent import parent_of
-from percmae.storage import StorePath
 
 embed = _embed.embed
 encoder = _embed.encoder
@@ -163,17 +161,9 @@ def _one_of(data: Data | None, images: str | None, to: str) -> str:
         return _address(data)
     assert images is not None, "one of the two"
     from percmae.ingest import ingest  # with all that reads sources
+    from percmae.stages.steps import dataset_folder, dataset_name
 
-    return ingest(
-        images=images, to=f"{to.rstrip('/')}/datasets/{dataset_name(images)}"
-    ).manifest_uri
-
-
-def dataset_name(images: str) -> str:
-    """What the dataset of a source is called: its last part, and a mark of its whole address."""
-    place = StorePath(images)
-    mark = hashlib.sha256(place.uri.encode(errors="surrogateescape")).hexdigest()[:8]
-    return f"{place.name or 'images'}-{mark}"
+    return ingest(images=images, to=dataset_folder(to, dataset_name(images))).manifest_uri
 
 
 def _address(data: Data) -> str:

@@ -17,7 +17,7 @@ from PIL import Image
 from unlabelled import pattern, write_dataset
 
 import percmae
-from percmae.api import dataset_name, settings_of
+from percmae.api import settings_of
 from percmae.cli.verbs import main
 from percmae.config import FORMATS, load_config, to_dict
 from percmae.data.augment import framed_transform
@@ -28,6 +28,7 @@ from percmae.engine.distributed import World
 from percmae.errors import ConfigError, DataError, UserError
 from percmae.runs.evaluation import ClassifierEvaluation, ReconstructionEvaluation
 from percmae.runs.record import Run
+from percmae.stages.steps import dataset_name
 from percmae.storage import StorePath
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "python.md"
@@ -121,6 +122,7 @@ def test_sources_of_one_name_have_datasets_of_their_own(tmp_path: Path) -> None:
     assert one != other
     assert re.fullmatch(r"cats-[0-9a-f]{8}", one)
     assert other == dataset_name("s3://bucket//cats")
+    assert re.fullmatch(r"my-photos-2-[0-9a-f]{8}", dataset_name("s3://bucket/my photos.2"))
 
 
 def test_several_datasets(run: Run, dataset: Dataset, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from percmae import __version__
-from percmae.cli import models
+from percmae.cli import checkpoints, datasets, models
 from percmae.data.addresses import joined
 from percmae.jobs.names import BUCKET
 
@@ -77,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--force", action="store_true", help=text)
 
     _ingest(verb("ingest", "turn images, or ILSVRC archives, into a dataset of shards"))
-    _datasets(verb("datasets", "look at datasets, compare them, and tidy them up"))
+    datasets.options(verb("datasets", "look at datasets, compare them, and tidy them up"))
 
     models.options(
         verb("models", "models with a name: versions of runs, and which of them is in use")
@@ -116,7 +116,9 @@ def build_parser() -> argparse.ArgumentParser:
                 help="the control: the same from scratch, from the weights pretraining began with",
             )
 
-    _checkpoints(verb("checkpoints", "look at a run's checkpoints, check them, and tidy them up"))
+    checkpoints.options(
+        verb("checkpoints", "look at a run's checkpoints, check them, and tidy them up")
+    )
 
     sub = verb("evaluate", "figures of a finished run on the test set")
     sub.add_argument("--run", required=True, metavar="URI", help="any finished run")
@@ -308,6 +310,10 @@ def _ingest(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--quality", type=int, metavar="Q", help="of these JPEGs (default: 90)")
     text = "processes that build shards (default: one for each core)"
     sub.add_argument("--workers", type=int, metavar="N", help=text)
+    text = "folder for images of archives on their way (default: that of temporary files)"
+    sub.add_argument("--scratch", metavar="FOLDER", help=text)
+    text = "most bytes there, such as 64G (at most and by default half of what is free); 0: none"
+    sub.add_argument("--scratch-size", metavar="SIZE", help=text)
     text = "in an Indexed Job: its number of pods, which share the shards"
     sub.add_argument("--of", type=int, metavar="N", help=text)
     text = "validation and test take in new images, too, and those that were held back"
@@ -316,43 +322,6 @@ def _ingest(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--subset", action="store_true", help=text)
     text = "read the ILSVRC archives as a whole first, to compare their published MD5"
     sub.add_argument("--md5", action="store_true", help=text)
-
-
-def _datasets(sub: argparse.ArgumentParser) -> None:
-    actions = sub.add_subparsers(dest="action", metavar="ACTION", required=True)
-    for name, text, arguments in (
-        ("ls", "the datasets below a folder or prefix", ("uri",)),
-        ("show", "what a dataset was made from, and what it holds", ("manifest",)),
-        ("diff", "images that one dataset has and another has not", ("left", "right")),
-        ("gc", "files that no manifest of a dataset refers to", ("dataset",)),
-    ):
-        action = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        for argument in arguments:
-            what = "URI" if name == "ls" else "FOLDER" if name == "gc" else "MANIFEST"
-            action.add_argument(argument, metavar=what)
-        if name == "gc":
-            action.add_argument("--delete", action="store_true", help="delete them (default: list)")
-            text = "also those of an ingest that may be under way"
-            action.add_argument("--force", action="store_true", help=text)
-        else:
-            action.add_argument("--json", action="store_true", help="as one line of JSON")
-
-
-def _checkpoints(sub: argparse.ArgumentParser) -> None:
-    actions = sub.add_subparsers(dest="action", metavar="ACTION", required=True)
-    for name, text in (
-        ("ls", "the checkpoints of a run, and why each is kept"),
-        ("verify", "fetch every checkpoint of a run and compare its SHA-256"),
-        ("gc", "files among a run's checkpoints that a crash has left"),
-    ):
-        action = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        action.add_argument("run", metavar="RUN", help="the run's folder")
-        if name == "ls":
-            action.add_argument("--json", action="store_true", help="as one line of JSON")
-        elif name == "gc":
-            action.add_argument("--delete", action="store_true", help="delete them (default: list)")
-            text = "also those of a training that may be under way"
-            action.add_argument("--force", action="store_true", help=text)
 
 
 def _config_options(sub: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from percmae.cli import models
+from percmae.cli import checkpoints, datasets, models
 from percmae.cli.parser import build_parser
 from percmae.command import exit_code, parse
 from percmae.engine.place import copies, find_place
@@ -59,19 +59,6 @@ def _ingest(args: argparse.Namespace) -> None:
     print(result.manifest_uri)
 
 
-def _datasets(args: argparse.Namespace) -> None:
-    from percmae.ingest import datasets
-
-    if args.action == "ls":
-        print(datasets.listing(args.uri, args.json))
-    elif args.action == "show":
-        print(datasets.shown(args.manifest, args.json))
-    elif args.action == "diff":
-        print(datasets.difference(args.left, args.right, args.json))
-    else:
-        print(datasets.collected(args.dataset, args.delete, args.force))
-
-
 def _pretrain(args: argparse.Namespace) -> None:
     from percmae.config import load_config
 
@@ -97,17 +84,6 @@ def _downstream(args: argparse.Namespace) -> None:
 
     work = finetune.probe if args.verb == "probe" else finetune.finetune
     _trained(work(config, parent, args.data, args.to, args.resume, args.features).uri)
-
-
-def _checkpoints(args: argparse.Namespace) -> None:
-    from percmae.runs import checkpoint_list
-
-    if args.action == "ls":
-        print(checkpoint_list.listing(args.run, args.json))
-    elif args.action == "verify":
-        print(checkpoint_list.verified(args.run))
-    else:
-        print(checkpoint_list.collected(args.run, args.delete, args.force))
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -376,12 +352,12 @@ _WORK: dict[str, Callable[[argparse.Namespace], None]] = {
     "sample-data": _sample_data,
     "put": _put,
     "ingest": _ingest,
-    "datasets": _datasets,
+    "datasets": datasets.work,
     "models": models.work,
     "pretrain": _pretrain,
     "finetune": _downstream,
     "probe": _downstream,
-    "checkpoints": _checkpoints,
+    "checkpoints": checkpoints.work,
     "evaluate": _evaluate,
     "reconstruct": _reconstruct,
     "embed": _embed,

@@ -18,13 +18,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from percmae.config.schema import Decode, Interpolation
-from percmae.data.decode import Name, check_effort, decode
+from percmae.data.decode import JPEG, LARGEST_JPEG, REDUCTIONS, Name, check_effort, decode
 
-# A JPEG is decoded at 1/8, 1/4, 1/2 of its size; for other fractions libjpeg-turbo has no SIMD.
-_REDUCTIONS = (8, 4, 2)
-# Beyond these Pillow decodes, which has limits for what is large.
-_LARGEST_JPEG = 1 << 24
-_JPEG, _COLOURS = b"\xff\xd8", ("YCbCr", "Gray", "RGB")
+_COLOURS = ("YCbCr", "Gray", "RGB")
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -47,7 +43,7 @@ Choose = Callable[[int, int], Frame]
 
 def reduction_of(width: int, height: int, size: tuple[int, int]) -> int:
     """The largest r of 8, 4, 2, 1 at which 1/r of a box still has ``size`` (width, height)."""
-    fits = (r for r in _REDUCTIONS if width // r >= size[0] and height // r >= size[1])
+    fits = (r for r in REDUCTIONS if width // r >= size[0] and height // r >= size[1])
     return next(fits, 1)
 
 
@@ -91,12 +87,12 @@ def _jpeg(data: bytes, choose: Choose, fastest: bool) -> tuple[np.ndarray, Frame
     That is whatever is no plain, sound JPEG of moderate size: Pillow then says what is wrong, or
     makes the best of it.
     """
-    if not data.startswith(_JPEG):
+    if not data.startswith(JPEG):
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         check_effort((width, height), data)
-        if colours not in _COLOURS or width * height > _LARGEST_JPEG:
+        if colours not in _COLOURS or width * height > LARGEST_JPEG:
             return None
         frame = choose(width, height)
         reduction = _aligned_reduction(frame, width, height)

@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
@@ -23,7 +22,7 @@ from percmae.data.batch import Batch
 from percmae.data.stream import Source
 from percmae.engine.checkpoint import State, write_state
 from percmae.engine.distributed import World, seed_step
-from percmae.engine.finite import NotFinite, Watch
+from percmae.engine.finite import NotFinite, Watch, listed
 from percmae.engine.learner import Learner
 from percmae.engine.optim import Schedule, effective_lr, step_unless
 from percmae.engine.plan import Plan
@@ -33,50 +32,13 @@ from percmae.engine.spool import Spool
 from percmae.engine.tracking import Tracker
 from percmae.engine.waiting import LoaderWait
 from percmae.engine.watchdog import COMPUTING, IMAGES, OTHERS, SAVING, Watchdog, at
+from percmae.engine.window import Window
 from percmae.errors import PercmaeError
 from percmae.losses.objective import Micro, Terms
 from percmae.progress import Progress, note, warn
 from percmae.runs.checkpoints import Checkpoints
 from percmae.runs.record import CHECKPOINTS, Run
 from percmae.signals import Signals
-
-
-@dataclass
-class _Window:
-    """Sums of the terms since the last log, kept on the device: reading them would wait for it.
-
-    A term that is not computed at every step is averaged over those where it was. Terms that come
-    together are summed together: (values, number of steps) by their names.
-    """
-
-    sums: dict[tuple[str, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
-    steps: int = 0
-    started: float = field(default_factory=time.perf_counter)
-
-    def add(self, names: tuple[str, ...], values: Tensor, skip: Tensor) -> None:
-        """Count one step's values (len(names),), unless skip is 1."""
-        self.steps += 1
-        values, count = values.masked_fill(skip > 0, 0.0), 1.0 - skip
-        if names in self.sums:
-            values, count = values + self.sums[names][0], count + self.sums[names][1]
-        self.sums[names] = values, count
-
-    def means(self, world: World) -> dict[str, float]:
-        """The mean of each term; waits for the device."""
-        sums: dict[str, Tensor] = {}
-        counts: dict[str, Tensor] = {}
-        for names, (values, count) in self.sums.items():
-            for name, value in zip(names, values.unbind(), strict=True):
-                sums[name] = sums.get(name, 0.0) + value
-                counts[name] = counts.get(name, 0.0) + count
-        if not sums:
-            return {}
-        ordered = sorted(sums)
-        means = torch.stack([sums[name] / counts[name] for name in ordered])
-        values = world.sum(means) / world.size
-        # Without a single step that counted there is nothing to say.
-        told = zip(ordered, values.tolist(), [counts[n] for n in ordered], strict=True)
-        return {name: value for name, value, count in told if count > 0}
 
 
 class Loop:
@@ -104,15 +66,13 @@ class Loop:
         """Train to the last step and return the last figures.
 
         Raises Interrupted after a SIGINT or SIGTERM (a checkpoint was saved), PercmaeError when
-        the loss is not finite, StoreError when the store is away for too long: what could not be
-        sent is in ``spool.left`` then.
+        the loss is not finite, StoreError when the store is away for too long (``spool.left``).
         """
         with ExitStack() as stack:
             self.world.first(lambda: self._open(stack))
             self._restore()
             signals = stack.enter_context(training_signals())
-            minutes = self.config.trainer.hang_minutes
-            stack.enter_context(Watchdog(self.world, minutes, signals))
+            stack.enter_context(Watchdog(self.world, self.config.trainer.hang_minutes, signals))
             tracker = None
             if self.spool is not None:
                 tracker = stack.enter_context(Tracker(self.spool, self.step))
@@ -123,7 +83,7 @@ class Loop:
                 bar = None
             # Closed however training ends, so that no loader process outlives it.
             steps = stack.enter_context(closing(self._steps()))
-            if self.step < self.plan.total:
+            if self.step < self.plan.total or self.owes_validation:
                 self._train(steps, tracker, bar, signals)
             self._finish(signals)
         if self.world.main:
@@ -140,7 +100,7 @@ class Loop:
         bar: Progress | None,
         signals: Signals,
     ) -> None:
-        window = _Window()
+        window = Window()
         self.learner.train(True)
         self._hold_gradients()
         saved, saved_step = time.monotonic(), self.step
@@ -169,7 +129,7 @@ class Loop:
                     self._look()
                 if log:
                     self._log(window, tracker, bar)
-                    window = _Window()
+                    window = Window()
                 elif bar is not None:
                     bar.update(1)
                 val_loss = self._validate(tracker) if val else None
@@ -214,7 +174,7 @@ class Loop:
                     yield micros
                     micros = []
 
-    def _optimise(self, micros: list[Batch], window: _Window) -> None:
+    def _optimise(self, micros: list[Batch], window: Window) -> None:
         """One step.
 
         The weights are changed only by losses and gradients that are finite in every process.
@@ -292,7 +252,7 @@ class Loop:
         if self.config.trainer.exit_on_nan_losses:
             self._give_up(found)
         more = f" (and {found.steps - 1} more up to step {self.step})" if found.steps > 1 else ""
-        warn(f"step {found.step}: not finite: {_listed(found.names)}; step skipped{more}")
+        warn(f"step {found.step}: not finite: {listed(found.names)}; step skipped{more}")
 
     def _give_up(self, found: NotFinite) -> NoReturn:
         """Save what is needed to look into it, and raise PercmaeError."""
@@ -309,12 +269,12 @@ class Loop:
             write_state(where, state)
         self.world.barrier()
         raise PercmaeError(
-            f"run {self.run_folder.uri}: not finite at step {found.step}: {_listed(names)}; "
+            f"run {self.run_folder.uri}: not finite at step {found.step}: {listed(names)}; "
             f"weights as they were before it, and the samples: {where}. Lower optim.lr, set "
             "optim.clip_grad, or skip such steps with trainer.exit_on_nan_losses=false"
         )
 
-    def _log(self, window: _Window, tracker: Tracker | None, bar: Progress | None) -> None:
+    def _log(self, window: Window, tracker: Tracker | None, bar: Progress | None) -> None:
         values = window.means(self.world)
         elapsed = time.perf_counter() - window.started
         values["lr"] = self.schedule(self.step - 1)
@@ -364,7 +324,7 @@ class Loop:
         lost = [name for name, value in values.items() if not math.isfinite(value)]
         if not lost:
             return
-        what = f"not finite in the validation after step {self.step}: {_listed(lost)}"
+        what = f"not finite in the validation after step {self.step}: {listed(lost)}"
         if self.config.trainer.exit_on_nan_losses:
             raise PercmaeError(
                 f"run {self.run_folder.uri}: {what}; lower optim.lr or optim.weight_decay, or set "
@@ -438,7 +398,3 @@ class Loop:
         put_back(self.learner, state)
         if self.world.main:
             note(f"{run.uri}: going on from step {self.step} of {self.plan.total}")
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names) if names else "a loss of another process"

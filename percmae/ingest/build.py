@@ -18,12 +18,15 @@ from percmae.ingest.catalogue import Catalogue
 from percmae.ingest.checked import Seen, checked
 from percmae.ingest.places import read_place
 from percmae.ingest.plan import PlannedShard
+from percmae.ingest.scratch import Scratch
 from percmae.ingest.settings import Settings
 from percmae.storage import StorePath
 
 _READ_AHEAD = 48 << 20  # bytes of images that wait for their turn
-_THREADS = 8  # most of their time they wait for the store
-_IMAGES_AHEAD = 64
+_IMAGES_AHEAD = 1024  # as many as become ready while a part of the shard goes to the store
+_AT_A_TIME = 4  # images, for handing one over takes a while as well
+_FETCHING = 8  # threads; most of their time they wait for the store
+_LOOKING = 2  # threads where the images are here already
 
 Json = dict[str, Any]
 
@@ -54,13 +57,15 @@ class BuiltShard:
 class Work:
     """What shards are built from: shared by all who build some.
 
-    labels: of each row of the catalogue, as shards store them, int (n,).
+    labels: of each row of the catalogue, as shards store them, int (n,); scratch: where the images
+    lie already, None where each is to be fetched from its place.
     """
 
     catalogue: Catalogue
     labels: np.ndarray
     settings: Settings
     to: StorePath
+    scratch: Scratch | None = None
 
     def build(
         self, planned: PlannedShard, on_image: Callable[[int, str | None], None]
@@ -87,11 +92,16 @@ class Work:
             shard = writer.finish()
         return BuiltShard(planned.made_from, shard, corrupt, moments.tolist())
 
-    def read(self, row: int) -> Seen:
-        """One image, looked at."""
+    def read(self, rows: list[int]) -> list[Seen]:
+        """Images, looked at."""
+        if self.scratch is None:
+            return [self._read(row) for row in rows]
+        return list(map(self._read, rows, self.scratch.read(rows)))
+
+    def _read(self, row: int, raw: bytes | None = None) -> Seen:
         name = self.catalogue.name(row)
         try:
-            data = read_place(self.catalogue.place(row))
+            data = read_place(self.catalogue.place(row), raw)
         except DataError as error:
             return Seen(str(error))
         return checked(data, name, self.settings)
@@ -99,20 +109,25 @@ class Work:
     def _seen(self, rows: list[int]) -> Iterator[tuple[int, Seen]]:
         """Each row with what was found there, in order."""
         sizes = self.catalogue.columns.sizes
-        waiting: deque[tuple[int, Future[Seen]]] = deque()
+        waiting: deque[tuple[list[int], Future[list[Seen]]]] = deque()
         held = 0
-        with ThreadPoolExecutor(_THREADS) as pool:
+
+        def next_ones() -> Iterator[tuple[int, Seen]]:
+            nonlocal held
+            ready, seen = waiting.popleft()
+            held -= int(sizes[ready].sum())
+            yield from zip(ready, seen.result(), strict=True)
+
+        with ThreadPoolExecutor(_FETCHING if self.scratch is None else _LOOKING) as pool:
             try:
-                for row in rows:
-                    waiting.append((row, pool.submit(self.read, row)))
-                    held += int(sizes[row])
-                    while held > _READ_AHEAD or len(waiting) > _IMAGES_AHEAD:
-                        first, seen = waiting.popleft()
-                        held -= int(sizes[first])
-                        yield first, seen.result()
+                for first in range(0, len(rows), _AT_A_TIME):
+                    some = rows[first : first + _AT_A_TIME]
+                    waiting.append((some, pool.submit(self.read, some)))
+                    held += int(sizes[some].sum())
+                    while held > _READ_AHEAD or len(waiting) > _IMAGES_AHEAD // _AT_A_TIME:
+                        yield from next_ones()
                 while waiting:
-                    first, seen = waiting.popleft()
-                    yield first, seen.result()
+                    yield from next_ones()
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -26,6 +26,19 @@ class Place:
     """Bytes from ``offset``; None for the whole object."""
     deflated: bool = False
     """As a member of a zip may be; ``length`` is then of the compressed bytes."""
+
+
+class Spans(NamedTuple):
+    """Where many images lie in archives; a row for each.
+
+    archives: which there are; archive: which of them, int32 (n,); offsets, lengths: of the bytes
+    there, compressed ones where they are deflated, int64 (n,).
+    """
+
+    archives: Sequence[StorePath]
+    archive: np.ndarray
+    offsets: np.ndarray
+    lengths: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -69,6 +82,9 @@ class Catalogue(Protocol):
 
     def place(self, row: int) -> Place:
         """Where its bytes lie."""
+
+    def spans(self, rows: np.ndarray) -> Spans | None:
+        """The same of many; None where an image is an object of its own."""
 
 
 @dataclass(frozen=True)

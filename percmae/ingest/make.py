@@ -20,12 +20,14 @@ from percmae.ingest.build import BuiltShard, Work
 from percmae.ingest.catalogue import Catalogue
 from percmae.ingest.checked import smaller
 from percmae.ingest.cores import usable_cores
-from percmae.ingest.crew import Hear, build_all
+from percmae.ingest.crew import Hear
 from percmae.ingest.growth import Change, everything, growth
 from percmae.ingest.leftovers import leftovers, used_numbers
+from percmae.ingest.passes import Passes
 from percmae.ingest.places import read_place
 from percmae.ingest.plan import PlannedShard, plan
 from percmae.ingest.pods import Pods
+from percmae.ingest.scratch import Space
 from percmae.ingest.settings import Settings
 from percmae.ingest.states import States
 from percmae.progress import Progress, note, warn
@@ -48,7 +50,8 @@ class Making:
     """A dataset to be made of a catalogue, at ``to``.
 
     workers: processes that build; None for as many as this process may use cores. grow_held_out:
-    see :func:`percmae.ingest.growth.growth`. more: what else is to stand in the manifest.
+    see :func:`percmae.ingest.growth.growth`. more: what else is to stand in the manifest. space:
+    for images of archives in a store on their way.
     """
 
     catalogue: Catalogue
@@ -57,6 +60,7 @@ class Making:
     workers: int | None = None
     grow_held_out: bool = False
     more: Mapping[str, Any] = field(default_factory=dict)
+    space: Space = field(default_factory=Space)
 
     def run(self, pods: Pods | None = None) -> IngestResult | None:
         """Make it, or this pod's share of it; None where another pod writes the manifest.
@@ -166,7 +170,7 @@ class Making:
             return built
         sizes = self.catalogue.columns.sizes
         total = sum(int(sizes[shard.rows].sum()) for shard in todo)
-        faults = 0
+        faults, fetched = 0, 0
         with Progress("ingest", total, unit="B") as bar:
 
             def image(size: int, fault: str | None) -> None:
@@ -177,11 +181,16 @@ class Making:
                     if faults <= _NOTED:
                         warn(f"ingest: left out: {fault}")
 
+            def fetch(size: int) -> None:
+                nonlocal fetched
+                fetched += size
+                bar.update(0, fetched=f"{fetched / total:.0%}")
+
             def whole(planned: PlannedShard, done: BuiltShard) -> None:
                 built[planned.stem] = done
 
-            hear = Hear(image, Once(lambda text: warn(f"ingest: {text}")), whole)
-            build_all(work, states, todo, workers, hear)
+            hear = Hear(image, Once(lambda text: warn(f"ingest: {text}")))
+            Passes(work, states, self.space, workers, hear, fetch, whole).run(todo)
         damaged = sum(len(done.corrupt) for done in built.values())
         if damaged:
             warn(f"ingest: left out {damaged:,} damaged image(s) of {self._source} in all")

@@ -11,8 +11,10 @@ from percmae.ingest.catalogue import Place
 _RAW_DEFLATE = -zlib.MAX_WBITS  # as in a zip: without a header and a checksum of its own
 
 
-def read_place(place: Place) -> bytes:
+def read_place(place: Place, raw: bytes | None = None) -> bytes:
     """The image's bytes, by one ranged read; a deflated member of a zip is inflated.
+
+    raw: the bytes there, where somebody has read them already.
 
     Raises DataError where there are fewer bytes than the place says, for deflated data that is
     damaged, and for more than LARGEST_IMAGE bytes, of which no more than that is ever held;
@@ -21,7 +23,7 @@ def read_place(place: Place) -> bytes:
     asked = LARGEST_IMAGE + 1 if place.length is None else place.length
     if place.length is not None and place.length > LARGEST_IMAGE:
         raise _too_large(place)
-    data = place.path.read_bytes(place.offset, asked)
+    data = place.path.read_bytes(place.offset, asked) if raw is None else raw
     if place.length is None and len(data) == asked:
         raise _too_large(place)
     if place.length is not None and len(data) != place.length:

@@ -60,12 +60,15 @@ def settings_of(
             )
         if not 1 <= quality <= 95:
             raise UserError(f"--quality {quality}: give 1 to 95")
-    return Settings(_bytes(shard_size), check_formats(formats), short_side, quality)
+    return Settings(
+        size_of(shard_size, "--shard-size"), check_formats(formats), short_side, quality
+    )
 
 
-def _bytes(size: int | str) -> int:
+def size_of(size: int | str, option: str, least: int = 1) -> int:
+    """Bytes. Raises UserError, naming the option, for what is no size or less than ``least``."""
     found = _SIZE.fullmatch(str(size).strip())
-    count = int(found[1]) * _UNITS[found[2].upper()] if found else 0
-    if not count:
-        raise UserError(f"--shard-size {size}: give bytes, or a number with K, M or G such as 128M")
+    count = int(found[1]) * _UNITS[found[2].upper()] if found else -1
+    if count < least:
+        raise UserError(f"{option} {size}: give bytes, or a number with K, M or G such as 128M")
     return count

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Required, TypedDict, Unpack
 
 from percmae.config import FORMATS
@@ -12,14 +14,17 @@ from percmae.data.devkit import require
 from percmae.data.shards import MANIFEST, Dataset
 from percmae.errors import DataError, UserError
 from percmae.ingest.catalogue import Catalogue, Wanted
+from percmae.ingest.cores import SCRATCH_SIZE
 from percmae.ingest.make import IngestResult, Making, made_with
 from percmae.ingest.pods import Pods, pods_of
-from percmae.ingest.settings import SHARD_BYTES, Settings, settings_of
+from percmae.ingest.scratch import Space
+from percmae.ingest.settings import SHARD_BYTES, Settings, settings_of, size_of
 from percmae.ingest.sources import open_ilsvrc, open_source
 from percmae.ingest.sources.ilsvrc import Ilsvrc, identity
 from percmae.progress import Progress, note, warn
 from percmae.storage import StorePath
 from percmae.storage.outage import outage
+from percmae.storage.path import local_path
 
 _PIECE = 4 << 20
 _CLASSES = 1000  # of ILSVRC2012
@@ -36,7 +41,8 @@ class Asked(TypedDict, total=False):
     far fewer images than it says. md5: compare published archives with their published MD5 first.
     shard_size, short_side, quality: see :class:`percmae.ingest.settings.Settings`. workers:
     processes that build shards; default: as many as this one may use cores. grow_held_out:
-    validation and testing take in new images too.
+    validation and testing take in new images too. scratch, scratch_size: see
+    :class:`percmae.ingest.scratch.Space`; bytes, or such as ``64G``.
     """
 
     to: Required[str]
@@ -53,6 +59,8 @@ class Asked(TypedDict, total=False):
     quality: int | None
     workers: int | None
     grow_held_out: bool
+    scratch: str | None
+    scratch_size: int | str | None
 
 
 @outage()
@@ -88,6 +96,7 @@ def _make(asked: Asked, pods: Pods | None) -> IngestResult | None:
     workers, to = asked.get("workers"), StorePath(asked["to"])
     if workers is not None and workers < 1:
         raise UserError(f"--workers {workers}: give 1 or more")
+    space = _space(asked)
     archives, grow = _archives(asked), asked.get("grow_held_out", False)
     more: dict[str, Any] = {}
     catalogue: Catalogue | Ilsvrc
@@ -107,7 +116,18 @@ def _make(asked: Asked, pods: Pods | None) -> IngestResult | None:
         labels = asked.get("labels", Wanted().labels)
         catalogue = open_source(str(asked["images"]), Wanted(labels, settings.formats))
         more["labels"] = labels
-    return Making(catalogue, to, settings, workers, grow, more).run(pods)
+    return Making(catalogue, to, settings, workers, grow, more, space).run(pods)
+
+
+def _space(asked: Asked) -> Space:
+    """Raises UserError for a size that is none and a folder that is not on this machine."""
+    folder, option, size = asked.get("scratch"), "--scratch-size", asked.get("scratch_size")
+    if size is None and (given := os.environ.get(SCRATCH_SIZE)):
+        option, size = SCRATCH_SIZE, given
+    return Space(
+        None if folder is None else Path(local_path(folder, "--scratch")),
+        None if size is None else size_of(size, option, least=0),
+    )
 
 
 def _archives(asked: Asked) -> list[StorePath]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from percmae.errors import ConfigError
+from percmae.ingest.cores import SCRATCH_SIZE
 from percmae.jobs.names import SHUTDOWN_TIMEOUT, Object, Objects
 from percmae.jobs.shapes import check_shape
 from percmae.jobs.syntax import dns_label, env_name, label_value, qualified_name
@@ -24,6 +25,7 @@ _INSTEAD = {
     "AWS_SECRET_ACCESS_KEY": "; the store's keys come from store_secret",
     "HOME": " to /tmp, which can be written to",
     SHUTDOWN_TIMEOUT: "; it follows from grace",
+    SCRATCH_SIZE: "; it follows from scratch",
 }
 OWN_VARIABLES = tuple(_INSTEAD)
 """Variables that every job sets."""

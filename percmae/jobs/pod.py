@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from percmae import __version__
+from percmae.ingest.cores import SCRATCH_SIZE
 from percmae.jobs.names import (
     GPU_TYPE_LABEL,
     INSTANCE_LABEL,
@@ -20,9 +21,11 @@ from percmae.jobs.names import (
     UNDISTURBED,
     Object,
     Objects,
+    shutdown_timeout,
 )
 from percmae.jobs.parts import OWN_VOLUMES
 from percmae.jobs.schema import JobSettings
+from percmae.jobs.syntax import memory
 from percmae.jobs.work import Work
 
 # Istio's sidecar, which every pod in a profile of Kubeflow would get, does not end with the work.
@@ -137,7 +140,8 @@ def _environment(work: Work, settings: JobSettings) -> Objects:
         keys = {}
     if any(entry.get("name") == SESSION_TOKEN_VARIABLE for entry in settings.env):
         keys.pop(SESSION_TOKEN_VARIABLE, None)
-    seconds = str(max(1, settings.grace - 5))
+    seconds = shutdown_timeout(settings.grace)
+    scratch = str(memory(settings.scratch, "job setting scratch") * 3 // 4)
     return [
         *(
             {"name": name, "valueFrom": {"secretKeyRef": {"name": settings.store_secret, **entry}}}
@@ -145,6 +149,8 @@ def _environment(work: Work, settings: JobSettings) -> Objects:
         ),
         {"name": "HOME", "value": "/tmp"},
         *([{"name": SHUTDOWN_TIMEOUT, "value": seconds}] if work.trains else []),
+        # Of /tmp, whose end a process does not see: a pod that goes beyond is evicted.
+        *([{"name": SCRATCH_SIZE, "value": scratch}] if work.stage == "ingest" else []),
         *settings.env,
     ]
 

@@ -15,9 +15,11 @@ An error ends a step with one line on stderr and the exit code of the command li
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.util
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, Protocol
@@ -61,6 +63,14 @@ class Confusion(Artifact, Protocol):
 def dataset_folder(store: str, name: str) -> str:
     """Where a dataset lies."""
     return (StorePath(store) / "datasets" / name).uri
+
+
+def dataset_name(images: str) -> str:
+    """What the dataset of a source of images is called: the source's last part, and a mark of its
+    whole address."""
+    place = StorePath(images)
+    mark = hashlib.sha256(place.uri.encode(errors="surrogateescape")).hexdigest()[:8]
+    return f"{re.sub(r'[^A-Za-z0-9_-]+', '-', place.name).strip('-') or 'images'}-{mark}"
 
 
 def runs_folder(store: str, seed: int) -> str:

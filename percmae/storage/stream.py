@@ -10,7 +10,7 @@ from typing import Any, Protocol
 _FIRST_WINDOW = 32 << 10
 _LARGEST_WINDOW = 8 << 20
 # What lies so near behind the window is read on to: a request takes as long as this many bytes do.
-_NEAR = 256 << 10
+NEAR = 256 << 10
 # Of a multipart upload. S3 allows 10,000 parts of at least 5 MiB each, so this reaches 160 GB.
 PART_BYTES = 16 << 20
 
@@ -73,7 +73,7 @@ class Reader(Positioned):
 
     def _fill(self, wanted: int) -> None:
         gap = self._position - (self._start + len(self._window))
-        if 0 <= gap <= max(self._window_bytes, _NEAR):
+        if 0 <= gap <= max(self._window_bytes, NEAR):
             self._window_bytes = min(2 * self._window_bytes, _LARGEST_WINDOW)
         else:
             self._window_bytes = _FIRST_WINDOW

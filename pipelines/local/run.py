@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -15,15 +14,16 @@ from percmae.data.archives import ARCHIVES
 from percmae.data.sample import SOURCES, SampleArchives, make_sample_archives
 from percmae.data.sample_sources import DEFAULT_SOURCE, LAST_SOURCE, fingerprint
 from percmae.errors import DataError
+from percmae.ingest.cores import usable_cores
 from percmae.local_store import server as local_store
 from percmae.runs.files import LAST_RESORT
 from percmae.stages.check import pretrain_config
 from percmae.stages.placement import LOCAL, Placement
-from percmae.stages.steps import report_folder
+from percmae.stages.steps import dataset_name, report_folder
 from percmae.storage import StorePath
 from pipelines.local.console import Console
 from pipelines.local.options import RunOptions
-from pipelines.local.tasks import FinishedStep, cores, fork_server, run_pipeline
+from pipelines.local.tasks import FinishedStep, fork_server, run_pipeline
 from pipelines.local.warm import TRAINING_MODULES, ForkServer
 
 HOME = ".percmae"
@@ -119,9 +119,8 @@ def find_data(options: RunOptions) -> tuple[str, dict[str, str]]:
     Raises DataError for a source that is not known or cannot be had.
     """
     if options.images:
-        place = StorePath(options.images)
-        name = re.sub(r"[^A-Za-z0-9_-]+", "-", place.name).strip("-") or "images"
-        return options.dataset or name, {"images": place.uri, "labels": options.labels}
+        data = {"images": StorePath(options.images).uri, "labels": options.labels}
+        return options.dataset or dataset_name(options.images), data
     if options.archives:
         folder = StorePath(options.archives)
         name, files = "imagenet", {key: (folder / file).uri for key, file in ARCHIVES.items()}
@@ -175,7 +174,7 @@ def _all_cores(variant: str, options: RunOptions) -> list[str]:
     words = (options.recipe, options.size, options.tag, options.overrides)
     if pretrain_config(variant, *words, options.seeds[0]).trainer.threads is not None:
         return []
-    return [f"{stage}.trainer.threads={cores()}" for stage in ("pretrain", "probe")]
+    return [f"{stage}.trainer.threads={usable_cores()}" for stage in ("pretrain", "probe")]
 
 
 def fork_server_for(placement: Placement) -> ForkServer:

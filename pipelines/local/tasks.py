@@ -41,6 +41,7 @@ from typing import IO, Any, TextIO
 
 from percmae.config.naming import Kind
 from percmae.errors import Interrupted, PercmaeError, StoreAway, UserError
+from percmae.ingest.cores import usable_cores
 from percmae.stages.without_labels import SKIPPED
 from pipelines.local.console import Console
 from pipelines.local.output import StepErrors, pump, terminal_for
@@ -282,14 +283,8 @@ def _shared_cores() -> dict[str, str]:
     Left alone, torch takes all of them in each process, and its threads spin while they wait for
     each other: a step of the demo's training takes 12 times the CPU on two cores that are shared.
     """
-    return {"OMP_NUM_THREADS": str(max(1, cores() // PARALLEL)), "OMP_WAIT_POLICY": "PASSIVE"}
-
-
-def cores() -> int:
-    """Those that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    threads = max(1, usable_cores() // PARALLEL)
+    return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @dataclass(frozen=True)

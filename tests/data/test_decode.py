@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+import itertools
 
 import archive_building as ab
 import numpy as np
 import pytest
 from PIL import Image
 
-from percmae.data.decode import decode, verify
+from percmae.data import decode as decode_module
+from percmae.data.decode import decode
 from percmae.errors import DataError
 
 
@@ -50,7 +52,6 @@ def assert_close(image: Image.Image, expected: Image.Image, tolerance: float) ->
 )
 def test_formats_and_modes(data: bytes, tolerance: float) -> None:
     assert_close(decode(data), gradient(), tolerance)
-    verify(data)
 
 
 def test_grey_images() -> None:
@@ -96,21 +97,41 @@ def test_a_jpeg_is_decoded_smaller_while_both_sides_keep_enough(
     assert decode(encoded(large, "PNG"), min_side).size == (640, 480)
 
 
+@pytest.mark.parametrize("size", [(500, 375), (501, 377), (129, 1030), (64, 63)])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_jpeg_decoded_smaller_has_pillow_s_pixels(
+    mode: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).convert(mode)
+    quick = decode_module._quick
+    monkeypatch.setattr(decode_module, "_quick", lambda *args: None)
+    for subsampling, progressive in itertools.product((0, 1, 2), (False, True)):
+        options = {"subsampling": subsampling, "progressive": progressive}
+        data = encoded(image, "JPEG", quality=80, **options)
+        for min_side in (1, 64, 100, 256):
+            found = quick(data, min_side)
+            assert found is not None
+            expected = decode(data, min_side)
+            assert (found.mode, found.size) == (expected.mode, expected.size)
+            assert found.tobytes() == expected.tobytes()
+
+
 @pytest.mark.parametrize("format", ["JPEG", "PNG"])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.99])
 def test_truncated_files_are_found(format: str, share: float) -> None:
     data = ab.picture(3, format, size=(500, 375))
-    verify(data)
-    for check in (verify, decode):
+    for min_side in (None, 1, 64):
+        decode(data, min_side)
         with pytest.raises(DataError, match=r"^image is "):
-            check(data[: int(len(data) * share)])
+            decode(data[: int(len(data) * share)], min_side)
 
 
 def test_a_progressive_jpeg_cut_anywhere_is_found() -> None:
     data = encoded(gradient().resize((320, 240)), "JPEG", progressive=True)
     for end in (*range(2, len(data) - 2, 97), len(data) - 2):
         with pytest.raises(DataError):
-            verify(data[:end])
+            decode(data[:end], 1)
 
 
 @pytest.mark.parametrize("data", [b"", b"GIF89a", b"<html>", b"\xff\xd8\xff", bytes(1000)])
@@ -123,4 +144,4 @@ def test_what_is_no_image_is_named(data: bytes) -> None:
 def test_a_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(DataError, match="damaged: Image size"):
-        verify(encoded(gradient(), "PNG"))
+        decode(encoded(gradient(), "PNG"))

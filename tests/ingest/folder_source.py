@@ -49,6 +49,9 @@ class FolderSource:
     def place(self, row: int) -> Place:
         return Place(StorePath(self._files[self._keys[row]]))
 
+    def spans(self, rows: np.ndarray) -> None:
+        return None
+
 
 def _stamp(stat: Any) -> int:
     text = f"{stat.st_size} {stat.st_mtime_ns}"

@@ -17,7 +17,7 @@ from stored_samples import interrupt_after, stored_files
 
 from percmae.data.shards import SPLITS, Dataset
 from percmae.errors import DataError, PercmaeError, StoreError, UserError
-from percmae.ingest import build, crew, pods
+from percmae.ingest import build, passes, pods
 from percmae.ingest.make import IngestResult, Making
 from percmae.ingest.settings import Settings, settings_of
 from percmae.ingest.states import FOLDER
@@ -96,6 +96,26 @@ def test_webdataset_reads_shards_with_and_without_labels(tmp_path: Path) -> None
         image = sample.get("jpg") or sample["png"]
         assert image == train.shards[shard].read_bytes(offset, size)
         assert ("png" in sample) == (sample["__key__"] == "loose")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_torchdata_reads_shards_as_they_are(tmp_path: Path) -> None:
+    from torchdata.datapipes.iter import IterableWrapper  # says that it will not be there for ever
+
+    folder = tree(tmp_path / "in")
+    (folder / "loose.png").write_bytes(picture(7, "PNG"))
+    dataset = make(FolderSource(folder, {"loose": "train"}), tmp_path / "out").dataset
+    train = dataset.split("train")
+    shards = IterableWrapper([shard.uri for shard in train.shards])
+    read = list(shards.open_files(mode="b").load_from_tar().webdataset())
+    found = {}
+    for sample in read:
+        key = Path(sample["__key__"]).relative_to(tmp_path / "out" / "train").as_posix()
+        image = sample[".png" if ".png" in sample else ".jpg"].read()
+        label = sample[".cls"].read() if ".cls" in sample else b"-1"
+        found[key.split(".tar/", 1)[1]] = (int(label), image)
+    assert found == stored_files(dataset, "train")
+    assert len(read) == len(train) > 40
 
 
 def test_images_without_any_label(tmp_path: Path) -> None:
@@ -242,7 +262,7 @@ def test_an_error_of_a_worker_is_the_ingest_s(
     monkeypatch.setattr(build, "read_place", broken)
     with pytest.raises(StoreError, match="on fire"):
         make(FolderSource(tree(tmp_path / "in")), tmp_path / "out", workers=2)
-    monkeypatch.setattr(crew, "_build", lambda *args: 1 / 0)
+    monkeypatch.setattr(passes, "built_and_noted", lambda *args: 1 / 0)
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
         make(FolderSource(tree(tmp_path / "in")), tmp_path / "out", workers=2)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from percmae.errors import ConfigError
 from percmae.jobs.names import PYTORCH, TTL_ANNOTATION, Object
 from percmae.jobs.pod import labels_of
 from percmae.jobs.settings import job_settings
@@ -343,6 +344,16 @@ def test_torchrun_waits_for_its_processes_as_long_as_kubernetes_waits_for_the_po
         assert env["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == patience
     plain = job_object(every_work()["evaluate"], job_settings())
     assert "TORCH_ELASTIC_SHUTDOWN_TIMEOUT" not in [e["name"] for e in container(plain)["env"]]
+
+
+def test_an_ingest_knows_how_much_its_disk_holds() -> None:
+    """Three quarters of /tmp, beyond which the pod would be evicted; a process sees the node's."""
+    for scratch, size in (("10Gi", "8053063680"), ("200G", "150000000000")):
+        made = job_object(every_work()["ingest"], job_settings([f"scratch={scratch}"]))
+        env = {entry["name"]: entry.get("value") for entry in container(made)["env"]}
+        assert env["PERCMAE_SCRATCH_SIZE"] == size
+    with pytest.raises(ConfigError, match="it follows from scratch"):
+        job_settings(["env=[{name: PERCMAE_SCRATCH_SIZE, value: '1'}]"])
 
 
 def test_jobs_need_no_torch() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from percmae.data.shards import ClassInfo
 from percmae.errors import DataError
-from percmae.ingest.catalogue import Columns, Place
+from percmae.ingest.catalogue import Columns, Place, Spans
 from percmae.ingest.sources.files import Files, packed, shown
 from percmae.storage import StorePath
 
@@ -38,6 +38,10 @@ class Listed:
         path = self.files.name(int(self.order[row])).decode("utf-8", "surrogateescape")
         return Place(self.root / path)
 
+    def spans(self, rows: np.ndarray) -> Spans | None:
+        """Nothing: each is an object of its own."""
+        return None
+
 
 @dataclass
 class Archived(Listed):
@@ -60,6 +64,16 @@ class Archived(Listed):
             files.offsets[number],
             files.lengths[number],
             bool(files.deflated[number]),
+        )
+
+    def spans(self, rows: np.ndarray) -> Spans | None:
+        """Where the bytes of these rows lie."""
+        numbers, files = self.order[rows], self.files
+        return Spans(
+            self.archives,
+            np.frombuffer(files.archives, np.int32)[numbers],
+            np.frombuffer(files.offsets, np.int64)[numbers],
+            np.frombuffer(files.lengths, np.int64)[numbers],
         )
 
 

@@ -10,6 +10,7 @@ from small_pipeline import write_images
 
 from percmae.data.sample_sources import SOURCES, Source, load_source
 from percmae.errors import DataError, UserError
+from percmae.stages.steps import dataset_name
 from pipelines.local.console import Console
 from pipelines.local.options import RunOptions
 from pipelines.local.run import find_data, settled
@@ -63,7 +64,8 @@ def test_the_default_where_it_can_be_had(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_images_of_ones_own() -> None:
     name, data = find_data(RunOptions(images="s3://bucket/my photos.2", labels="none"))
-    assert (name, data) == ("my-photos-2", {"images": "s3://bucket/my photos.2", "labels": "none"})
+    assert name == dataset_name("s3://bucket/my photos.2")
+    assert data == {"images": "s3://bucket/my photos.2", "labels": "none"}
     assert find_data(RunOptions(images="s3://bucket/a", dataset="b"))[0] == "b"
 
 

@@ -31,12 +31,10 @@ import torch.distributed as dist
 from percmae.engine.distributed import World
 from percmae.errors import WorkerLost
 from percmae.signals import Signals
-from percmae.storage import outage
 
 IMAGES, COMPUTING, OTHERS = "waiting for images", "computing", "waiting for the others"
 VALIDATING, SAVING = "validating", "saving"
-_STORE = "waiting for the store"
-_BOUNDED = (IMAGES, SAVING, _STORE)
+_BOUNDED = (IMAGES, SAVING)
 """What ends by itself."""
 _LOOK = 2.0  # seconds between two looks
 
@@ -87,12 +85,9 @@ class Watchdog:
     def _look_on(self) -> None:
         moves, still = self._moves, 0
         while not self._end.wait(self._every):
-            phase, step = self._at
-            if outage.waiting():  # from wherever training is, as for images of a validation
-                phase = _STORE
-            moved = self._moves != moves or phase in _BOUNDED
+            moved = self._moves != moves or self._at[0] in _BOUNDED
             moves, still = self._moves, 0 if moved else still + 1
-            place = Place(phase, step, self._talk.collectives() if self._talk else 0)
+            place = Place(*self._at, self._talk.collectives() if self._talk else 0)
             if self._talk is not None:
                 # All are asked only once it matters: of many processes that is much to read.
                 self._hear(self._talk, place, ask=2 * still >= self._most)

@@ -152,17 +152,6 @@ def test_processes_that_share_a_training(
     assert (140 in codes) == (140 in ends)
 
 
-def test_a_validation_whose_store_is_away_is_no_hang(
-    s3: S3, data: str, proxy: FaultyProxy, tmp_path: Path
-) -> None:
-    proxy.when("/val/val-000000.tar", lambda: proxy.last(15, "refuse"))
-    verb = command(data, s3.uri("runs"), "trainer.hang_minutes=0.2")
-    (done,) = percmae(verb, tmp_path / "said")
-    assert done.returncode == 0, done.stderr
-    assert "asked again until" in done.stderr
-    assert not proxy._lasting
-
-
 @pytest.fixture
 def own(tmp_path: Path, tiny_archives: SampleArchives) -> Iterator[LocalStore]:
     """A server of the test's own, which it may stop, and all that percmae does unasked."""

@@ -47,7 +47,7 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _Headers: TypeAlias = dict[str, str | list[str] | tuple[str]]
 
 # A client's sockets must never be used by two processes, so the key holds the process id.
-_clients: dict[tuple[int, StoreSettings, Server], Minio] = {}
+_clients: dict[tuple[int, StoreSettings, str, Server], Minio] = {}
 _clients_lock = threading.Lock()
 
 
@@ -62,7 +62,8 @@ os.register_at_fork(after_in_child=_new_lock_in_child)
 def client(settings: StoreSettings) -> Minio:
     """The one minio client of this process for these settings (and the proxy of now)."""
     server = Server.store(settings)
-    key = (os.getpid(), settings, server)
+    # Their origin too, which is no part of how settings compare: keys are renewed from there.
+    key = (os.getpid(), settings, settings.origin, server)
     with _clients_lock:
         if key not in _clients:
             try:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from percmae.cli.verbs import main
 from percmae.config import load_config
 from percmae.data.sample import SampleArchives
 from percmae.engine.pretrain import pretrain
+from percmae.errors import UserError
 from percmae.ingest import ingest
 from percmae.local_store import server
 from percmae.local_store.server import LocalStore
@@ -175,8 +176,15 @@ def until_checkpoint(store: LocalStore, alive: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def port_of(store: LocalStore) -> int:
-    return int(store.endpoint.rpartition(":")[2])
+def started_again(store: LocalStore, root: Path) -> LocalStore:
+    """The server on the port that it had."""
+    deadline = time.monotonic() + GENEROUS
+    while True:
+        try:
+            return server.up(root, port=int(store.endpoint.rpartition(":")[2]))
+        except UserError:  # connections to the one before are not gone yet
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
 
 
 LONG = "optim.epochs=10"
@@ -196,7 +204,7 @@ def test_a_server_that_is_stopped_for_longer_than_a_minute(own: LocalStore, tmp_
         server.down(tmp_path / "store")
         time.sleep(65)  # what is tested
         assert process.poll() is None
-        server.up(tmp_path / "store", port=port_of(own))
+        started_again(own, tmp_path / "store")
         _, said = process.communicate(timeout=GENEROUS)
     finally:
         process.kill()
@@ -217,28 +225,23 @@ def test_keys_that_are_revoked_and_renewed_later(
         file.with_suffix(".new").write_text(json.dumps(words | {"region": "us-east-1"}))
         file.with_suffix(".new").replace(file)
 
-    def renew() -> None:
-        until_checkpoint(own, training.is_set)
+    def renew() -> LocalStore:
+        until_checkpoint(own, lambda: True)
         server.down(root)
         (root / "credentials.json").unlink()
-        store = server.up(root, port=port_of(own))
+        store = started_again(own, root)
         time.sleep(3)  # so long the keys that the training has are refused
         give(store)
-        renewed.append(store)
+        return store
 
     give(own)
     for name in own.environ:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PERCMAE_STORE_CONFIG", str(file))
-    training, renewed = threading.Event(), list[LocalStore]()
-    training.set()
-    thread = threading.Thread(target=renew)
-    thread.start()
-    try:
+    monkeypatch.setenv(outage.OUTAGE_VARIABLE, "120")
+    with ThreadPoolExecutor(1) as pool:
+        renewed = pool.submit(renew)
         code = main(command(f"{own.uri}/data/manifest.json", f"{own.uri}/runs", LONG))
-    finally:
-        training.clear()
-        thread.join()
+    assert renewed.result().secret_key != own.secret_key
     assert code == 0
-    assert renewed[0].secret_key != own.secret_key
     assert Run.open(f"{own.uri}/runs/t_mae").complete

@@ -101,7 +101,7 @@ def test_while_the_others_are_waited_for(
     }
     arguments = command(tiny_dataset, tmp_path)
     with Job(verb, (arguments,), tmp_path / "said", told=[told]) as job:
-        until(lambda: "waiting for" in job.said(), "does not wait")
+        idle(job.processes[0].pid or 0)
         job.signal(0, signal.SIGTERM)
         (done,) = job.ended()
     assert done.returncode == TERM, done

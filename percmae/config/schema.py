@@ -9,6 +9,8 @@ Fields marked ``PRETRAIN``, ``FINETUNE`` or ``DOWNSTREAM`` are settings of those
 another they have no effect, or it takes them over from the run it builds upon (its network's
 sizes). A marked section marks its fields; all others are settings of every stage.
 ``percmae.config.load.stages_of`` reads this.
+
+More than 400 lines: every setting with its documentation, in one place.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from engine.forked import GENEROUS, Job
 
-from percmae.engine.checkpoint import LATEST, read_state
+from percmae.engine.checkpoint import read_state
+from percmae.runs.checkpoints import LATEST
 from percmae.storage import StorePath
 
 

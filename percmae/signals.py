@@ -48,6 +48,8 @@ class Signals:
     def __init__(self, again: str, first: str | None = None) -> None:
         """again: what is said when a second signal ends the process; first: a note at the first."""
         self.received: int | None = None
+        self.coming = False
+        """Whether a signal has come, though what is not Python may keep it from ``received``."""
         self.elsewhere = False
         """Whether another process of the job was told to stop; see :meth:`told_elsewhere`."""
         self.broke = False
@@ -120,6 +122,7 @@ class Signals:
                 return
             raise Interrupted(number, self._again)
         self.received, self._when, _last = number, time.monotonic(), number
+        self.coming = True
         if self._first is not None:
             note(self._first)
         self._wake(number, frame)
@@ -180,8 +183,10 @@ def _watched() -> int:
 
 def _watch(told: int) -> None:
     while True:
-        numbers = os.read(told, 1)
-        if numbers[0] != signal.SIGTERM or signal.getsignal(signal.SIGTERM) is not _terminate:
+        number = os.read(told, 1)[0]
+        if number in (signal.SIGINT, signal.SIGTERM) and Signals.current is not None:
+            Signals.current.coming = True
+        if number != signal.SIGTERM or signal.getsignal(signal.SIGTERM) is not _terminate:
             continue
         time.sleep(_PATIENCE)
         now = signal.getsignal(signal.SIGTERM)

@@ -83,7 +83,7 @@ class Loop:
                 bar = None
             # Closed however training ends, so that no loader process outlives it.
             steps = stack.enter_context(closing(self._steps()))
-            if self.step < self.plan.total:
+            if self.step < self.plan.total or self.owes_validation:
                 self._train(steps, tracker, bar, signals)
             self._finish(signals)
         if self.world.main:

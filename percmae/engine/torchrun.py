@@ -27,8 +27,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 from percmae.command import exit_code
 from percmae.errors import PeerLost, PercmaeError, UserError, one_line
+from percmae.jobs.names import SHUTDOWN_TIMEOUT, shutdown_timeout
 from percmae.progress import note
 from percmae.runs.restarts import BACKOFF_LIMIT, RUN_FOLDER, Restarts
+from percmae.signals import Terminated
 from percmae.storage.outage import outage
 
 if TYPE_CHECKING:
@@ -76,6 +78,8 @@ def _import_quietly() -> None:
     """
     before = os.environ.get(_LOG_LEVEL)
     os.environ[_LOG_LEVEL] = "FATAL"
+    # Read with its options: torch's own 30 seconds are less than saving may take.
+    os.environ.setdefault(SHUTDOWN_TIMEOUT, shutdown_timeout())
     import torch.distributed.run  # noqa: F401
 
     if before is None:
@@ -105,6 +109,9 @@ def _counted(arguments: list[str]) -> int:
         code = _run(_parse(others))
     except PercmaeError as error:
         restarts.end(error.exit_code)
+        raise
+    except Terminated:
+        restarts.end(128 + signal.SIGTERM)
         raise
     restarts.end(code)
     return code

@@ -97,7 +97,7 @@ class Watchdog:
                     self._give_up(behind)
 
     def _hear(self, talk: _Talk, place: Place, ask: bool) -> None:
-        talk.exchange(place, self._signals.received is not None, ask)
+        talk.exchange(place, self._signals.coming, ask)
         if talk.stop and not self._signals.stopping:
             self._signals.told_elsewhere()
 

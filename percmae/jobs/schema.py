@@ -13,6 +13,7 @@ from percmae import __version__
 from percmae.config.variants import SETTINGS
 from percmae.jobs.names import (
     ACCESS_KEY,
+    GRACE,
     SECRET_KEY,
     SESSION_TOKEN,
     STORE,
@@ -150,7 +151,7 @@ class JobSettings:
     a pytorchjob that failed, are removed by the next launcher in their namespace."""
     clean_pods: Literal["All", "Running", "None"] = "Running"
     """pytorchjob: pods to remove when it ends; All takes the logs of a failure with it."""
-    grace: PositiveInt = 120
+    grace: PositiveInt = GRACE
     """Seconds a pod has to save a checkpoint when it is told to stop."""
 
     store_config: str = STORE

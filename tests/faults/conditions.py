@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from engine.forked import GENEROUS, Job
 
-from percmae.engine.checkpoint import read_state
+from percmae.engine.weights import run_state
 from percmae.runs.checkpoints import LATEST
 from percmae.storage import StorePath
 
@@ -79,13 +79,10 @@ def shared_memory() -> set[str]:
     return {file.name for file in Path("/dev/shm").iterdir() if "torch" in file.name}
 
 
-def last_state(run: Path) -> dict[str, Any]:
+def last_state(run: StorePath | Path) -> dict[str, Any]:
     """The last checkpoint, without what the clock says."""
-    folder = StorePath(run) / "checkpoints"
-    record = (folder / LATEST).read_json()
-    state = read_state(folder / record["checkpoint"], record["sha256"])
-    del state["seconds"], state["metrics"]
-    return state
+    clock = ("seconds", "metrics")
+    return {name: value for name, value in run_state(str(run)).items() if name not in clock}
 
 
 def differences(a: Any, b: Any, where: str = "") -> list[str]:

@@ -46,7 +46,13 @@ COURSE = (
     *("optim.max_steps=20", f"checkpoint.every_steps={EVERY}", "trainer.val_interval=0.5"),
     *("tracking.knn_samples=16", "tracking.rankme_samples=16", "tracking.images=0"),
 )
-MOMENTS = ("step", "save", "upload")
+MOMENTS = {
+    "step": ("Loop._optimise", 3000),
+    "save": ("Loop._save", 400),
+    "write": ("write_state", 2000),  # in a thread of its own
+    "upload": ("Outbox._send_checkpoint", 2500),  # in another
+}
+"""The function that is at work then, and about how many calls it makes."""
 
 
 class Killer:
@@ -78,18 +84,11 @@ class Killer:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def _comes(self, frame: FrameType) -> bool:
-        code, own = frame.f_code, frame.f_locals.get("self")
-        if code.co_qualname == "Loop._optimise" and own is not None:
-            self.step = own.step + (self.moment != "step")  # steps that are done
-        if self.moment == "upload":
-            to = f"{own} {frame.f_locals.get('key')}" if code.co_qualname in UPLOADS else ""
-            return "/step-" in to
-        return code.co_qualname == {"step": "Loop._optimise", "save": "Loop._save"}[self.moment]
-
-
-UPLOADS = ("StorePath.write_bytes",)
-CALLS = {"step": 3000, "save": 2500, "upload": 1200}
-"""About how many there are at each moment."""
+        code = frame.f_code
+        if code.co_qualname == "Loop._optimise":
+            # Steps that are done, where this one is the last.
+            self.step = frame.f_locals["self"].step + (self.moment != "step")
+        return code.co_qualname == MOMENTS[self.moment][0]
 
 
 def killed(arguments: list[str], rank: int, *moment: Any) -> int:
@@ -106,17 +105,16 @@ def kill_and_go_on(
 
     sizes: processes of each start.
     """
-    seen, shared, lost = [], shared_memory(), None
-    for number, size in enumerate(sizes):
-        moment = MOMENTS[number] if number < len(MOMENTS) else None
+    seen, shared, lost, before = [], shared_memory(), None, ""
+    for number, (size, moment) in enumerate(zip(sizes, (*MOMENTS, None), strict=True)):
         times, rank = draw.randint(*(4, 7) if moment == "step" else (1, 2)), 0
         if moment == "step":
             rank = draw.randrange(size)
         told = folder / f"killed-{number}"
-        call = draw.randrange(CALLS[moment or "step"])
-        work, given = (verb, (arguments,)) if moment is None else (killed, ())
+        work, given = verb, (arguments,)
         if moment is not None:
-            given = (arguments, rank, moment, times, call, told)
+            call = draw.randrange(MOMENTS[moment][1])
+            work, given = killed, (arguments, rank, moment, times, call, told)
         with Job(work, given, folder / f"said-{number}", size) as job:
             done = job.ended()
             nothing_is_left(job, shared)
@@ -124,14 +122,14 @@ def kill_and_go_on(
             begun = re.search(r"going on from step (\d+)", done[0].stderr)
             at = int(begun[1]) if begun else 0
             assert 0 <= lost[0] - at <= 2 * EVERY, (lost, at)
-            seen.append(f"{MOMENTS[number - 1]}: at {lost[0]} in {lost[1]}, {lost[0] - at} lost")
+            seen.append(f"{before}: after step {lost[0]} in {lost[1]}, {lost[0] - at} steps lost")
         if moment is None:
             assert [one.returncode for one in done] == [0] * size, done
             continue
         codes = [PeerLost.exit_code] * size
         codes[rank] = -signal.SIGKILL
         assert [one.returncode for one in done] == codes, done
-        lost = json.loads(told.read_text())
+        lost, before = json.loads(told.read_text()), moment
     print(arguments[arguments.index("--variant") + 1], sizes, *seen, sep="\n  ")
     return seen
 
@@ -159,8 +157,8 @@ def test_killed_at_each_moment_and_gone_on_is_the_run_that_was_not(
     whole = command(tiny_dataset, tmp_path, *settings, variant=variant)
     cut = [to if part == str(tmp_path) else part for part in whole]
     straight(whole, tmp_path, size)
-    seen = kill_and_go_on(cut, tmp_path, random.Random(f"{variant} {size}"), (size,) * 4)
-    assert len(seen) == 3
+    seen = kill_and_go_on(cut, tmp_path, random.Random(f"{variant} {size}"), (size,) * 5)
+    assert len(seen) == 4
     assert_same_run(StorePath(tmp_path) / variant, StorePath(to) / variant)
 
 
@@ -212,6 +210,7 @@ def test_with_other_processes_each_sample_is_seen_once(
             (shares,) = steps[number * epoch + place].values()
             seen = [id_ for share in shares for id_ in share]
             assert sorted(seen) == sorted(order[place * 24 : (place + 1) * 24])
+    # Masks are drawn by micro-batch, of which others have others.
     assert losses(tmp_path / "cut" / "mae") == pytest.approx(
-        losses(tmp_path / "whole" / "mae"), rel=1e-4
+        losses(tmp_path / "whole" / "mae"), rel=0.1
     )

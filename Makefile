@@ -51,7 +51,7 @@ test-fast: $(VENV)/.installed-dev ## Run the tests of less than a few seconds, i
 	@$(PYTEST) -m "not slow and not faults"
 
 test-faults: $(VENV)/.installed-dev ## Kill, stop, hang and starve what runs, and see that it goes on (TESTS=tests/faults)
-	@$(PYTEST) -m faults --durations=10 $(TESTS)
+	@$(PYTEST) --dist loadgroup -m faults --durations=10 $(TESTS)
 
 lint: $(VENV)/.installed-dev ## Check style, types and the direction of imports
 	$(BIN)/ruff check .

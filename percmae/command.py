@@ -46,8 +46,11 @@ def exit_code(work: Callable[[], object], logged: bool = False) -> int:
     (``in_midst`` of an error).
     """
     prepare()
-    with at_once():
-        return _guarded(work, logged)
+    try:
+        with at_once():
+            return _guarded(work, logged)
+    except Terminated:  # as the handler came, or went
+        return _terminated()
 
 
 def _guarded(work: Callable[[], object], logged: bool) -> int:
@@ -82,13 +85,17 @@ def _code(work: Callable[[], object], logged: bool = False) -> int:
     except KeyboardInterrupt:
         return _told("stopped", INTERRUPTED, 128 + signal.SIGINT)
     except Terminated:
-        return _told("stopped", TERMINATED, 128 + signal.SIGTERM)
+        return _terminated()
     except ReaderGone:
         return 128 + signal.SIGPIPE
     except Exception as error:
         known = unforeseen.in_words(error, logged)
         return _told("error", str(known), known.exit_code)
     return 0
+
+
+def _terminated() -> int:
+    return _told("stopped", TERMINATED, 128 + signal.SIGTERM)
 
 
 def _told(kind: str, message: str, code: int) -> int:

@@ -154,8 +154,8 @@ def at_once() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _terminate)
     told = signal.set_wakeup_fd(_watched(), warn_on_full_buffer=False)
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     finally:

@@ -33,6 +33,7 @@ from percmae.engine.checkpoint import State, archive
 from percmae.engine.optim import build_optimizer, parameter_groups
 from percmae.engine.spool import Spool
 from percmae.errors import UserError
+from percmae.memory import keep_freed_memory
 from percmae.models import build_model
 from percmae.progress import note, warn
 from percmae.storage import StorePath
@@ -117,6 +118,7 @@ def _expected(size: str, overrides: list[str]) -> int:
 
 def _measure(request: dict[str, Any]) -> dict[str, Any]:
     """One way, in this process: medians over its rounds, of memory the most."""
+    keep_freed_memory()  # as training does
     state = training_state(request["size"], request["overrides"])
     size = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(state))
     way, folder = request["way"], Path(request["folder"])

@@ -9,6 +9,8 @@ Fields marked ``PRETRAIN``, ``FINETUNE`` or ``DOWNSTREAM`` are settings of those
 another they have no effect, or it takes them over from the run it builds upon (its network's
 sizes). A marked section marks its fields; all others are settings of every stage.
 ``percmae.config.load.stages_of`` reads this.
+
+More than 400 lines: every setting with its documentation, in one place.
 """
 
 from __future__ import annotations
@@ -318,8 +320,8 @@ class Checkpoint:
     """Keep a checkpoint for good every so many epochs; null for none."""
     spool: Annotated[str | None, Field(json_schema_extra=OPERATIONAL)] = None
     """Folder of this machine where checkpoints and figures of a run in a store lie until they are
-    there, up to three checkpoints at a time; null: below TMPDIR. The same run finds there what an
-    earlier process could not send, and sends it first."""
+    there, up to three checkpoints at a time (job setting scratch); null: below TMPDIR. The same run
+    finds there what an earlier process could not send, and sends it first."""
     grace: Annotated[float, Field(gt=0, json_schema_extra=OPERATIONAL)] = 60.0
     """Seconds that a run which is told to stop, or has failed, goes on sending; what is not in the
     store by then stays in checkpoint.spool. Below the job setting grace by what a step and writing

@@ -371,8 +371,8 @@ class Loop:
         """Wait until everything is in the store; once told to stop, ``checkpoint.grace`` longer."""
         if self.spool is None:
             return
-        at(SAVING)
         while not self.spool.written(1.0):
+            at(SAVING)  # it moves, for requests have limits of their own
             if signals.stopping:
                 if self.spool.drain(self.config.checkpoint.grace):
                     return

@@ -55,7 +55,11 @@ class Tracker:
         shutil.rmtree(self._scratch, ignore_errors=True)
 
     def log(self, step: int, epoch: float, split: str, values: dict[str, float]) -> None:
-        """Record figures of optimiser step ``step`` (counted from 1) under ``<split>/<name>``."""
+        """Record figures of optimiser step ``step`` (counted from 1) under ``<split>/<name>``.
+
+        Raises as :meth:`Spool.check` does.
+        """
+        self._spool.check()
         self._history.add(step, epoch, split, values)
         with self._events() as writer:
             for name, value in values.items():

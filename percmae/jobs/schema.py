@@ -104,7 +104,8 @@ class JobSettings:
     scratch: str = "10Gi"
     """Size of the writable /tmp; everything else in the container is read-only. An ingest keeps
     images of archives there on their way, up to three quarters: give 200Gi or so where the archives
-    are large."""
+    are large. Checkpoints of a training lie there on their way to a store, up to three where it is
+    slow or away (at ViT-L 4 GB each)."""
     resources: Strings = Field(default_factory=dict)
     """Further resources that a pod of a training is promised, such as {rdma/ib: 1} or
     {hugepages-2Mi: 1Gi}; counts and quantities as in a container's limits."""

@@ -48,7 +48,8 @@ def test_each_way_has_its_row(
         assert row["share_of_interval"] == row["stall"] / 60
     assert json.loads(json.dumps(document)) == document
     assert len(table(document).splitlines()) == 4 + len(rows)
-    assert 0 < checkpoint._expected("tiny", SMALLER) <= rows["to a store"]["bytes"]
+    expected = checkpoint._expected("tiny", SMALLER)
+    assert expected == pytest.approx(rows["to a store"]["bytes"], rel=0.02)
     monkeypatch.setattr(checkpoint, "available", lambda: 0)
     (size,) = bench(s3.uri("bench"), ["tiny"], 1, SMALLER)["sizes"]
     assert size["rows"] == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,24 +105,20 @@ def test_training_goes_on_while_its_store_is_away(
     config = tiny("checkpoint.every_steps=2", f"checkpoint.spool={tmp_path}/spool", *QUICK)
     whole = pretrain(config, tiny_dataset.uri, str(tmp_path / "whole"))
     original = loop.Loop._optimise
-    trained = threading.Event()
 
     with FaultyProxy(s3.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
 
-        def train(self: loop.Loop, *args: Any) -> bool:
-            if self.step == 5:
-                proxy.fault("503", times=10_000)
-            if self.step == self.plan.total - 1:
-                trained.set()
-            return original(self, *args)
+        away = proxy.lasting("503")
 
-        def come_back() -> None:
-            trained.wait()
-            proxy._faults.clear()
+        def train(self: loop.Loop, *args: Any) -> None:
+            if self.step == 5:
+                away.__enter__()
+            if self.step == self.plan.total - 1:
+                away.__exit__(None, None, None)
+            original(self, *args)
 
         monkeypatch.setattr(loop.Loop, "_optimise", train)
-        threading.Thread(target=come_back, daemon=True).start()
         there = pretrain(config, tiny_dataset.uri, s3.uri("runs"))
         monkeypatch.setattr(loop.Loop, "_optimise", original)
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint)

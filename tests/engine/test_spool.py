@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from percmae.storage import StorePath, StoreSettings
 
 from .forked import GENEROUS, forked
 
-FOR_EVER = 10_000  # requests
+AWAY = "503"
 
 
 @pytest.fixture
@@ -40,14 +41,6 @@ def run(s3: S3, proxy: FaultyProxy) -> StorePath:
 @pytest.fixture
 def rules(tmp_path: Path) -> Checkpoint:
     return Checkpoint(spool=str(tmp_path / "spool"), keep_last=9)
-
-
-def goes_away(proxy: FaultyProxy) -> None:
-    proxy.fault("503", times=FOR_EVER)
-
-
-def comes_back(proxy: FaultyProxy) -> None:
-    proxy._faults.clear()
 
 
 def save(spool: Spool, step: int, milestone: bool = False) -> None:
@@ -96,12 +89,11 @@ def test_a_store_that_is_away_stops_nothing_and_gets_all_that_counts(
         assert spool.drain(GENEROUS)
         folder = folder_of(run, 1.0, rules.spool)
         assert folder.stat().st_mode & 0o777 == 0o700
-        goes_away(proxy)
-        for step in range(2, 9):
-            save(spool, step, milestone=step in (4, 6))
-            assert len(archives(folder)) <= 3, "two, and one that is on its way"
-        assert not spool.drain(0.01)
-        comes_back(proxy)
+        with proxy.lasting(AWAY):
+            for step in range(2, 9):
+                save(spool, step, milestone=step in (4, 6))
+                assert len(archives(folder)) <= 3, "two, and one that is on its way"
+            assert not spool.drain(0.01)
         assert spool.drain(GENEROUS)
     found = steps(run)
     assert {1, 8} < set(found) <= {1, 2, 4, 6, 8}
@@ -116,10 +108,8 @@ def test_a_store_that_is_away_stops_nothing_and_gets_all_that_counts(
 def test_figures_are_in_the_store_before_the_checkpoint_that_stands_behind_them(
     run: StorePath, proxy: FaultyProxy, rules: Checkpoint
 ) -> None:
-    with Spool(run, 1.0, rules) as spool:
-        goes_away(proxy)
+    with Spool(run, 1.0, rules) as spool, proxy.lasting(AWAY):
         save(spool, 1)
-        comes_back(proxy)
     written = [line.split("?")[0].rpartition("/")[2] for line in proxy.requests if "PUT" in line]
     order = ["metrics.jsonl", "step-00000001.pt", "latest.json", "run.json"]
     assert list(dict.fromkeys(written)) == order
@@ -134,8 +124,7 @@ def test_an_outage_that_is_too_long_is_told_with_where_things_lie(
     folder = folder_of(run, 1.0, rules.spool)
 
     def train() -> None:
-        with spool:
-            goes_away(proxy)
+        with spool, proxy.lasting(AWAY):
             save(spool, 1)
             until = time.monotonic() + GENEROUS
             while time.monotonic() < until:
@@ -145,7 +134,6 @@ def test_an_outage_that_is_too_long_is_told_with_where_things_lie(
     with pytest.raises(StoreError, match=f"no usable answer .*; it lies in {folder}; the same"):
         train()
     assert spool.left == folder
-    comes_back(proxy)
     with Spool(run, 1.0, rules):
         assert steps(run) == [1]
     assert not folder.exists()
@@ -157,15 +145,14 @@ def test_stopping_at_once_waits_for_no_store(
     spool = Spool(run, 1.0, replace(rules, grace=GENEROUS))
 
     def train() -> None:
-        with spool:
-            goes_away(proxy)
+        with ExitStack() as outside, spool:
+            outside.enter_context(proxy.lasting(AWAY))
             save(spool, 1)
             raise Interrupted(15, "stopped at once")
 
     with pytest.raises(Interrupted):
         train()
     assert spool.left == folder_of(run, 1.0, rules.spool)
-    comes_back(proxy)
 
 
 def killed(uri: str, endpoint: str, rules: Checkpoint) -> None:
@@ -181,10 +168,9 @@ def test_the_next_start_sends_what_a_killed_process_left(
     run: StorePath, proxy: FaultyProxy, rules: Checkpoint, tmp_path: Path
 ) -> None:
     folder = folder_of(run, 1.0, rules.spool)
-    proxy.fault("503", times=FOR_EVER, on="PUT")
-    forked(killed, (run.uri, proxy.endpoint, rules), tmp_path / "said", 1)
+    with proxy.lasting(AWAY, on="PUT"):
+        forked(killed, (run.uri, proxy.endpoint, rules), tmp_path / "said", 1)
     assert archives(folder) == ["step-00000007.pt", "step-00000008.pt"]
-    comes_back(proxy)
     assert steps(run) == []
     with Spool(run, 1.0, rules) as spool:
         assert steps(run) == [7]
@@ -196,9 +182,8 @@ def test_the_next_start_sends_what_a_killed_process_left(
 def test_what_is_older_than_the_store_has_is_not_sent(
     run: StorePath, proxy: FaultyProxy, rules: Checkpoint, tmp_path: Path
 ) -> None:
-    proxy.fault("503", times=FOR_EVER, on="PUT")
-    forked(killed, (run.uri, proxy.endpoint, rules), tmp_path / "said", 1)
-    comes_back(proxy)
+    with proxy.lasting(AWAY, on="PUT"):
+        forked(killed, (run.uri, proxy.endpoint, rules), tmp_path / "said", 1)
     # Meanwhile the run went on elsewhere.
     with Spool(run, 1.0, replace(rules, spool=str(tmp_path / "elsewhere"))) as spool:
         save(spool, 20)
@@ -214,14 +199,12 @@ def test_an_archive_that_the_disk_has_changed_is_not_published(
     folder = folder_of(run, 1.0, rules.spool)
 
     def train() -> None:
-        with Spool(run, 1.0, rules) as spool:
-            proxy.fault("503", times=FOR_EVER, on="metrics.jsonl")
+        with Spool(run, 1.0, rules) as spool, proxy.lasting(AWAY, on="metrics.jsonl"):
             save(spool, 1)
             file = folder / "checkpoints/step-00000001.pt"
             data = bytearray(file.read_bytes())
             data[len(data) // 2] ^= 1
             file.write_bytes(data)
-            comes_back(proxy)
 
     with pytest.raises(StoreError, match=r"is not what was written there.*checkpoint\.spool"):
         train()

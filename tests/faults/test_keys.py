@@ -19,6 +19,7 @@ from percmae.data.shards import Dataset
 from percmae.storage import StorePath
 from percmae.unforeseen import DEBUG
 
+pytestmark = pytest.mark.xdist_group("keys")  # one pipeline for all
 STEPS = ("optim.max_steps=2", "tracking.knn_samples=4", "tracking.rankme_samples=8")
 
 

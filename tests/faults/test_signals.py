@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from engine.forked import Environment, Job, free_port, verb
 from engine.test_processes import command, figures, started
+from engine.test_torchrun import pod_environment
 from faulty_proxy import FaultyProxy
 from s3_server import S3
 
@@ -101,7 +102,7 @@ def test_while_the_others_are_waited_for(
     }
     arguments = command(tiny_dataset, tmp_path)
     with Job(verb, (arguments,), tmp_path / "said", told=[told]) as job:
-        until(lambda: "waiting for" in job.said(), "does not wait")
+        idle(job.processes[0].pid or 0)
         job.signal(0, signal.SIGTERM)
         (done,) = job.ended()
     assert done.returncode == TERM, done
@@ -238,3 +239,33 @@ def told_twice(arguments: list[str]) -> int:
 
     Loop._optimise = slow  # type: ignore[method-assign]
     return verb(arguments)
+
+
+def test_while_torchrun_waits_for_the_other_pods(tiny_dataset: Dataset, tmp_path: Path) -> None:
+    """In code that is not Python, before any process of ours has begun."""
+    pod = subprocess.Popen(
+        [sys.executable, "-m", "percmae.engine.torchrun", "--", *command(tiny_dataset, tmp_path)],
+        env=pod_environment(1, free_port(), elastic=False),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until(lambda: handled(pod.pid), "no handler")
+    idle(pod.pid)
+    pod.send_signal(signal.SIGTERM)
+    _, said = pod.communicate()
+    assert pod.returncode == TERM, said
+    assert "told to stop (SIGTERM)" in only_line(said)
+
+
+def test_while_another_process_is_lost(tiny_dataset: Dataset, tmp_path: Path) -> None:
+    """Who was told ends as told, though it could not save together with the others."""
+    arguments = command(tiny_dataset, tmp_path, *COURSE, "optim.max_steps=4000", "optim.epochs=999")
+    with Job(verb, (arguments,), tmp_path / "said", 2) as job:
+        under_way(job, tmp_path / "mae")
+        job.signal(0, signal.SIGSTOP)
+        idle(job.processes[1].pid or 0)
+        job.signal(1, signal.SIGTERM)
+        job.signal(0, signal.SIGKILL)
+        done = job.ended()
+    assert [one.returncode for one in done] == [-signal.SIGKILL, TERM], done
+    assert "lost the others" in only_line(done[1].stderr)

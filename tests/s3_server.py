@@ -40,7 +40,7 @@ class S3:
 
     def uploads(self, path: StorePath) -> list[str]:
         """The ids of the unfinished multipart uploads to ``path``."""
-        from percmae.storage.s3 import client
+        from percmae.storage.clients import client
 
         found = client(self.settings)._list_multipart_uploads(self.bucket).uploads
         return [upload.upload_id for upload in found if path.uri.endswith(f"/{upload.object_name}")]

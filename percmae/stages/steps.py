@@ -10,6 +10,8 @@ Each looks in the store: ingest for a dataset made from the same archives, train
 the same config, data and parent, evaluation for figures of the same weights and data.
 
 An error ends a step with one line on stderr and the exit code of the command line.
+
+More than 400 lines: every step, in the order in which a pipeline takes them.
 """
 
 from __future__ import annotations

@@ -19,8 +19,9 @@ from minio.lifecycleconfig import AbortIncompleteMultipartUpload, LifecycleConfi
 
 from percmae.command import exit_code
 from percmae.errors import StoreError, UserError
+from percmae.storage.clients import client
 from percmae.storage.path import StorePath
-from percmae.storage.s3 import S3Object, client
+from percmae.storage.s3 import S3Object
 from percmae.storage.settings import StoreSettings
 
 UNFINISHED_DAYS = 7

@@ -6,33 +6,27 @@ Loaded at the first S3 request only: importing minio takes half a second.
 from __future__ import annotations
 
 import io
-import os
 import re
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
-from urllib.parse import urlsplit
-from xml.etree.ElementTree import ParseError, fromstring
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias, cast
+from xml.etree.ElementTree import ParseError
 
 import urllib3
 from minio import Minio
 from minio.datatypes import Part
-from minio.error import InvalidResponseError, MinioException, S3Error
+from minio.error import MinioException, S3Error
 from urllib3.exceptions import ProtocolError
 
 from percmae.errors import StoreAccessError, StoreError
 from percmae.storage import outage, stream
 from percmae.storage.base import Stat, Target
-from percmae.storage.explain import code_of, explain, is_absent, is_full, is_refused, not_a_store
-from percmae.storage.roles import Fetched, Given
+from percmae.storage.clients import client
+from percmae.storage.explain import explain, is_absent, not_a_store
 from percmae.storage.transport import (
     CONNECTION_ERRORS,
-    NotNow,
-    OneTry,
     Patience,
     Server,
-    persist,
     raise_if_final,
 )
 
@@ -45,86 +39,6 @@ _ABORT_SECONDS = 3.0
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 _Headers: TypeAlias = dict[str, str | list[str] | tuple[str]]
-
-# A client's sockets must never be used by two processes, so the key holds the process id.
-_clients: dict[tuple[int, StoreSettings, str, Server], Minio] = {}
-_clients_lock = threading.Lock()
-
-
-def _new_lock_in_child() -> None:
-    global _clients_lock
-    _clients_lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_new_lock_in_child)
-
-
-def client(settings: StoreSettings) -> Minio:
-    """The one minio client of this process for these settings (and the proxy of now)."""
-    server = Server.store(settings)
-    # Their origin too, which is no part of how settings compare: keys are renewed from there.
-    key = (os.getpid(), settings, settings.origin, server)
-    with _clients_lock:
-        if key not in _clients:
-            try:
-                _clients[key] = _new_client(settings, server)
-            except (ValueError, OSError) as error:
-                raise StoreAccessError(f"{server}: {error}") from error
-        return _clients[key]
-
-
-def _new_client(settings: StoreSettings, server: Server) -> Minio:
-    keys = Fetched(settings.role, settings) if settings.role else Given(settings)
-    return _Client(
-        urlsplit(settings.endpoint).netloc,
-        credentials=keys,
-        secure=bool(settings.secure),
-        region=settings.region,
-        http_client=OneTry(server),
-    )
-
-
-class _Client(Minio):
-    """minio-py's client, whose requests are repeated, each time signed anew."""
-
-    def _url_open(
-        self, method: str, region: str, bucket_name: str | None = None, *args: Any, **kw: Any
-    ) -> urllib3.BaseHTTPResponse:
-        server = cast(OneTry, self._http).server
-        place = (server.url, bucket_name or "", method)
-        send = super()._url_open
-
-        def ask() -> urllib3.BaseHTTPResponse:
-            try:
-                response = send(method, region, bucket_name, *args, **kw)
-                if kw.get("preload_content", True) and _is_xml(response):
-                    fromstring(response.data)
-            except ParseError as error:
-                raise NotNow("XML that is cut short or damaged") from error
-            except (S3Error, InvalidResponseError) as error:
-                self._raise_if_borne(error, place)
-                raise
-            outage.answered(*place)
-            return response
-
-        return persist(server, ask)
-
-    def _raise_if_borne(self, error: MinioException, place: tuple[str, str, str]) -> None:
-        """Raise ``NotNow`` for a full store and for keys that were good, while an outage is borne.
-
-        That some request is not allowed at all is no outage: one like it must have been answered.
-        """
-        if isinstance(error, S3Error) and not (is_full(error) or is_refused(error)):
-            outage.answered(*place)
-        if not outage.is_borne():
-            return
-        if is_full(error):
-            raise NotNow(code_of(error), "make room there") from error
-        if is_refused(error) and outage.took_before(*place):
-            keys = cast(Given | Fetched, self._provider)
-            keys.renew()
-            remedy = f"the keys were good before: renew {keys.origin}"
-            raise NotNow(code_of(error), remedy) from error
 
 
 class S3Object:
@@ -377,10 +291,6 @@ class S3Object:
             token=of.token_origin,
             sent=f" with a session token ({of.token_origin})" if of.session_token else "",
         )
-
-
-def _is_xml(response: urllib3.BaseHTTPResponse) -> bool:
-    return bool(response.data) and "xml" in response.headers.get("content-type", "")
 
 
 def _promised(response: urllib3.BaseHTTPResponse, first: int, last: int | None) -> int | None:

@@ -269,7 +269,7 @@ def test_accents_in_either_form_are_one_class_and_one_key(tmp_path: Path) -> Non
 
 
 def test_a_key_with_an_empty_part_in_a_store(s3: object, tmp_path: Path) -> None:
-    from percmae.storage.s3 import client
+    from percmae.storage.clients import client
 
     root = s3.uri("odd")  # type: ignore[attr-defined]
     bucket, _, prefix = root.removeprefix("s3://").partition("/")

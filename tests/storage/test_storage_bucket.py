@@ -15,7 +15,7 @@ from s3_server import S3
 
 from percmae.errors import StoreAccessError, UserError
 from percmae.storage import StorePath, StoreSettings, bucket
-from percmae.storage.s3 import client
+from percmae.storage.clients import client
 
 NEW = "percmae-made-by-setup"
 

@@ -17,7 +17,7 @@ from faulty_proxy import FaultyProxy
 
 from percmae.errors import StoreAway, StoreError
 from percmae.storage import StorePath, StoreSettings
-from percmae.storage.s3 import client
+from percmae.storage.clients import client
 
 if TYPE_CHECKING:
     from s3_server import S3

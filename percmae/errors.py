@@ -7,7 +7,7 @@ whether a pod is replaced; training goes on from the last checkpoint then. Below
 code   meaning                                                       pod
 =====  ============================================================  =========
 0      done                                                          done
-1      failure (a server down, a disk full, a loss not finite)       final
+1      failure (a disk full, a loss not finite)                      final
 2      bad usage, input or surroundings: nothing was started         final
 126-7  the container's command is not there or cannot be run         final
 130    interrupted (SIGINT), after saving                            restarted
@@ -16,6 +16,7 @@ code   meaning                                                       pod
 138    another process of the job, or one that loads its data, was   restarted
        lost, told to stop, or gives no answer
 139    crashed in native code                                        restarted
+140    the store gave no usable answer for too long                  restarted
 143    told to stop (SIGTERM: eviction, preemption), after saving    restarted
 =====  ============================================================  =========
 
@@ -60,7 +61,16 @@ class UnsafeFileError(CheckpointError):
 
 
 class StoreError(PercmaeError):
-    """The object store could not be reached or did not do what was asked."""
+    """The object store did not do what was asked."""
+
+
+class StoreAway(StoreError):
+    """The store gave no usable answer for too long: begin again.
+
+    128 + SIGUSR2. What was there stays, and what was to be done is done by the same command.
+    """
+
+    exit_code = 140
 
 
 class StoreAccessError(StoreError, UserError):
@@ -70,11 +80,16 @@ class StoreAccessError(StoreError, UserError):
 
 
 class Interrupted(PercmaeError):
-    """Ended by a signal after saving what was needed to go on later."""
+    """Ended by a signal after saving what was needed to go on later.
 
-    def __init__(self, signal_number: int, message: str) -> None:
+    in_midst: threads may still be at work on what was broken off, and would be waited for in the
+    end: the process has to end as it is.
+    """
+
+    def __init__(self, signal_number: int, message: str, in_midst: bool = False) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+        self.in_midst = in_midst
 
 
 class WorkerLost(PercmaeError):
@@ -92,13 +107,16 @@ class PeerLost(PercmaeError):
     in_midst: what this process shared with the lost one may still be under way. PyTorch then cannot
     take the process group apart: its destructor waits, with Python's lock, for a thread of gloo's
     that may be waiting for that lock. The process has to end as it is.
+    told: the signal by which this process was told to stop before; then it ends as told.
     """
 
     exit_code = 138
 
-    def __init__(self, message: str, in_midst: bool = False) -> None:
+    def __init__(self, message: str, in_midst: bool = False, told: int | None = None) -> None:
         super().__init__(message)
         self.in_midst = in_midst
+        if told is not None:
+            self.exit_code = 128 + told
 
 
 def one_line(said: object) -> str:

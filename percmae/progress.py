@@ -30,6 +30,15 @@ _log = logging.getLogger("percmae")
 _open_bars = 0
 
 
+def _without_bars() -> None:
+    global _open_bars
+    _open_bars = 0
+
+
+# Bars are the parent's, and so may be the lock that tqdm.write takes.
+os.register_at_fork(after_in_child=_without_bars)
+
+
 class Progress:
     """How far one piece of work is. Use as a context manager, and ``update`` as it goes on."""
 

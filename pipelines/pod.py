@@ -20,6 +20,7 @@ from percmae.jobs.names import (
     STORE,
     PullPolicy,
 )
+from percmae.storage.outage import OUTAGE_VARIABLE
 from pipelines.step import STEPS, Steps, apply, steps_of, tasks, with_words
 
 POLICIES = get_args(PullPolicy)
@@ -30,7 +31,8 @@ class PodSettings:
     """The same for all steps, but for ``steps``.
 
     store_secret, store_access_key, store_secret_key: the secret with the store's keys, and its
-    entries. store_config: the ConfigMap with AWS_ENDPOINT_URL and AWS_REGION. Only names: nothing
+    entries. store_config: the ConfigMap with AWS_ENDPOINT_URL, AWS_REGION and, where it is to
+    be another, PERCMAE_STORE_OUTAGE_SECONDS. Only names: nothing
     secret is compiled into a pipeline, and it fits any namespace that has them. shm: size of the
     memory-backed /dev/shm. train_image: of the jobs that they launch, where a run names none.
     tolerations: (key, value or "" for any, effect or "" for any). steps: of each step's pod, by the
@@ -92,9 +94,9 @@ def _give_store(task: Any, pod: PodSettings) -> None:
     kubernetes.use_secret_as_env(task, pod.store_secret, keys)
     token = {SESSION_TOKEN: SESSION_TOKEN_VARIABLE}  # of keys that expire
     kubernetes.use_secret_as_env(task, pod.store_secret, token, optional=True)
-    for name in ("AWS_ENDPOINT_URL", "AWS_REGION"):
+    for name in ("AWS_ENDPOINT_URL", "AWS_REGION", OUTAGE_VARIABLE):
         # AWS S3 itself has no endpoint to set. A ConfigMap that is not there at all is a mistake.
-        optional = name == "AWS_ENDPOINT_URL"
+        optional = name != "AWS_REGION"
         kubernetes.use_config_map_as_env(task, pod.store_config, {name: name}, optional=optional)
     kubernetes.empty_dir_mount(task, "shm", _SHM, medium="Memory", size_limit=pod.shm)
 

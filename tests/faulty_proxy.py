@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import http.client
+import random
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
 SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your rate</Message></Error>"
 NO_UPLOAD = b"<Error><Code>NoSuchUpload</Code><Message>Never heard of it</Message></Error>"
+FULL = b"<Error><Code>XMinioStorageFull</Code><Message>No room</Message></Error>"
+REVOKED = b"<Error><Code>InvalidAccessKeyId</Code><Message>Who is that?</Message></Error>"
+DENIED = b"<Error><Code>AccessDenied</Code><Message>No</Message></Error>"
 INTERNAL = b"<Error><Code>InternalError</Code><Message>Try again</Message></Error>"
 
 
@@ -24,9 +30,13 @@ class FaultyProxy:
     def __init__(self, target: str) -> None:
         self.target = urlsplit(target).netloc
         self.requests: list[str] = []
+        self.dates: list[str] = []
         self.body_bytes = 0
         self.release = threading.Event()
         self._faults: list[tuple[str, str]] = []
+        self._lasting: list[tuple[str, str]] = []
+        self._share, self._random = 0.0, random.Random()
+        self._awaited: tuple[str, Callable[[], object]] | None = None
         self._lock = threading.Lock()
         proxy = self
 
@@ -43,12 +53,41 @@ class FaultyProxy:
     def fault(self, action: str, times: int = 1, on: str = "") -> None:
         """Do ``action`` at the next ``times`` requests whose first line contains ``on``.
 
-        Actions: "refuse" (close without an answer), "503", "500", "cut" (half of the body),
-        "hang" (no answer at all), "lose" (do it, but lose the answer), "error200" (an error in
-        the body of a 200, as S3 may answer to the end of an upload), "no upload" (it is unknown),
-        "page" and "text" (what a web server answers).
+        Actions: "refuse" (close without an answer), "503", "500", "full", "revoked" (the access
+        key is unknown), "denied", "cut" (half of the body), "short" (the same, as if that were
+        all), "elsewhere" (a range that begins elsewhere), "damage" (other bytes), "slow"
+        (the body in pieces), "hang" (no answer at all), "lose" (do it, but lose the answer),
+        "error200" (an error in the body of a 200, as S3 may answer to the end of an upload), "no
+        upload" (it is unknown), "page" and "text" (what a web server answers), "short body" (half
+        of what is sent arrives).
         """
         self._faults += [(on, action)] * times
+
+    @contextmanager
+    def lasting(self, action: str, on: str = "") -> Iterator[None]:
+        """Do ``action`` at each request whose first line contains ``on``, as long as it is open."""
+        fault = (on, action)
+        self._lasting.append(fault)
+        try:
+            yield
+        finally:
+            self._lasting.remove(fault)
+
+    def last(self, seconds: float, action: str, on: str = "") -> None:
+        """As :meth:`lasting`, for so long from now on."""
+        fault = (on, action)
+        self._lasting.append(fault)
+        timer = threading.Timer(seconds, self._lasting.remove, [fault])
+        timer.daemon = True
+        timer.start()
+
+    def when(self, on: str, then: Callable[[], object]) -> None:
+        """Call ``then`` at the first request whose first line contains ``on``, and forward it."""
+        self._awaited = (on, then)
+
+    def fail_some(self, share: float, seed: int) -> None:
+        """Let so many of all requests fail, in one way or another."""
+        self._share, self._random = share, random.Random(seed)
 
     def sent(self, at_least: int, seconds: float = 5.0) -> int:
         """Bytes of bodies passed on so far, once they are that many.
@@ -63,6 +102,15 @@ class FaultyProxy:
     def next_fault(self, line: str) -> str | None:
         with self._lock:
             self.requests.append(line)
+            if self._awaited is not None and self._awaited[0] in line:
+                (_, then), self._awaited = self._awaited, None
+                then()
+                return None
+            for on, action in self._lasting:
+                if on in line:
+                    return action
+            if self._random.random() < self._share:
+                return self._random.choice(["refuse", "503", "500", "cut", "short", "lose"])
             for number, (on, action) in enumerate(self._faults):
                 if on in line:
                     del self._faults[number]
@@ -97,6 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _any(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         action = self.proxy.next_fault(f"{self.command} {self.path}")
+        self.proxy.dates.append(self.headers.get("x-amz-date") or "")
         if action == "hang":
             self.proxy.release.wait(30)
         if action in ("hang", "refuse"):
@@ -105,6 +154,9 @@ class _Handler(BaseHTTPRequestHandler):
         answers = {
             "503": (503, SLOW_DOWN, "application/xml"),
             "500": (500, INTERNAL, "application/xml"),
+            "full": (507, FULL, "application/xml"),
+            "revoked": (403, REVOKED, "application/xml"),
+            "denied": (403, DENIED, "application/xml"),
             "no upload": (404, NO_UPLOAD, "application/xml"),
             "error200": (200, INTERNAL, "application/xml"),
             "page": (200, b"<html>console</html>", "text/html"),
@@ -112,8 +164,13 @@ class _Handler(BaseHTTPRequestHandler):
         }
         if action in answers:
             status, data, kind = answers[action]
+            if self.command == "HEAD":  # which has no body
+                data = b""
             self._answer(status, {"Content-Type": kind}, data, len(data))
             return
+        if action == "short body":
+            body = body[: len(body) // 2]
+            self.headers.replace_header("Content-Length", str(len(body)))
         self._forward(body, action)
 
     def _forward(self, body: bytes, action: str | None) -> None:
@@ -134,17 +191,30 @@ class _Handler(BaseHTTPRequestHandler):
         if action == "cut":
             data = data[: len(data) // 2]
             self.close_connection = True
+        if action == "short" and self.command != "HEAD":
+            data = data[: len(data) // 2]
+            length = len(data)
+        if action == "damage":
+            data = data.translate(bytes(reversed(range(256))))
         skip = {"connection", "transfer-encoding", "content-length"}
         headers = {k: v for k, v in response.getheaders() if k.lower() not in skip}
-        self._answer(response.status, headers, data, length)
+        if action == "elsewhere" and "Content-Range" in headers:
+            headers["Content-Range"] = headers["Content-Range"].replace("bytes ", "bytes 1")
+        self._answer(response.status, headers, data, length, slow=action == "slow")
 
-    def _answer(self, status: int, headers: dict[str, str], data: bytes, length: int) -> None:
+    def _answer(
+        self, status: int, headers: dict[str, str], data: bytes, length: int, slow: bool = False
+    ) -> None:
         self.send_response_only(status)
         for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(length))
         self.end_headers()
-        self.wfile.write(data)
+        piece = max(1, len(data) // 8) if slow else len(data) or 1
+        for at in range(0, len(data), piece):
+            if slow:
+                time.sleep(0.02)
+            self.wfile.write(data[at : at + piece])
         self.wfile.flush()
         self.proxy.body_bytes += len(data)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from percmae.data.sample import SampleArchives, make_sample_archives
 from percmae.data.shards import Dataset
 from percmae.ingest import ingest
+from percmae.vision import torchvision
 
 TINY = [
     "data.image_size=32",
@@ -72,3 +74,13 @@ def tiny_dataset(
     a = tiny_archives
     to = tmp_path_factory.mktemp("tiny-dataset")
     return ingest(**a.uris(), to=str(to)).dataset
+
+
+@pytest.fixture(scope="session")
+def vgg16(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Weights of VGG16's first three stages, drawn from a seed, as a state dict in a file."""
+    torch.manual_seed(11)
+    layers = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"][:10])
+    path = tmp_path_factory.mktemp("weights") / "vgg16.pth"
+    torch.save({f"features.{k}": v for k, v in layers.state_dict().items()}, path)
+    return str(path)

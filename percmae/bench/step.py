@@ -13,7 +13,6 @@ import json
 import statistics
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from percmae.bench.contenders import (
     contenders,
 )
 from percmae.bench.flops import counted_flops, mae_flops, matmul_rate, timed
+from percmae.bench.memory import resident_peak
 from percmae.errors import UserError
 from percmae.memory import keep_freed_memory
 from percmae.progress import note
@@ -145,18 +145,11 @@ def _measure(request: dict[str, Any]) -> dict[str, Any]:
     return {
         "seconds": statistics.median(times),
         "rate": max(rate, matmul_rate(device, dtype)),
-        "peak": torch.cuda.max_memory_allocated(device) / 2**30 if on_gpu else _resident_peak(),
+        "peak": torch.cuda.max_memory_allocated(device) / 2**30
+        if on_gpu
+        else resident_peak() / 2**30,
         "gflop_per_image": flops,
     }
-
-
-def _resident_peak() -> float:
-    """Most memory in GiB that this program has held (getrusage would count its parent's too)."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return float("nan")  # not Linux
-    (line,) = [x for x in status.read_text().splitlines() if x.startswith("VmHWM:")]
-    return int(line.split()[1]) / 2**20
 
 
 def table(document: dict[str, Any]) -> str:

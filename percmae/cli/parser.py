@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from percmae import __version__
+from percmae.cli import checkpoints, datasets, models
 from percmae.data.addresses import joined
 from percmae.jobs.names import BUCKET
 
@@ -28,8 +29,9 @@ the same by hand:
   percmae probe --run runs/first_mae --data datasets/sample/manifest.json --to runs
   percmae evaluate --run runs/first_mae_probe --data datasets/sample/manifest.json
 
-exit codes: 0 done, 1 failure, 2 bad usage, input or surroundings, 128 and above interrupted and
-resumable (128 + the signal's number). PERCMAE_DEBUG=1 shows tracebacks."""
+exit codes: 0 done, 1 failure, 2 bad usage, input or surroundings, 128 and above to be begun again,
+which goes on where it stopped: 128 + the number of a signal, 138 a process was lost, 140 the store
+was away for too long. PERCMAE_DEBUG=1 shows tracebacks."""
 
 _OVERRIDES = "settings such as optim.epochs=3; `percmae config show --docs` explains them all"
 
@@ -75,7 +77,11 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--force", action="store_true", help=text)
 
     _ingest(verb("ingest", "turn images, or ILSVRC archives, into a dataset of shards"))
-    _datasets(verb("datasets", "look at datasets, compare them, and tidy them up"))
+    datasets.options(verb("datasets", "look at datasets, compare them, and tidy them up"))
+
+    models.options(
+        verb("models", "models with a name: versions of runs, and which of them is in use")
+    )
 
     sub = verb("pretrain", "pretrain a masked autoencoder")
     _config_options(sub)
@@ -109,6 +115,10 @@ def build_parser() -> argparse.ArgumentParser:
                 default="pretrained",
                 help="the control: the same from scratch, from the weights pretraining began with",
             )
+
+    checkpoints.options(
+        verb("checkpoints", "look at a run's checkpoints, check them, and tidy them up")
+    )
 
     sub = verb("evaluate", "figures of a finished run on the test set")
     sub.add_argument("--run", required=True, metavar="URI", help="any finished run")
@@ -188,7 +198,7 @@ def _doctor(sub: argparse.ArgumentParser) -> None:
 
 
 def _bench(sub: argparse.ArgumentParser) -> None:
-    actions = sub.add_subparsers(dest="action", required=True, metavar="step|loader")
+    actions = sub.add_subparsers(dest="action", required=True, metavar="step|loader|checkpoint")
     loader = actions.add_parser(
         "loader",
         help="images a second of the loader, beside those of others",
@@ -204,6 +214,21 @@ def _bench(sub: argparse.ArgumentParser) -> None:
     )
     loader.add_argument("--only", metavar="NAME,…", help="which (default: all)")
     loader.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    checkpoint = actions.add_parser(
+        "checkpoint",
+        help="what a checkpoint costs the training, and when it is in the store",
+        description="Measure how long a checkpoint of a whole masked autoencoder with its "
+        "optimiser's moments stops the training, when it is on disk and when in an S3 server of "
+        "this machine, beside torch.distributed.checkpoint.",
+    )
+    checkpoint.add_argument(
+        "--size", default="base,large", metavar="S,…", help="default: %(default)s"
+    )
+    checkpoint.add_argument(
+        "--rounds", type=int, default=3, metavar="N", help="checkpoints of each"
+    )
+    checkpoint.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    _overrides(checkpoint)
     step = actions.add_parser(
         "step",
         help="seconds and memory of a training step of each variant",
@@ -297,26 +322,6 @@ def _ingest(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--subset", action="store_true", help=text)
     text = "read the ILSVRC archives as a whole first, to compare their published MD5"
     sub.add_argument("--md5", action="store_true", help=text)
-
-
-def _datasets(sub: argparse.ArgumentParser) -> None:
-    actions = sub.add_subparsers(dest="action", metavar="ACTION", required=True)
-    for name, text, arguments in (
-        ("ls", "the datasets below a folder or prefix", ("uri",)),
-        ("show", "what a dataset was made from, and what it holds", ("manifest",)),
-        ("diff", "images that one dataset has and another has not", ("left", "right")),
-        ("gc", "files that no manifest of a dataset refers to", ("dataset",)),
-    ):
-        action = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        for argument in arguments:
-            what = "URI" if name == "ls" else "FOLDER" if name == "gc" else "MANIFEST"
-            action.add_argument(argument, metavar=what)
-        if name == "gc":
-            action.add_argument("--delete", action="store_true", help="delete them (default: list)")
-            text = "also those of an ingest that may be under way"
-            action.add_argument("--force", action="store_true", help=text)
-        else:
-            action.add_argument("--json", action="store_true", help="as one line of JSON")
 
 
 def _config_options(sub: argparse.ArgumentParser) -> None:

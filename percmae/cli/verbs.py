@@ -12,10 +12,12 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from percmae.cli import checkpoints, datasets, models
 from percmae.cli.parser import build_parser
 from percmae.command import exit_code, parse
 from percmae.engine.place import copies, find_place
@@ -55,19 +57,6 @@ def _ingest(args: argparse.Namespace) -> None:
     if result.reused:
         note(f"{result.manifest_uri}: unchanged, reused")
     print(result.manifest_uri)
-
-
-def _datasets(args: argparse.Namespace) -> None:
-    from percmae.ingest import datasets
-
-    if args.action == "ls":
-        print(datasets.listing(args.uri, args.json))
-    elif args.action == "show":
-        print(datasets.shown(args.manifest, args.json))
-    elif args.action == "diff":
-        print(datasets.difference(args.left, args.right, args.json))
-    else:
-        print(datasets.collected(args.dataset, args.delete, args.force))
 
 
 def _pretrain(args: argparse.Namespace) -> None:
@@ -247,8 +236,8 @@ def _stored_config(uri: str) -> Config:
 
 
 def _bench(args: argparse.Namespace) -> None:
-    if args.action == "loader":
-        _bench_loader(args)
+    if args.action != "step":
+        (_bench_loader if args.action == "loader" else _bench_checkpoint)(args)
         return
     from percmae.bench import step
 
@@ -266,15 +255,10 @@ def _bench(args: argparse.Namespace) -> None:
 
 def _bench_loader(args: argparse.Namespace) -> None:
     from percmae.bench import loader
-    from percmae.local_store import server
 
-    with (
-        tempfile.TemporaryDirectory(prefix="percmae-bench-") as folder,
-        server.running(Path(folder)) as store,
-        store.in_environment(),
-    ):
+    with _store_of_a_bench() as store:
         document = loader.bench(
-            store.uri,
+            store,
             photos=args.photos,
             count=args.images,
             rounds=args.rounds,
@@ -282,6 +266,27 @@ def _bench_loader(args: argparse.Namespace) -> None:
             only=args.only.split(",") if args.only else None,
         )
     print(json.dumps(document) if args.json else loader.table(document))
+
+
+def _bench_checkpoint(args: argparse.Namespace) -> None:
+    from percmae.bench import checkpoint
+
+    with _store_of_a_bench() as store:
+        document = checkpoint.bench(store, args.size.split(","), args.rounds, args.overrides)
+    print(json.dumps(document) if args.json else checkpoint.table(document))
+
+
+@contextmanager
+def _store_of_a_bench() -> Iterator[str]:
+    """The URI of an embedded store that the environment describes, gone afterwards."""
+    from percmae.local_store import server
+
+    with (
+        tempfile.TemporaryDirectory(prefix="percmae-bench-") as folder,
+        server.running(Path(folder)) as store,
+        store.in_environment(),
+    ):
+        yield store.uri
 
 
 def _doctor(args: argparse.Namespace) -> None:
@@ -347,10 +352,12 @@ _WORK: dict[str, Callable[[argparse.Namespace], None]] = {
     "sample-data": _sample_data,
     "put": _put,
     "ingest": _ingest,
-    "datasets": _datasets,
+    "datasets": datasets.work,
+    "models": models.work,
     "pretrain": _pretrain,
     "finetune": _downstream,
     "probe": _downstream,
+    "checkpoints": checkpoints.work,
     "evaluate": _evaluate,
     "reconstruct": _reconstruct,
     "embed": _embed,
@@ -365,7 +372,7 @@ _WORK: dict[str, Callable[[argparse.Namespace], None]] = {
 }
 
 # Trainings share their work; the rest only looks.
-_SHARED = ("pretrain", "finetune", "probe", "config", "datasets", "doctor")
+_SHARED = ("pretrain", "finetune", "probe", "checkpoints", "config", "datasets", "doctor")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,6 +9,8 @@ Fields marked ``PRETRAIN``, ``FINETUNE`` or ``DOWNSTREAM`` are settings of those
 another they have no effect, or it takes them over from the run it builds upon (its network's
 sizes). A marked section marks its fields; all others are settings of every stage.
 ``percmae.config.load.stages_of`` reads this.
+
+More than 400 lines: every setting with its documentation, in one place.
 """
 
 from __future__ import annotations
@@ -286,6 +288,16 @@ class Trainer:
     """Images of the validation slice to use; null for all."""
     log_interval: Annotated[PositiveInt, Field(json_schema_extra=OPERATIONAL)] = 50
     """Optimiser steps between logged training figures."""
+    hang_minutes: Annotated[float, Field(gt=0, lt=30, json_schema_extra=OPERATIONAL)] = 15
+    """Minutes without a move (waits for images or a store have other limits) after which a run says
+    which process is behind, and ends to begin again (138); more than the longest step takes."""
+    store_outage: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, json_schema_extra=OPERATIONAL
+    )
+    """Minutes for which a store that is away, full or refuses keys it took before is waited for.
+    Training goes on meanwhile as long as images were read ahead and the local disk takes what is
+    saved; then it ends with a code that has its pod made anew. null: what the environment's
+    PERCMAE_STORE_OUTAGE_SECONDS says, which is of all verbs; 30 minutes without it."""
     exit_on_nan_losses: bool = True
     """Stop when a loss is not finite, naming the step and term; false skips the step."""
 
@@ -306,6 +318,14 @@ class Checkpoint:
     """Checkpoints with the lowest validation loss kept."""
     milestone_epochs: PositiveInt | None = Field(default=None, json_schema_extra=OPERATIONAL)
     """Keep a checkpoint for good every so many epochs; null for none."""
+    spool: Annotated[str | None, Field(json_schema_extra=OPERATIONAL)] = None
+    """Folder of this machine where checkpoints and figures of a run in a store lie until they are
+    there, up to three checkpoints at a time (job setting scratch); null: below TMPDIR. The same run
+    finds there what an earlier process could not send, and sends it first."""
+    grace: Annotated[float, Field(gt=0, json_schema_extra=OPERATIONAL)] = 60.0
+    """Seconds that a run which is told to stop, or has failed, goes on sending; what is not in the
+    store by then stays in checkpoint.spool. Below the job setting grace by what a step and writing
+    a checkpoint to disk take."""
 
 
 @dataclass(config=SETTINGS)

@@ -25,6 +25,7 @@ from percmae.data.sample_sources import DEFAULT_SOURCE, SOURCES, Source, fingerp
 from percmae.errors import DataError, StoreAccessError
 from percmae.progress import Progress, warn
 from percmae.storage import StorePath, local_path
+from percmae.storage.outage import outage
 
 __all__ = ["SOURCES", "SampleArchives", "make_sample_archives", "put_sample_archives"]
 
@@ -89,6 +90,7 @@ def _scratch(folder: Path) -> tempfile.TemporaryDirectory[str]:
         raise StoreAccessError(f"cannot write in {folder}: {error.strerror}") from None
 
 
+@outage()
 def put_sample_archives(out: StorePath, source: str = DEFAULT_SOURCE) -> bool:
     """The same archives below an address in a store; whether they were there already.
 

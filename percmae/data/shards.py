@@ -23,7 +23,6 @@ slice of the training images that the digest chooses.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 import json
 import math
@@ -31,6 +30,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -354,7 +354,7 @@ def _former_digest(classes: Sequence[ClassInfo], shards: Shards) -> str:
 
 def _digest(content: dict[str, Any]) -> str:
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+    return "sha256:" + sha256(text.encode()).hexdigest()
 
 
 def pinned_path(root: StorePath, digest: str) -> StorePath:
@@ -394,7 +394,7 @@ def _absent(path: StorePath) -> str:
 
 def _read_index(folder: StorePath, info: ShardInfo) -> bytes:
     path = folder / info.index
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != info.index_sha256:
+    data = path.read_bytes(is_whole=lambda data: sha256(data).hexdigest() == info.index_sha256)
+    if sha256(data).hexdigest() != info.index_sha256:
         raise DataError(f"{path}: index does not have the recorded checksum; run ingest again")
     return data

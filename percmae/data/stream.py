@@ -294,7 +294,8 @@ class Loader:
         pixels = np.empty((len(ids), transform.side, transform.side, 3), np.uint8)
         for place, (id_, drawn) in enumerate(zip(ids.tolist(), numbers.tolist(), strict=True)):
             name = partial(_describe, self.split, id_)
-            pixels[place] = transform.pixels(blobs[id_], drawn, name, self.formats)
+            make = partial(transform.pixels, numbers=drawn, name=name, formats=self.formats)
+            pixels[place] = self._made_of(id_, blobs, make)
         return torch.from_numpy(pixels), torch.from_numpy(transform.flips(numbers))
 
     def _drawn(self, epoch: int, ids: np.ndarray, blobs: dict[int, bytes]) -> tuple[Tensor, Tensor]:
@@ -304,10 +305,25 @@ class Loader:
         with private_randomness():
             for id_ in ids.tolist():
                 name = partial(_describe, self.split, id_)
-                image = decode(blobs[id_], min_side, name, self.formats)
+                open_ = partial(decode, min_side=min_side, name=name, formats=self.formats)
+                image = self._made_of(id_, blobs, open_)
                 seed_sample(self.seed, epoch, id_)
                 images.append(transform(image))
         return torch.stack(images), torch.zeros(0, dtype=torch.bool)
+
+    def _made_of(self, id_: int, blobs: dict[int, bytes], make: Callable[[bytes], T]) -> T:
+        """``make`` of a sample's bytes; where they were damaged on the way, of those read again."""
+        for left in (2, 1, 0):
+            try:
+                return make(blobs[id_])
+            except DataError:
+                shard, offset, size = (int(value) for value in self.split.locate(id_))
+                path = self.split.shards[shard]
+                again = path.read_bytes(offset, size) if path.is_s3 else blobs[id_]
+                if not left or again == blobs[id_]:
+                    raise
+                blobs[id_] = again
+        raise AssertionError("unreachable: the last try returns or raises")
 
 
 def _pinned(loaded: Loaded) -> Loaded:

@@ -34,6 +34,7 @@ import torch
 from percmae.data.shortage import shortage, told
 from percmae.errors import PercmaeError, UserError, WorkerLost
 from percmae.memory import keep_freed_memory
+from percmae.storage import outage
 
 # Items that each worker may have ready before they are asked for.
 _AHEAD = 2
@@ -80,7 +81,8 @@ class Workers:
     ) -> None:
         """
         make: (worker, workers) to that worker's items; called in the worker. timeout: seconds
-        that an item is waited for. Raises UserError where this machine has no room for them.
+        that an item is waited for, those left out in which the store is away. Raises UserError
+        where this machine has no room for them.
         """
         self._timeout = timeout
         self._workers: list[_Worker] = []
@@ -167,9 +169,9 @@ class Workers:
         poll.register(worker.link, select.POLLIN)
         left = self._timeout
         # Second by second: while all processes are stopped (a laptop asleep, a debugger), time
-        # passes that no worker had.
+        # passes that no worker had. Nor is one to blame while the store is away.
         while not poll.poll(1000 * min(left, 1.0)):
-            left -= 1.0
+            left -= 0.0 if outage.waiting() else 1.0
             if left <= 0:
                 raise self._silent(worker)
         receive = partial(socket.recv_fds, worker.link, _LONGEST_MESSAGE, 1, _CLOSED_ON_EXEC)

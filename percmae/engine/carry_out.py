@@ -15,8 +15,11 @@ from percmae.engine.learner import Learner
 from percmae.engine.loaders import train_images, train_loader
 from percmae.engine.loop import Loop
 from percmae.engine.plan import Plan, with_smaller_steps
+from percmae.errors import StoreAway
 from percmae.progress import note, warn
-from percmae.runs.record import Identity, Run, RunResult, may_go_on
+from percmae.runs.going_on import may_go_on
+from percmae.runs.record import Identity, Run, RunResult
+from percmae.storage.outage import outage, outage_seconds
 
 
 def carry_out(
@@ -32,13 +35,15 @@ def carry_out(
 
     run: the one of that name that is there. learner: builds what is trained; told whether the run
     is a new one. Everything that may be refused comes before the run's folder is made; a new run
-    that fails all the same before it has a checkpoint leaves no folder, so that its name is free.
+    that fails all the same before it has a checkpoint leaves no folder, so that its name is free,
+    unless it is to be gone on with because its store was away.
     Raises UserError for a run that may not be gone on with, and what the loop and the learner
     raise.
     """
+    longer = False
     if run is not None:
-        may_go_on(run, identity, resume)
-        if run.complete:
+        longer = may_go_on(run, identity, resume)
+        if run.complete and not longer:
             note(f"{run.uri}: unchanged, reused")
             return RunResult(run, reused=True)
     config = identity.config
@@ -54,11 +59,19 @@ def carry_out(
         )
     _warn_of_schedule(config)
     fresh = run is None
-    run = run or world.first(lambda: Run.create(to, identity, _versions()))
+    if run is None:
+        run = world.first(lambda: Run.create(to, identity, _versions()))
+    elif longer:
+        begun_for_less = run
+        run = world.first(lambda: begun_for_less.extend(identity))
+    loop = Loop(trained, config, run, trained.source(loader), world, plan)
     try:
-        Loop(trained, config, run, trained.source(loader), world, plan).run()
+        with outage(outage_seconds(config.trainer.store_outage)):
+            loop.run()
+    except StoreAway:  # what is there is gone on with
+        raise
     except Exception:
-        if fresh and world.main:
+        if fresh and loop.spool is not None and loop.spool.left is None:
             run.forget()
         raise
     return RunResult(run, reused=False)

@@ -26,6 +26,8 @@ from percmae.engine.place import Place, find_place, unused_tasks
 from percmae.errors import ConfigError, PeerLost, PercmaeError, UserError, one_line
 from percmae.memory import keep_freed_memory
 from percmae.progress import note
+from percmae.signals import received
+from percmae.storage.outage import outage_seconds
 
 T = TypeVar("T")
 
@@ -46,6 +48,8 @@ class World:
     rank: int
     size: int
     device: torch.device
+    meeting_place: tuple[str, int] | None = None
+    """Host and port of the store by which the processes have met; None for one alone."""
 
     @property
     def main(self) -> bool:
@@ -168,10 +172,12 @@ def distributed(config: Config) -> Iterator[World]:
     else:
         keep_freed_memory()
     joined = place is not None and not dist.is_initialized()
-    here = World(rank, size, device)
+    meeting_place = (place.address, place.port) if place is not None and joined else None
+    here = World(rank, size, device, meeting_place)
     try:
         if place is not None and joined:
-            _join(place, device)
+            away = timedelta(seconds=60 + outage_seconds(config.trainer.store_outage))
+            _join(place, device, away)
             _refuse_shared_gpus(here)
         yield here
     except RuntimeError as error:
@@ -179,7 +185,7 @@ def distributed(config: Config) -> Iterator[World]:
             reason = one_line(error)
             message = f"process {rank} of {size} lost the others: {reason}"
             joined = False  # what is under way with the others cannot be ended
-            raise PeerLost(message, in_midst=True) from error
+            raise PeerLost(message, in_midst=True, told=received()) from error
         raise
     finally:
         if joined and dist.is_initialized():
@@ -188,8 +194,11 @@ def distributed(config: Config) -> Iterator[World]:
                 dist.destroy_process_group()
 
 
-def _join(place: Place, device: torch.device) -> None:
-    """Meet the others. Raises UserError where that cannot be, PeerLost where they do not come."""
+def _join(place: Place, device: torch.device, away: timedelta) -> None:
+    """Meet the others. Raises UserError where that cannot be, PeerLost where they do not come.
+
+    away: so long a collective may wait for a process whose store is away.
+    """
     seconds = _join_seconds()
     # torchrun's own process listens in the place of process 0.
     hosts = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
@@ -213,7 +222,13 @@ def _join(place: Place, device: torch.device) -> None:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     group = dist.PrefixStore("default_pg", store)
     try:
-        dist.init_process_group(backend, store=group, rank=place.rank, world_size=place.size)
+        dist.init_process_group(
+            backend,
+            timeout=away if away > _COLLECTIVE else None,
+            store=group,
+            rank=place.rank,
+            world_size=place.size,
+        )
     except RuntimeError as error:
         if "Unable to find" not in str(error):
             raise

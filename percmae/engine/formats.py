@@ -65,7 +65,7 @@ def export_weights(run: str, to: str, format: str, force: bool = False) -> Writt
         "image_size": str(config.data.image_size),
         "patch_size": str(config.model.patch_size),
     }
-    return _write(target, _safetensors_bytes(tensors, metadata))
+    return _write(target, safetensors_bytes(tensors, metadata))
 
 
 def import_weights(weights: str, to: str, kind: str = "mae", force: bool = False) -> Written:
@@ -87,7 +87,7 @@ def import_weights(weights: str, to: str, kind: str = "mae", force: bool = False
     else:
         tensors = feature_tensors(kind, network_tensors(kind, weights, weights), weights)
         keys = {"perceptual.extractor": kind, "perceptual.weights": target.uri}
-    written = _write(target, _safetensors_bytes(tensors, {"kind": kind}))
+    written = _write(target, safetensors_bytes(tensors, {"kind": kind}))
     if kind != "mae":
         keys["perceptual.sha256"] = written.sha256
     settings = " ".join(shlex.quote(f"{key}={value}") for key, value in keys.items())
@@ -114,7 +114,8 @@ def _owned(tensors: Tensors) -> dict[str, Tensor]:
     }
 
 
-def _safetensors_bytes(tensors: Tensors, metadata: dict[str, str]) -> bytes:
+def safetensors_bytes(tensors: Tensors, metadata: dict[str, str]) -> bytes:
+    """A safetensors file; of the same tensors and metadata always the same bytes."""
     data = safetensors.torch.save(_owned(tensors), {"format": "pt", **metadata})
     # The library writes metadata in an order that changes from process to process; the same
     # weights must give the same SHA-256. The header is padded to keep tensors aligned.

@@ -25,7 +25,7 @@ choice of both sizes the smaller is among the larger, so each image is seen once
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ from percmae.engine.distributed import World
 from percmae.engine.loaders import whole_loader
 from percmae.engine.precision import autocast
 from percmae.engine.rankme import rankme
+from percmae.engine.signals import together
 from percmae.models.mae import CHANNELS, MaskedAutoencoder
 
 KNN_SAMPLES = 1000
@@ -120,7 +121,7 @@ class Judge:
         """Features (n, D), not scaled, of all images, in every process."""
         device = self.world.device
         rows = torch.zeros(len(images.split), generator.cls_token.shape[-1], device=device)
-        for batch in images:
+        for batch in together(images.batches(), self.world):
             with autocast(self.config, device):
                 rows[batch.ids] = pooled(generator, batch.images)
         # Each process has filled its rows and left the others zero: the sum is all of them.
@@ -185,7 +186,7 @@ class _Images:
         self._loader, self._keep = loader, keep
         self._kept: list[Batch] | None = None
 
-    def __iter__(self) -> Iterator[Batch]:
+    def batches(self) -> Generator[Batch, None, None]:
         if self._kept is not None:
             yield from self._kept
             return

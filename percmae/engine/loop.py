@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
@@ -21,57 +20,25 @@ from torch import Tensor, nn
 from percmae.config import Config
 from percmae.data.batch import Batch
 from percmae.data.stream import Source
-from percmae.engine.checkpoint import Checkpoints, State, archive
+from percmae.engine.checkpoint import State, write_state
 from percmae.engine.distributed import World, seed_step
-from percmae.engine.finite import NotFinite, Watch
+from percmae.engine.finite import NotFinite, Watch, listed
 from percmae.engine.learner import Learner
 from percmae.engine.optim import Schedule, effective_lr, step_unless
 from percmae.engine.plan import Plan
-from percmae.engine.signals import Signals
+from percmae.engine.saving import latest_state, put_back, state_of
+from percmae.engine.signals import BrokenOff, stopped, training_signals
+from percmae.engine.spool import Spool
 from percmae.engine.tracking import Tracker
 from percmae.engine.waiting import LoaderWait
+from percmae.engine.watchdog import COMPUTING, IMAGES, OTHERS, SAVING, Watchdog, at
+from percmae.engine.window import Window
 from percmae.errors import PercmaeError
 from percmae.losses.objective import Micro, Terms
 from percmae.progress import Progress, note, warn
+from percmae.runs.checkpoints import Checkpoints
 from percmae.runs.record import CHECKPOINTS, Run
-
-
-@dataclass
-class _Window:
-    """Sums of the terms since the last log, kept on the device: reading them would wait for it.
-
-    A term that is not computed at every step is averaged over those where it was. Terms that come
-    together are summed together: (values, number of steps) by their names.
-    """
-
-    sums: dict[tuple[str, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
-    steps: int = 0
-    started: float = field(default_factory=time.perf_counter)
-
-    def add(self, names: tuple[str, ...], values: Tensor, skip: Tensor) -> None:
-        """Count one step's values (len(names),), unless skip is 1."""
-        self.steps += 1
-        values, count = values.masked_fill(skip > 0, 0.0), 1.0 - skip
-        if names in self.sums:
-            values, count = values + self.sums[names][0], count + self.sums[names][1]
-        self.sums[names] = values, count
-
-    def means(self, world: World) -> dict[str, float]:
-        """The mean of each term; waits for the device."""
-        sums: dict[str, Tensor] = {}
-        counts: dict[str, Tensor] = {}
-        for names, (values, count) in self.sums.items():
-            for name, value in zip(names, values.unbind(), strict=True):
-                sums[name] = sums.get(name, 0.0) + value
-                counts[name] = counts.get(name, 0.0) + count
-        if not sums:
-            return {}
-        ordered = sorted(sums)
-        means = torch.stack([sums[name] / counts[name] for name in ordered])
-        values = world.sum(means) / world.size
-        # Without a single step that counted there is nothing to say.
-        told = zip(ordered, values.tolist(), [counts[n] for n in ordered], strict=True)
-        return {name: value for name, value, count in told if count > 0}
+from percmae.signals import Signals
 
 
 class Loop:
@@ -84,25 +51,31 @@ class Loop:
         self.source, self.world, self.plan = source, world, plan
         peak = effective_lr(config.optim, plan.batch)
         self.schedule = Schedule(config.optim, peak, plan.epoch, plan.total)
-        self.checkpoints = Checkpoints(run.path / CHECKPOINTS, config.checkpoint)
         self.waits = LoaderWait(world.device)
         self.watch = Watch(world, stop=config.trainer.exit_on_nan_losses)
         self.step = 0
         self.seconds = 0.0
+        # Whether the validation after this step was broken off.
+        self.owes_validation = False
         self.metrics: dict[str, float] = {}
+        self.spool: Spool | None = None  # of the main process
+        if world.main:
+            self.spool = Spool(run.path, run.record.started, config.checkpoint)
 
     def run(self) -> dict[str, float]:
         """Train to the last step and return the last figures.
 
         Raises Interrupted after a SIGINT or SIGTERM (a checkpoint was saved), PercmaeError when
-        the loss is not finite.
+        the loss is not finite, StoreError when the store is away for too long (``spool.left``).
         """
-        self._restore()
         with ExitStack() as stack:
-            signals = stack.enter_context(Signals())
+            self.world.first(lambda: self._open(stack))
+            self._restore()
+            signals = stack.enter_context(training_signals())
+            stack.enter_context(Watchdog(self.world, self.config.trainer.hang_minutes, signals))
             tracker = None
-            if self.world.main:
-                tracker = stack.enter_context(Tracker(self.run_folder.path, self.step))
+            if self.spool is not None:
+                tracker = stack.enter_context(Tracker(self.spool, self.step))
                 name, total = self.run_folder.record.name, self.plan.total
                 # The rate is that of this process's own steps.
                 bar = stack.enter_context(Progress(name, total, "step", initial=self.step))
@@ -110,7 +83,9 @@ class Loop:
                 bar = None
             # Closed however training ends, so that no loader process outlives it.
             steps = stack.enter_context(closing(self._steps()))
-            self._train(steps, tracker, bar, signals)
+            if self.step < self.plan.total or self.owes_validation:
+                self._train(steps, tracker, bar, signals)
+            self._finish(signals)
         if self.world.main:
             self.run_folder.save(
                 status="complete", finished=time.time(), metrics=self.metrics, **self._progress()
@@ -125,42 +100,61 @@ class Loop:
         bar: Progress | None,
         signals: Signals,
     ) -> None:
-        began, earlier, saved_at = time.time(), self.seconds, time.monotonic()
-        window = _Window()
+        window = Window()
         self.learner.train(True)
-        if self._keeps_gradients:
-            for optimizer in self.learner.optimizers.values():
-                for group in optimizer.param_groups:
-                    for parameter in group["params"]:
-                        parameter.grad = torch.zeros_like(parameter)
-        for micros in self.waits.over(steps):
-            seed_step(self.config.seed, self.step, self.world.rank)
-            stop = self._optimise(micros, window, signals)
-            self.step += 1
-            self.seconds = earlier + time.time() - began
-            last = self.step == self.plan.total
-            minutes = self.config.checkpoint.every_minutes
-            overdue = minutes is not None and self.world.any(
-                time.monotonic() - saved_at > 60 * minutes
-            )
-            log, val = (self._due(every, last) for every in (self.plan.log, self.plan.val))
-            save = self._due(self.plan.save, last) or stop or overdue
-            if log or val or save:
+        self._hold_gradients()
+        saved, saved_step = time.monotonic(), self.step
+        began = time.monotonic() - self.seconds
+        awaited = self.waits.over(steps)
+        try:
+            if self.owes_validation:
+                self._save(tracker, self._validate(tracker))
+            while self.step < self.plan.total:
+                at(IMAGES, self.step)
+                micros = signals.unless_told(lambda: next(awaited))
+                at(OTHERS)
+                # The one thing that is agreed on at each step: whether any process is told to stop.
+                if self.world.any(micros is None):
+                    raise BrokenOff
+                assert micros is not None
+                at(COMPUTING)
+                seed_step(self.config.seed, self.step, self.world.rank)
+                self._optimise(micros, window)
+                self.step += 1
+                self.seconds = time.monotonic() - began
+                last = self.step == self.plan.total
+                log, val = (self._due(every, last) for every in (self.plan.log, self.plan.val))
+                save = self._due(self.plan.save, last) or self._overdue(saved)
+                if log or val or save:
+                    self._look()
+                if log:
+                    self._log(window, tracker, bar)
+                    window = Window()
+                elif bar is not None:
+                    bar.update(1)
+                val_loss = self._validate(tracker) if val else None
+                if save:
+                    self._save(tracker, val_loss)
+                    saved, saved_step = time.monotonic(), self.step
+        except BrokenOff:
+            if self.step > saved_step:
                 self._look()
-            if log:
-                self._log(window, tracker, bar)
-                window = _Window()
-            elif bar is not None:
-                bar.update(1)
-            val_loss = self._validate(tracker) if val else None
-            if save:
-                self._save(tracker, val_loss)
-                saved_at = time.monotonic()
-            if stop and not last:
-                raise signals.interrupted(
-                    f"stopped at step {self.step} of {self.plan.total}, checkpoint saved; the same "
-                    "command with --resume auto goes on from there"
-                )
+                self._save(tracker, None)
+            self._settle()
+            raise stopped(signals, self._where_it_stands()) from None
+
+    def _where_it_stands(self) -> str:
+        if not self.step:
+            return "stopped before the first step, with nothing to save"
+        return (
+            f"stopped at step {self.step} of {self.plan.total}, checkpoint saved; the same command "
+            "with --resume auto goes on from there"
+        )
+
+    def _overdue(self, saved: float) -> bool:
+        """Whether to save because of the time since the last checkpoint."""
+        minutes = self.config.checkpoint.every_minutes
+        return minutes is not None and self.world.any(time.monotonic() - saved > 60 * minutes)
 
     def _due(self, every: int, last: bool) -> bool:
         return last or self.step % every == 0
@@ -179,11 +173,9 @@ class Loop:
                 if len(micros) == plan.accumulate:
                     yield micros
                     micros = []
-                    if self.step >= plan.total:
-                        return
 
-    def _optimise(self, micros: list[Batch], window: _Window, signals: Signals) -> bool:
-        """One step; whether a signal asks to stop after it.
+    def _optimise(self, micros: list[Batch], window: Window) -> None:
+        """One step.
 
         The weights are changed only by losses and gradients that are finite in every process.
         """
@@ -200,7 +192,6 @@ class Loop:
             step_unless(optimizer, skip)
         window.add(names, values, skip)
         self._zero()
-        return self.world.any(signals.received is not None)
 
     def _clip(self, network: str) -> Tensor:
         """The norm of a network's gradients, clipped where the config says so."""
@@ -242,6 +233,13 @@ class Loop:
         trainer = self.config.trainer
         return trainer.compile and trainer.compile_mode != "default"
 
+    def _hold_gradients(self) -> None:
+        if self._keeps_gradients:
+            for optimizer in self.learner.optimizers.values():
+                for group in optimizer.param_groups:
+                    for parameter in group["params"]:
+                        parameter.grad = torch.zeros_like(parameter)
+
     def _zero(self) -> None:
         for optimizer in self.learner.optimizers.values():
             optimizer.zero_grad(set_to_none=not self._keeps_gradients)
@@ -254,13 +252,13 @@ class Loop:
         if self.config.trainer.exit_on_nan_losses:
             self._give_up(found)
         more = f" (and {found.steps - 1} more up to step {self.step})" if found.steps > 1 else ""
-        warn(f"step {found.step}: not finite: {_listed(found.names)}; step skipped{more}")
+        warn(f"step {found.step}: not finite: {listed(found.names)}; step skipped{more}")
 
     def _give_up(self, found: NotFinite) -> NoReturn:
         """Save what is needed to look into it, and raise PercmaeError."""
         gathered = self.world.gather((found.names, found.ids))
         names = list(dict.fromkeys(name for terms, _ in gathered for name in terms))
-        where = self.checkpoints.folder / f"diagnostic-step-{found.step:08d}.pt"
+        where = self.run_folder.path / CHECKPOINTS / f"diagnostic-step-{found.step:08d}.pt"
         if self.world.main:
             diagnosis = {
                 "step": found.step,
@@ -268,15 +266,15 @@ class Loop:
                 "samples": [ids for terms, ids in gathered if terms],
             }
             state = {**self._state(), "step": found.step - 1, "diagnosis": diagnosis}
-            where.write_bytes(archive(state))
+            write_state(where, state)
         self.world.barrier()
         raise PercmaeError(
-            f"run {self.run_folder.uri}: not finite at step {found.step}: {_listed(names)}; "
+            f"run {self.run_folder.uri}: not finite at step {found.step}: {listed(names)}; "
             f"weights as they were before it, and the samples: {where}. Lower optim.lr, set "
             "optim.clip_grad, or skip such steps with trainer.exit_on_nan_losses=false"
         )
 
-    def _log(self, window: _Window, tracker: Tracker | None, bar: Progress | None) -> None:
+    def _log(self, window: Window, tracker: Tracker | None, bar: Progress | None) -> None:
         values = window.means(self.world)
         elapsed = time.perf_counter() - window.started
         values["lr"] = self.schedule(self.step - 1)
@@ -298,17 +296,24 @@ class Loop:
             bar.update(1, loss=f"{values.get('loss', math.nan):.4f}", speed=speed)
 
     def _validate(self, tracker: Tracker | None) -> float | None:
-        """The loss on the validation slice; None where it is not finite."""
+        """The loss on the validation slice; None where it is not finite.
+
+        Raises BrokenOff in all processes where one is told to stop; who goes on owes it.
+        """
+        self.owes_validation = True
         self.learner.train(False)
-        values = self.learner.validate()
-        self._look_at(values)
-        self.metrics.update({f"val/{k}": v for k, v in values.items()})
-        if tracker is not None:
-            tracker.log(self.step, self.step / self.plan.epoch, "val", values)
-            if self._due(self.plan.picture, self.step == self.plan.total):
-                for name, picture in self.learner.pictures().items():
-                    tracker.image(self.step, name, picture)
-        self.learner.train(True)
+        try:
+            values = self.learner.validate()
+            self._look_at(values)
+            self.metrics.update({f"val/{k}": v for k, v in values.items()})
+            if tracker is not None:
+                tracker.log(self.step, self.step / self.plan.epoch, "val", values)
+                if self._due(self.plan.picture, self.step == self.plan.total):
+                    for name, picture in self.learner.pictures().items():
+                        tracker.image(self.step, name, picture)
+        finally:
+            self.learner.train(True)
+        self.owes_validation = False
         return values["loss"] if math.isfinite(values["loss"]) else None
 
     def _look_at(self, values: dict[str, float]) -> None:
@@ -319,7 +324,7 @@ class Loop:
         lost = [name for name, value in values.items() if not math.isfinite(value)]
         if not lost:
             return
-        what = f"not finite in the validation after step {self.step}: {_listed(lost)}"
+        what = f"not finite in the validation after step {self.step}: {listed(lost)}"
         if self.config.trainer.exit_on_nan_losses:
             raise PercmaeError(
                 f"run {self.run_folder.uri}: {what}; lower optim.lr or optim.weight_decay, or set "
@@ -335,40 +340,61 @@ class Loop:
             "seconds": round(self.seconds, 3),
         }
 
+    def _open(self, stack: ExitStack) -> None:
+        if self.spool is not None:
+            stack.enter_context(self.spool)
+
     def _save(self, tracker: Tracker | None, val_loss: float | None) -> None:
-        if tracker is not None:
+        """Save a checkpoint: returns when the state has been copied."""
+        if tracker is not None and self.spool is not None:
+            at(SAVING)
             # Figures first: what a resumed run must cut is beyond the checkpoint, never before it.
             tracker.flush()
             milestone = self.plan.milestone is not None and self.step % self.plan.milestone == 0
             epoch = self.step // self.plan.epoch
-            self.checkpoints.save(self._state(), self.step, epoch, val_loss, milestone)
-            self.run_folder.save(metrics=self.metrics, **self._progress())
+            record = self.run_folder.changed(metrics=self.metrics, **self._progress())
+            self.spool.checkpoint(self._state(), record, self.step, epoch, val_loss, milestone)
+        at(COMPUTING)
+
+    def _settle(self) -> None:
+        """Before the run is left: wait until what was saved is in the store.
+
+        After ``checkpoint.grace`` seconds it stays on the disk of process 0.
+        """
+        if self.spool is not None:
+            at(SAVING)
+            self.spool.drain(self.config.checkpoint.grace)
+        at(OTHERS)
         self.world.barrier()
 
+    def _finish(self, signals: Signals) -> None:
+        """Wait until everything is in the store; once told to stop, ``checkpoint.grace`` longer."""
+        if self.spool is None:
+            return
+        while not self.spool.written(1.0):
+            at(SAVING)  # it moves, for requests have limits of their own
+            if signals.stopping:
+                if self.spool.drain(self.config.checkpoint.grace):
+                    return
+                raise stopped(signals, "stopped after the last step, before all of it was sent")
+
     def _state(self) -> State:
-        return {
+        progress = {
             "step": self.step,
             "seconds": self.seconds,
             "metrics": dict(self.metrics),
-            "networks": {k: v.state_dict() for k, v in self.learner.networks.items()},
-            "optimizers": {k: v.state_dict() for k, v in self.learner.optimizers.items()},
-            "learner": self.learner.state_dict(),
+            "owes_validation": self.owes_validation,
         }
+        return state_of(self.run_folder, self.learner, progress)
 
     def _restore(self) -> None:
-        state = self.checkpoints.load_latest()
+        run = self.run_folder
+        state = latest_state(Checkpoints(run.path / CHECKPOINTS, self.config.checkpoint), run)
         if state is None:
             return
         self.step, self.seconds = state["step"], state["seconds"]
         self.metrics = dict(state["metrics"])
-        for name, network in self.learner.networks.items():
-            network.load_state_dict(state["networks"][name])
-        for name, optimizer in self.learner.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
-        self.learner.load_state_dict(state["learner"])
+        self.owes_validation = state.get("owes_validation", False)
+        put_back(self.learner, state)
         if self.world.main:
-            note(f"{self.run_folder.uri}: going on from step {self.step} of {self.plan.total}")
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names) if names else "a loss of another process"
+            note(f"{run.uri}: going on from step {self.step} of {self.plan.total}")

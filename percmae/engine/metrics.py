@@ -8,6 +8,7 @@ from torch import Tensor
 
 from percmae.engine.distributed import World
 from percmae.losses.pixel import ssim_map
+from percmae.models.features import FeatureNetwork
 
 CALIBRATION_BINS = 15
 
@@ -89,3 +90,15 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Mean structural similarity of each image, (N,): the loss's 3×3 windows, in [0, 1] range."""
     return ssim_map(a, b).flatten(1).mean(1)
+
+
+def perceptual_distance(network: FeatureNetwork, a: Tensor, b: Tensor) -> Tensor:
+    """How far apart features of two images are, (N,): LPIPS without its learned weights.
+
+    Images (N, 3, H, W) in [0, 1]. At each place of each map the features are divided by their norm;
+    squared differences are summed over channels, averaged over places, summed over maps (arXiv
+    1801.03924, equation 1 with w = 1): 0 for equal images, at most 4 a map.
+    """
+    pairs = zip(network(a), network(b), strict=True)
+    maps = [(F.normalize(x) - F.normalize(y)).square().sum(1).mean((1, 2)) for x, y in pairs]
+    return torch.stack(maps).sum(0)

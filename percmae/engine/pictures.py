@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from percmae.config import Augment, Config
+from percmae.runs.evaluation import GRID_GAP
 
-COLUMNS = ("original", "masked", "reconstruction", "reconstruction with visible patches pasted")
-_GAP = 2  # pixels between pictures
 _GREY, _WHITE = 0.5, 1.0
 
 
@@ -36,7 +35,8 @@ def paste_visible(originals: Tensor, reconstructions: Tensor, mask: Tensor) -> T
 def reconstruction_grid(
     originals: Tensor, reconstructions: Tensor, mask: Tensor, whole: bool
 ) -> Tensor:
-    """One picture (3, rows, columns) in [0, 1]; each image a row of four (see COLUMNS).
+    """One picture (3, rows, columns) in [0, 1]; each image a row of four (see GRID_COLUMNS in
+    percmae.runs.evaluation).
 
     originals, reconstructions: (N, 3, H, W) in [0, 1]; mask (N, L), 1 where a patch was removed;
     whole: whether the network has learned to make the visible patches too. Where it has not, they
@@ -71,14 +71,14 @@ def neighbours_grid(queries: Tensor, nearest: Tensor) -> Tensor:
     queries (N, 3, H, W), nearest (N, K, 3, H, W), all in [0, 1]. A wider line stands behind the
     queries.
     """
-    lead = F.pad(queries, (0, 3 * _GAP), value=_WHITE)
+    lead = F.pad(queries, (0, 3 * GRID_GAP), value=_WHITE)
     return torch.cat([_framed([lead]), _framed(list(nearest.unbind(1)))], dim=2)
 
 
 def _framed(columns: list[Tensor]) -> Tensor:
     """Columns of images (N, 3, H, W) as one picture with white lines between them."""
     pictures = torch.stack(columns, dim=1)
-    framed = F.pad(pictures, (0, _GAP, 0, _GAP), value=_WHITE)
+    framed = F.pad(pictures, (0, GRID_GAP, 0, GRID_GAP), value=_WHITE)
     n, count, channels, h, w = framed.shape
     grid = framed.permute(2, 0, 3, 1, 4).reshape(channels, n * h, count * w)
-    return grid[:, :-_GAP, :-_GAP]
+    return grid[:, :-GRID_GAP, :-GRID_GAP]

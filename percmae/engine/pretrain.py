@@ -28,6 +28,7 @@ from percmae.engine.pictures import (
     reconstruction_grid,
     scales_grid,
 )
+from percmae.engine.signals import together
 from percmae.engine.weights import initial_weights
 from percmae.losses.build import build_objective
 from percmae.losses.draws import Draws
@@ -35,6 +36,7 @@ from percmae.losses.objective import Micro, Objective, Terms
 from percmae.models.weights import load_generator
 from percmae.progress import note
 from percmae.runs.record import RunResult, begun, identity_of
+from percmae.storage.outage import outage
 
 FIXED_MASK_SEED = 20221229
 
@@ -89,7 +91,7 @@ class PretrainLearner(Learner):
         """
         sums: dict[str, Tensor] = {}
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
-        for _, _, batch in self.val.batches():
+        for _, _, batch in together(self.val.batches(), self.world):
             images = batch.images
             noise = self._val_noise[batch.ids]
             terms = self.objective.terms(images, noise)
@@ -142,6 +144,7 @@ class PretrainLearner(Learner):
         self.objective.load_state_dict(state)
 
 
+@outage()
 def pretrain(config: Config, data: str, to: str, resume: str = "auto") -> RunResult:
     """Pretrain on the dataset whose manifest is ``data`` into ``<to>/<run name>/``.
 

@@ -1,42 +1,64 @@
-"""SIGINT and SIGTERM as a request to stop at the next step."""
+"""A signal to one process of a job stops them all, at the same step."""
 
 from __future__ import annotations
 
-import signal
-import threading
-from types import FrameType
-from typing import Any
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from typing import TypeVar
 
+from percmae.engine.distributed import World
+from percmae.engine.watchdog import IMAGES, OTHERS, VALIDATING, at
 from percmae.errors import Interrupted, PeerLost
-from percmae.progress import note
+from percmae.signals import Signals
+
+T = TypeVar("T")
 
 
-class Signals:
-    """While open, the first SIGINT or SIGTERM only sets ``received``; a second one ends at once.
+class BrokenOff(Exception):
+    """What the processes did together was broken off in all of them, for one is told to stop."""
 
-    Outside the main thread nothing can be caught and nothing is changed.
+
+def training_signals() -> Signals:
+    """A request to stop before the next step."""
+    return Signals(
+        again="stopped at once, without saving",
+        first="stopping before the next step, saving a checkpoint (once more to stop at once)",
+    )
+
+
+def stopped(signals: Signals, message: str) -> Interrupted | PeerLost:
+    """The error to end with: PeerLost where it was another process that got the signal."""
+    if signals.received is None:
+        return PeerLost(message, signals.broke)
+    return Interrupted(signals.received, message, signals.broke)
+
+
+def together(items: Generator[T, None, None], world: World) -> Iterator[T]:
+    """This process's share of some items, whose sums all processes make next.
+
+    Where training is told to stop, each process breaks off its own, also while it waits for them,
+    and BrokenOff is raised in all. (Before training has begun a signal ends the process at once.)
     """
+    signals = Signals.current
+    if signals is None:
+        yield from items
+        return
+    with closing(items):
+        while True:
+            at(IMAGES)
+            item = signals.unless_told(lambda: next(items, _END))
+            if item is None or isinstance(item, _End):
+                break
+            at(VALIDATING)
+            yield item
+    at(OTHERS)
+    if world.any(item is None):
+        raise BrokenOff
+    at(VALIDATING)
 
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> Signals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._receive)
-        return self
+class _End:
+    """Stands behind the last item."""
 
-    def __exit__(self, *exc: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
-            raise self.interrupted("stopped at once, without saving")
-        self.received = number
-        note("stopping after this step, saving a checkpoint (once more to stop at once)")
-
-    def interrupted(self, message: str) -> Interrupted | PeerLost:
-        """The error to end with: PeerLost where it was another process that got the signal."""
-        return PeerLost(message) if self.received is None else Interrupted(self.received, message)
+_END = _End()

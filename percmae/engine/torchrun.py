@@ -7,6 +7,7 @@ with 1 for everything; in a cluster the exit code decides whether a pod is repla
 - the exit code of the process that failed first (128 + N when signal N killed it);
 - 128 + N when torchrun itself was told to stop by signal N (after its processes have saved);
 - PeerLost's when the other pods could not be found or were lost;
+- StoreAway's when the store, in which this pod counts its starts, is away for too long;
 - 2 when its own options or the PET_* variables make no sense;
 - 1 when this pod has started too often (percmae.runs.restarts; options ``--run-folder`` and
   ``--backoff-limit``).
@@ -26,8 +27,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 from percmae.command import exit_code
 from percmae.errors import PeerLost, PercmaeError, UserError, one_line
+from percmae.jobs.names import SHUTDOWN_TIMEOUT, shutdown_timeout
 from percmae.progress import note
 from percmae.runs.restarts import BACKOFF_LIMIT, RUN_FOLDER, Restarts
+from percmae.signals import Terminated
+from percmae.storage.outage import outage
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -74,6 +78,8 @@ def _import_quietly() -> None:
     """
     before = os.environ.get(_LOG_LEVEL)
     os.environ[_LOG_LEVEL] = "FATAL"
+    # Read with its options: torch's own 30 seconds are less than saving may take.
+    os.environ.setdefault(SHUTDOWN_TIMEOUT, shutdown_timeout())
     import torch.distributed.run  # noqa: F401
 
     if before is None:
@@ -97,11 +103,15 @@ def _counted(arguments: list[str]) -> int:
     if own.run_folder is None:
         return _run(_parse(others))
     restarts = Restarts(own.run_folder, own.backoff_limit)
-    restarts.begin()
+    with outage():
+        restarts.begin()
     try:
         code = _run(_parse(others))
     except PercmaeError as error:
         restarts.end(error.exit_code)
+        raise
+    except Terminated:
+        restarts.end(128 + signal.SIGTERM)
         raise
     restarts.end(code)
     return code

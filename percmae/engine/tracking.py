@@ -1,7 +1,7 @@
 """What a run writes for people: metrics.jsonl, TensorBoard events, reconstruction images.
 
-Everything is collected on local disk first and put into the store at ``flush`` (each validation
-and checkpoint), since an object cannot be appended to.
+Everything is collected on local disk first and handed on at ``flush`` (each checkpoint), since an
+object in a store cannot be appended to.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from percmae.engine.spool import Spool
 from percmae.errors import StoreError
 from percmae.runs.history import History
 from percmae.runs.record import PICTURES
-from percmae.storage import StorePath
 from percmae.storage.follow import LOGS
 
 if TYPE_CHECKING:
@@ -33,15 +33,15 @@ EVENT_FILE_BYTES = 8 << 20
 class Tracker:
     """Writer of one run's figures; use it as a context manager, in the main process only.
 
-    folder: the run's folder; step: where the run goes on (0 for a new one). What an earlier,
-    interrupted process logged beyond that step is taken back, so no step is told twice.
+    spool: what writes to the run's folder; step: where the run goes on (0 for a new one). What an
+    earlier, interrupted process logged beyond that step is taken back, so no step is told twice.
     """
 
-    def __init__(self, folder: StorePath, step: int) -> None:
-        self.folder = folder
+    def __init__(self, spool: Spool, step: int) -> None:
+        self._spool = spool
         self._scratch = Path(tempfile.mkdtemp(prefix="percmae-events-"))
         self._resumed = step
-        self._history = History(folder, step)
+        self._history = History(spool.run, step)
         self._writer: SummaryWriter | None = None
         self._uploaded: dict[str, int] = {}
 
@@ -55,7 +55,11 @@ class Tracker:
         shutil.rmtree(self._scratch, ignore_errors=True)
 
     def log(self, step: int, epoch: float, split: str, values: dict[str, float]) -> None:
-        """Record figures of optimiser step ``step`` (counted from 1) under ``<split>/<name>``."""
+        """Record figures of optimiser step ``step`` (counted from 1) under ``<split>/<name>``.
+
+        Raises as :meth:`Spool.check` does.
+        """
+        self._spool.check()
         self._history.add(step, epoch, split, values)
         with self._events() as writer:
             for name, value in values.items():
@@ -67,23 +71,23 @@ class Tracker:
         The file is step-N.png for the picture called reconstruction, <name>-step-N.png for others.
         """
         prefix = "" if name == "reconstruction" else f"{name}-"
-        file = self.folder / PICTURES / f"{prefix}step-{step:08d}.png"
-        file.write_bytes(png(picture))
+        file = self._spool.run / PICTURES / f"{prefix}step-{step:08d}.png"
+        self._spool.put(file, png(picture))
         with self._events() as writer:
             writer.add_image(name, picture, step)
 
     def flush(self) -> None:
-        """Put what is new into the store."""
-        self._history.write()
+        """Hand on what is new."""
+        self._spool.put(self._history.path, self._history.content())
         if self._writer is None:
             return
         with self._events() as writer:
             writer.flush()
-        logs = self.folder / LOGS
+        logs = self._spool.run / LOGS
         for file in sorted(self._scratch.iterdir()):
             size = file.stat().st_size
             if self._uploaded.get(file.name) != size:
-                (logs / file.name).write_file(file)
+                self._spool.put_file(logs / file.name, file)
                 self._uploaded[file.name] = size
         if max(self._uploaded.values(), default=0) > EVENT_FILE_BYTES:
             self._writer.close()

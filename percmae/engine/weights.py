@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from percmae.engine.checkpoint import LATEST, checked_bytes, read_state
+from percmae.config.schema import Checkpoint as Rules
+from percmae.engine.checkpoint import checked_bytes, read_state
 from percmae.engine.weight_files import tensors_in
 from percmae.errors import CheckpointError
 from percmae.models.naming import autoencoder_names, unwrapped
 from percmae.progress import note
+from percmae.runs.checkpoints import Checkpoints
 from percmae.runs.record import CHECKPOINTS, RECORD
 from percmae.storage import StorePath
 
@@ -21,12 +23,11 @@ def run_state(run: str) -> dict[str, object]:
 
     Raises CheckpointError when the run has none.
     """
-    folder = StorePath(run) / CHECKPOINTS
-    pointer = folder / LATEST
-    if not pointer.exists():
+    checkpoints = Checkpoints(StorePath(run) / CHECKPOINTS, Rules())
+    latest = checkpoints.latest()
+    if latest is None:
         raise CheckpointError(f"run {run} has no checkpoint yet; train it first")
-    record = pointer.read_json()
-    return read_state(folder / record["checkpoint"], record["sha256"])
+    return read_state(checkpoints.folder / latest.name, latest.sha256)
 
 
 def network_weights(run: str, network: str) -> dict[str, Tensor]:

@@ -15,10 +15,10 @@ from percmae.errors import DataError, UserError
 from percmae.ingest.leftovers import leftovers, manifests
 from percmae.progress import warn
 from percmae.storage import StorePath
+from percmae.tables import byte_size, columns
 
 _NAMED = 10  # images that are named of each kind
 _RECENT = 24 * 3600.0  # seconds in which an ingest may still be under way
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 Json = dict[str, Any]
 
@@ -39,13 +39,13 @@ def listing(uri: str, as_json: bool = False) -> str:
             row["name"],
             *(f"{row['samples'][split]:,}" for split in SPLITS),
             "?" if row["labelled"] is None else f"{row['labelled']:.0%}",
-            _size(row["bytes"]),
+            byte_size(row["bytes"]),
             row["digest"].removeprefix("sha256:")[:12],
             row["when"],
         )
         for row in found
     ]
-    return _table([head, *rows])
+    return columns([head, *rows])
 
 
 def shown(manifest: str, as_json: bool = False) -> str:
@@ -125,9 +125,9 @@ def collected(folder: str, delete: bool = False, force: bool = False) -> str:
     if delete:
         for entry in found:
             entry.path.delete()
-    total = f"{len(found):,} files, {_size(sum(entry.size for entry in found))}"
+    total = f"{len(found):,} files, {byte_size(sum(entry.size for entry in found))}"
     said = "deleted" if delete else "nothing refers to them; --delete removes them"
-    lines = [f"{_size(entry.size):>10}  {entry.name}" for entry in found]
+    lines = [f"{byte_size(entry.size):>10}  {entry.name}" for entry in found]
     return "\n".join([*lines, f"{total}: {said}" if found else "nothing to collect"])
 
 
@@ -196,7 +196,7 @@ def _of_split(values: Json) -> str:
     parts = [
         f"{values['samples']:,} images",
         "" if labelled is None else f"{labelled:,} with a label",
-        f"{values['shards']:,} shards, {_size(values['bytes'])}",
+        f"{values['shards']:,} shards, {byte_size(values['bytes'])}",
         f"{values['removed']:,} removed" if values["removed"] else "",
         f"{values['held_back']:,} held back" if values["held_back"] else "",
     ]
@@ -226,18 +226,3 @@ def _text(key: bytes) -> str:
 
 def _first(names: list[str]) -> str:
     return ", ".join(names[:_NAMED]) + (" …" if len(names) > _NAMED else "")
-
-
-def _size(count: int) -> str:
-    size, unit = float(count), 0
-    while size >= 1024 and unit < len(_UNITS) - 1:
-        size, unit = size / 1024, unit + 1
-    return f"{size:.1f} {_UNITS[unit]}" if unit else f"{count} B"
-
-
-def _table(rows: list[tuple[str, ...]]) -> str:
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )

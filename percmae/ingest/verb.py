@@ -23,6 +23,7 @@ from percmae.ingest.sources import open_ilsvrc, open_source
 from percmae.ingest.sources.ilsvrc import Ilsvrc, identity
 from percmae.progress import Progress, note, warn
 from percmae.storage import StorePath
+from percmae.storage.outage import outage
 from percmae.storage.path import local_path
 
 _PIECE = 4 << 20
@@ -62,6 +63,7 @@ class Asked(TypedDict, total=False):
     scratch_size: int | str | None
 
 
+@outage()
 def ingest(**asked: Unpack[Asked]) -> IngestResult:
     """Make a dataset of images, or bring one up to date with its source.
 
@@ -75,6 +77,7 @@ def ingest(**asked: Unpack[Asked]) -> IngestResult:
     return result
 
 
+@outage()
 def ingest_share(of: int, **asked: Unpack[Asked]) -> IngestResult | None:
     """One pod's share of :func:`ingest`, in an Indexed Job of ``of`` pods; only pod 0 has a result.
 

@@ -35,11 +35,11 @@ from percmae.jobs.names import (
 )
 from percmae.jobs.pods import Pods
 from percmae.jobs.schema import JobSettings
-from percmae.jobs.signals import StopSignals, stop_signals
 from percmae.jobs.spec import job_object
 from percmae.jobs.turns import Turns
 from percmae.jobs.work import Work
 from percmae.progress import note, relay
+from percmae.signals import Signals
 
 PATIENCE = 600.0
 """Seconds to bear an API server that does not answer: the job goes on meanwhile."""
@@ -67,13 +67,13 @@ def launch(work: Work, settings: JobSettings, pipeline_run: str = "") -> None:
     name, JobFailed (JobRefused for bad input) with the reason when it fails, Interrupted after
     SIGTERM or SIGINT, ClusterError when the API server refuses or stays silent.
     """
-    with stop_signals() as stop, closing(_Launcher(work, settings, stop, pipeline_run)) as launcher:
+    with _signals() as stop, closing(_Launcher(work, settings, stop, pipeline_run)) as launcher:
         launcher.run()
 
 
 def submit(work: Work, settings: JobSettings, pipeline_run: str = "") -> str:
     """Create or find the job and return its name at once; see :func:`launch`."""
-    with stop_signals() as stop, closing(_Launcher(work, settings, stop, pipeline_run)) as launcher:
+    with _signals() as stop, closing(_Launcher(work, settings, stop, pipeline_run)) as launcher:
         return launcher.begin()
 
 
@@ -82,12 +82,14 @@ def clean(pipeline_run: str, namespace: str | None) -> list[str]:
     return claims.clean(pipeline_run, namespace, PATIENCE)
 
 
+def _signals() -> Signals:
+    return Signals(again="stopped at once; the job may go on in the cluster")
+
+
 class _Launcher:
     """Has one job in the cluster, from its creation to its end."""
 
-    def __init__(
-        self, work: Work, settings: JobSettings, stop: StopSignals, pipeline_run: str
-    ) -> None:
+    def __init__(self, work: Work, settings: JobSettings, stop: Signals, pipeline_run: str) -> None:
         self.settings, self.stop = settings.for_stage(work.stage, work.trains), stop
         self.client = client = Client(settings.namespace, PATIENCE)
         self.claim = Claim(client, pipeline_run)

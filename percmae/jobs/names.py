@@ -85,7 +85,15 @@ PYTORCH = "pytorch"
 NODE = "node"
 """The replicated job, and its container, that train in a TrainJob's runtime for torch."""
 SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
-"""Variable: seconds torchrun gives its processes to end when told to; 30 if it is not set."""
+"""Variable: seconds torchrun gives its processes to end when told to; torch's own default is 30."""
+GRACE = 120
+"""Seconds between being told to stop and being killed, where nothing else is said."""
+
+
+def shutdown_timeout(grace: int = GRACE) -> str:
+    """What torchrun gives its processes of them; the rest is its own."""
+    return str(max(1, grace - 5))
+
 
 GPU_TYPE_LABEL = "nvidia.com/gpu.product"
 """Label of a node: the kind of its GPUs."""

@@ -21,6 +21,7 @@ from percmae.jobs.names import (
     UNDISTURBED,
     Object,
     Objects,
+    shutdown_timeout,
 )
 from percmae.jobs.parts import OWN_VOLUMES
 from percmae.jobs.schema import JobSettings
@@ -139,7 +140,7 @@ def _environment(work: Work, settings: JobSettings) -> Objects:
         keys = {}
     if any(entry.get("name") == SESSION_TOKEN_VARIABLE for entry in settings.env):
         keys.pop(SESSION_TOKEN_VARIABLE, None)
-    seconds = str(max(1, settings.grace - 5))
+    seconds = shutdown_timeout(settings.grace)
     scratch = str(memory(settings.scratch, "job setting scratch") * 3 // 4)
     return [
         *(

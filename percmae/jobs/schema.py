@@ -13,6 +13,7 @@ from percmae import __version__
 from percmae.config.variants import SETTINGS
 from percmae.jobs.names import (
     ACCESS_KEY,
+    GRACE,
     SECRET_KEY,
     SESSION_TOKEN,
     STORE,
@@ -101,8 +102,10 @@ class JobSettings:
     """Size of the memory-backed /dev/shm, where loaders hand over batches; counts as the pod's
     memory. null: 8Gi for each GPU of a training (less than 1Gi is warned of), 2Gi elsewhere."""
     scratch: str = "10Gi"
-    """Size of the writable /tmp; everything else in the container is read-only. Three quarters of
-    an ingest's hold images of archives on their way: give 200Gi or so for large archives."""
+    """Size of the writable /tmp; everything else in the container is read-only. An ingest keeps
+    images of archives there on their way, up to three quarters: give 200Gi or so where the archives
+    are large. Checkpoints of a training lie there on their way to a store, up to three where it is
+    slow or away (at ViT-L 4 GB each)."""
     resources: Strings = Field(default_factory=dict)
     """Further resources that a pod of a training is promised, such as {rdma/ib: 1} or
     {hugepages-2Mi: 1Gi}; counts and quantities as in a container's limits."""
@@ -149,7 +152,7 @@ class JobSettings:
     a pytorchjob that failed, are removed by the next launcher in their namespace."""
     clean_pods: Literal["All", "Running", "None"] = "Running"
     """pytorchjob: pods to remove when it ends; All takes the logs of a failure with it."""
-    grace: PositiveInt = 120
+    grace: PositiveInt = GRACE
     """Seconds a pod has to save a checkpoint when it is told to stop."""
 
     store_config: str = STORE

@@ -24,6 +24,7 @@ STORE_VARIABLES = (
     "AWS_CA_BUNDLE",
     "SSL_CERT_FILE",
     "PERCMAE_STORE_RETRY_SECONDS",
+    "PERCMAE_STORE_OUTAGE_SECONDS",
 )
 """What percmae.storage reads of the environment and may stand in a ConfigMap."""
 

@@ -9,6 +9,7 @@ last map. Every key is accounted for: a file holds either just the tensors used 
 | vgg16 | 64 at 2, 128 at 4, 256 at 8: pool1 to pool3 | torchvision, arXiv 1409.1556 |
 | dalle | 256 at 2, 512 at 4, 1024 at 8, 2048 at 8: the four groups | OpenAI, arXiv 2102.12092 |
 | efficientnet_lite0 | 16 at 2, 24 at 4, 40 at 8, 112 at 16: what each stride ends with | PyPI |
+| efficientnet_lite2 | 16, 24, 48, 120, at the same; it judges, and no loss may use it | PyPI |
 """
 
 from __future__ import annotations
@@ -211,19 +212,22 @@ class DalleFeatures(FeatureNetwork):
         return state
 
 
-class EfficientNetLite0Features(_Normalised):
-    """EfficientNet-Lite0 up to its fifth stage: timm's network under the names of the package
+class _EfficientNetLite(_Normalised):
+    """EfficientNet-Lite up to its fifth stage: timm's network under the names of the package
     ``efficientnet-lite-pytorch``."""
 
     smallest = 16
     # The Lite networks were trained on (pixel − 127) / 128, unlike other EfficientNets.
     MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
-    STAGES = (1, 2, 2, 3, 3, 4, 1)  # blocks in each
+    NETWORK: ClassVar[str]
+    """timm's name."""
+    STAGES: ClassVar[tuple[int, ...]]
+    """Blocks in each."""
     MAPS = (0, 1, 2, 4)  # stages that end strides 2, 4, 8 and 16
 
     def __init__(self) -> None:
         super().__init__()
-        whole = load_timm().create_model("tf_efficientnet_lite0", pretrained=False)
+        whole = load_timm().create_model(self.NETWORK, pretrained=False)
         self.conv_stem, self.bn1 = whole.conv_stem, whole.bn1
         self.blocks = whole.blocks[: self.MAPS[-1] + 1]
 
@@ -239,7 +243,7 @@ class EfficientNetLite0Features(_Normalised):
     @classmethod
     def published(cls) -> Tensors:
         with torch.device("meta"):
-            whole = load_timm().create_model("tf_efficientnet_lite0", pretrained=False)
+            whole = load_timm().create_model(cls.NETWORK, pretrained=False)
         own = whole.state_dict()
         return {name: own[key] for key, name in cls.names(own).items()}
 
@@ -264,11 +268,25 @@ class EfficientNetLite0Features(_Normalised):
         return f"_blocks.{number}.{parts[part]}.{kind}"
 
 
+class EfficientNetLite0Features(_EfficientNetLite):
+    NETWORK = "tf_efficientnet_lite0"
+    STAGES = (1, 2, 2, 3, 3, 4, 1)
+
+
+class EfficientNetLite2Features(_EfficientNetLite):
+    NETWORK = "tf_efficientnet_lite2"
+    STAGES = (1, 3, 3, 4, 4, 5, 1)
+
+
 EXTRACTORS: dict[str, type[FeatureNetwork]] = {
     "vgg16": VGG16Features,
     "dalle": DalleFeatures,
     "efficientnet_lite0": EfficientNetLite0Features,
 }
+"""What a loss may compare features of."""
+JUDGE = "efficientnet_lite2"
+"""By whose features reconstructions are judged: none of those that a loss may use."""
+NETWORKS: dict[str, type[FeatureNetwork]] = {**EXTRACTORS, JUDGE: EfficientNetLite2Features}
 
 
 def build_features(extractor: str, tensors: Tensors, what: str | None = None) -> FeatureNetwork:
@@ -279,7 +297,7 @@ def build_features(extractor: str, tensors: Tensors, what: str | None = None) ->
     """
     # Layers draw an initialisation that is overwritten: training must not see the draws.
     with torch.random.fork_rng(devices=[]):
-        network = EXTRACTORS[extractor]()
+        network = NETWORKS[extractor]()
     used = _used(network, tensors, what or extractor)
     network.load_state_dict({key: tensors[name] for key, name in used.items()})
     return network.frozen()
@@ -289,7 +307,7 @@ def feature_tensors(extractor: str, tensors: Tensors, what: str | None = None) -
     """Of a state dict that :func:`build_features` takes, the tensors that are used, under the
     published names. Raises CheckpointError as it does."""
     with torch.device("meta"):
-        network = EXTRACTORS[extractor]()
+        network = NETWORKS[extractor]()
     names = _used(network, tensors, what or extractor).values()
     return {name: tensors[name] for name in names}
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from percmae.errors import DataError, UserError, one_line
 from percmae.report.compare_chart import draw
+from percmae.report.compare_pictures import draw_learning, learning, side_by_side
 from percmae.report.compare_text import markdown
 from percmae.report.figures import collect
 from percmae.report.read import ReportedRun, check_same_test, read_runs
@@ -17,7 +18,12 @@ from percmae.report.stats import Json, stats
 from percmae.storage import StorePath
 
 FORMAT = "percmae-compare/1"
-FIGURES, PICTURE, MARKDOWN = "compare.json", "compare.png", "compare.md"
+FIGURES, MARKDOWN = "compare.json", "compare.md"
+PICTURES = {
+    "picture": "compare.png",
+    "learning": "learning.png",
+    "reconstructions": "reconstructions.png",
+}
 
 
 @dataclass(frozen=True)
@@ -30,13 +36,16 @@ class Compared:
 
 
 def compare(entries: list[Compared], to: str) -> Json:
-    """Write ``<to>/compare.json``, ``compare.md`` and ``compare.png``; return the first's content.
+    """Write ``<to>/compare.json``, ``compare.md`` and pictures; return the first's content.
 
+    The pictures: ``compare.png``, the table; ``learning.png``, k-NN or effective rank over images
+    seen and over time; ``reconstructions.png``, what each variant makes of the same images.
     Rows stand in the order of ``entries``, or where no image has a label by the effective rank of
     the features, the highest first; each figure is a ``stats`` object as in report.json
-    (:func:`percmae.report.figures.collect`), shares in 0..1. There is no picture when no variant
-    has runs. Raises UserError for entries that do not belong in one table, DataError for a folder
-    that is no run or a damaged file, StoreError when the store cannot be reached.
+    (:func:`percmae.report.figures.collect`), shares in 0..1. A picture that nothing
+    is there for is not made. Raises UserError for entries that do not belong in one table,
+    DataError for a folder that is no run or a damaged file, StoreError when the store cannot be
+    reached.
     """
     if not entries:
         raise UserError("compare needs at least one variant")
@@ -45,17 +54,35 @@ def compare(entries: list[Compared], to: str) -> Json:
     check_same_test(runs)
     folder = StorePath(to)
     document = _document(found)
-    drawn = any(row["error"] is None for row in document["rows"])
-    names = {"json": FIGURES, **({"picture": PICTURE} if drawn else {}), "markdown": MARKDOWN}
+    pictures = _pictures(document, found)
+    names = {"json": FIGURES, **{key: PICTURES[key] for key in pictures}, "markdown": MARKDOWN}
     document["files"] = {key: (folder / name).uri for key, name in names.items()}
     folder.prepare()
-    if drawn:
-        (folder / PICTURE).write_bytes(draw(document))
-    elif (folder / PICTURE).exists():
-        (folder / PICTURE).delete()  # of an earlier comparison, which this one replaces
+    for key, name in PICTURES.items():
+        if key in pictures:
+            (folder / name).write_bytes(pictures[key])
+        elif (folder / name).exists():
+            (folder / name).delete()  # of an earlier comparison, which this one replaces
     (folder / FIGURES).write_json(document)
     (folder / MARKDOWN).write_text(markdown(document))
     return document
+
+
+def _pictures(document: Json, found: list[tuple[Compared, list[ReportedRun]]]) -> dict[str, bytes]:
+    """Those of PICTURES that there is something for; of reconstructions, the first seed's."""
+    first = (
+        (entry.variant, next((run for run in runs if run.kind == "pretrain"), None))
+        for entry, runs in found
+    )
+    grids = [(name, run.picture) for name, run in first if run and run.told and run.picture]
+    made = {
+        "picture": draw(document)
+        if any(row["error"] is None for row in document["rows"])
+        else None,
+        "learning": draw_learning(document),
+        "reconstructions": side_by_side(grids) if grids else None,
+    }
+    return {key: data for key, data in made.items() if data is not None}
 
 
 def _read(entry: Compared) -> list[ReportedRun]:
@@ -109,7 +136,9 @@ def _row(entry: Compared, runs: list[ReportedRun]) -> Json:
         "rankme": report["features"]["rankme"],
         "psnr": report["reconstruction"]["psnr"],
         "ssim": report["reconstruction"]["ssim"],
+        "distance": report["reconstruction"]["distance"],
         "step_seconds": stats((run.seed, _step_seconds(run)) for run in pretrain),
+        "learning": learning(pretrain, report["data"]["samples"].get("train")),
         "steps": stats((run.seed, run.record.step) for run in pretrain),
         "runs": [run.uri for run in runs],
     }

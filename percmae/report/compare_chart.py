@@ -31,8 +31,13 @@ _MARKS = (
     _Mark("knn", "k-NN (validation slice)", "#d55e00", "^"),
     _Mark("probe_untrained", "linear probe, untrained encoder", "#6b7280", "s"),
 )
-_BARS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "step_seconds": "seconds a step"}
-_WIDTH, _ROW, _FRAME, _DPI = 12.0, 0.95, 1.75, 150
+_BARS = {
+    "psnr": "PSNR (dB)",
+    "ssim": "SSIM",
+    "distance": "distance",
+    "step_seconds": "seconds a step",
+}
+_WIDTH, _ROW, _FRAME, _DPI = 13.0, 0.95, 1.75, 150
 
 
 def draw(document: Json) -> bytes:
@@ -67,7 +72,9 @@ def compare_figure(document: Json) -> Figure:
         figure = Figure((_WIDTH, _FRAME + _ROW * len(rows)), layout="constrained")
         FigureCanvasAgg(figure)
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # type: ignore[union-attr, call-arg]
-        panels = figure.subplots(1, 1 + len(_BARS), width_ratios=[3.4, 1, 1, 1], squeeze=False)[0]
+        panels = figure.subplots(
+            1, 1 + len(_BARS), width_ratios=[3.4, *[1] * len(_BARS)], squeeze=False
+        )[0]
         for axes in panels:
             _frame(axes, len(rows))
         bars = list(zip(panels[1:], _BARS.items(), strict=True))

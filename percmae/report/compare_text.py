@@ -28,9 +28,15 @@ COLUMNS = (
     Column("rankme", "RankMe", 1),
     Column("psnr", "PSNR dB", 1, mean_only=True),
     Column("ssim", "SSIM", 3, mean_only=True),
+    Column("distance", "distance", 3, mean_only=True),
     Column("step_seconds", "s/step", 3, mean_only=True),
     Column("steps", "steps", 0, mean_only=True),
 )
+_PICTURED = {
+    "picture": "Accuracy, fidelity and cost of each variant",
+    "learning": "How the encoders improve, over images seen and over time",
+    "reconstructions": "What each variant makes of the same images",
+}
 _ACCURACIES = ("probe", "probe_untrained", "knn", "finetune")
 _WIDTH = 98
 
@@ -65,9 +71,9 @@ def markdown(document: Json) -> str:
         # A failed variant's line stands in the first cell of figures; the others stay empty.
         lines.append(_markdown_row(cells + [""] * (len(head) - len(cells))))
     lines += ["", *(f"- {note}" for note in notes(document))]
-    if "picture" in document["files"]:
-        name = document["files"]["picture"].rpartition("/")[2]
-        lines += ["", f"![Accuracy, fidelity and cost of each variant]({name})"]
+    for key, what in _PICTURED.items():
+        if key in document["files"]:
+            lines += ["", f"![{what}]({document['files'][key].rpartition('/')[2]})"]
     return "\n".join(lines) + "\n"
 
 
@@ -87,7 +93,9 @@ def notes(document: Json) -> list[str]:
     ]
     lines = [
         *(judged if document["labelled"] else ranked),
-        "PSNR and SSIM: reconstructions of test images, visible patches pasted in.",
+        "PSNR, SSIM and perceptual distance (less is better; LPIPS without learned weights, by "
+        "EfficientNet-Lite2, which no loss uses): reconstructions of test images, visible patches "
+        "pasted in.",
         "s/step: wall-clock seconds a pretraining step, validation included, beside whatever else "
         "the machine did.",
     ]

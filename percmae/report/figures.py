@@ -160,6 +160,7 @@ def _reconstruction(runs: list[ReportedRun]) -> Json:
     return {
         "psnr": stats((s["seed"], s.get("psnr")) for s in seeds),
         "ssim": stats((s["seed"], s.get("ssim")) for s in seeds),
+        "distance": stats((s["seed"], s.get("distance")) for s in seeds),
         "seeds": seeds,
     }
 

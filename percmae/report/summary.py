@@ -59,10 +59,13 @@ def _aligned(stats: Json) -> str:
 
 
 def _reconstruction(report: Json) -> str:
-    psnr, ssim = report["reconstruction"]["psnr"], report["reconstruction"]["ssim"]
-    if psnr["mean"] is None:
+    found = report["reconstruction"]
+    if found["psnr"]["mean"] is None:
         return "\nReconstruction: not evaluated"
-    return f"\nReconstruction: PSNR {spread(psnr, 1)} dB, SSIM {spread(ssim, 3)}"
+    told = f"\nReconstruction: PSNR {spread(found['psnr'], 1)} dB, SSIM {spread(found['ssim'], 3)}"
+    if found["distance"]["mean"] is not None:
+        told += f", perceptual distance {spread(found['distance'], 3)}"
+    return told
 
 
 def _rank(report: Json) -> list[str]:

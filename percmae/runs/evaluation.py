@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 EVALUATION = "evaluation.json"
 EVALUATION_PICTURE = "evaluation.png"  # of a pretraining run, among its pictures
+GRID_COLUMNS = ("original", "masked", "reconstruction", "reconstruction with visible pasted")
+"""What stands beside each other in the former, a row an image (percmae.engine.pictures)."""
+GRID_GAP = 2  # pixels between these
 NEIGHBOURS_PICTURE = "neighbours.png"  # likewise: test images beside those nearest to them
 AGAIN = "evaluate the run again"
 
@@ -47,10 +50,15 @@ class Evaluation(Part):
 
 
 class Reconstruction(Part):
-    """Mean quality of ``samples`` reconstructions under fixed masks: PSNR in dB, SSIM in −1..1."""
+    """Mean quality of ``samples`` reconstructions under fixed masks: PSNR in dB, SSIM in −1..1.
+
+    distance: by the features of a network that no loss uses
+    (percmae.engine.metrics.perceptual_distance); there are earlier files without it.
+    """
 
     psnr: Figure
     ssim: Figure
+    distance: Figure | None = Field(default=None, exclude_if=lambda distance: distance is None)
     samples: int
     mask_seed: int
     mask_ratio: float

@@ -38,18 +38,18 @@ class History:
     """
 
     def __init__(self, folder: StorePath, step: int) -> None:
-        self._path = folder / HISTORY
-        rows = _rows(self._path) if step else []
+        self.path = folder / HISTORY
+        rows = _rows(self.path) if step else []
         self._lines = [line for line, row in rows if row.step <= step]
 
     def add(self, step: int, epoch: float, split: str, figures: Mapping[str, float]) -> None:
-        """Take up figures; they are in the store after the next :meth:`write`."""
+        """Take up figures."""
         row = HistoryRow(step=step, epoch=round(epoch, 4), split=split, **figures)
         self._lines.append(json.dumps(row.model_dump()))
 
-    def write(self) -> None:
-        """Put all of them into the store, where an object cannot be appended to."""
-        self._path.write_text("".join(line + "\n" for line in self._lines))
+    def content(self) -> bytes:
+        """All of them, as the file has to be: an object in a store cannot be appended to."""
+        return "".join(line + "\n" for line in self._lines).encode()
 
 
 def read_history(folder: StorePath) -> list[HistoryRow]:

@@ -20,14 +20,14 @@ from pydantic import ConfigDict, Field
 
 from percmae import __version__
 from percmae.config import Config, config_from_dict, digest, to_dict, to_yaml
-from percmae.config.load import what_counts
 from percmae.config.naming import Features, Kind, key_part
 from percmae.config.schema import Stage, Variant
-from percmae.errors import ConfigError, DataError, PercmaeError, StoreAccessError, UserError
+from percmae.errors import ConfigError, DataError, PercmaeError, StoreAccessError
 from percmae.progress import note
 from percmae.runs.files import DatasetIdentity, Figure, Part, parse
 from percmae.runs.parent import Parent, WeightsFile
 from percmae.storage import StorePath
+from percmae.storage.path import json_text
 
 if TYPE_CHECKING:
     from percmae.data.mixture import AnyDataset, D
@@ -38,6 +38,15 @@ RECORD, CONFIG = "run.json", "config.yaml"
 CHECKPOINTS, PICTURES, RESTARTS = "checkpoints", "mae_recon_out", "restarts"
 
 
+class Extension(Part):
+    """That a run was trained for longer than it was begun for: from ``step`` on, under the schedule
+    of the longer training; until then for ``epochs`` epochs, or ``max_steps`` steps."""
+
+    step: int
+    epochs: int
+    max_steps: int | None
+
+
 class RunRecord(Part):
     """``run.json``: what a run is and how far it has come.
 
@@ -46,7 +55,8 @@ class RunRecord(Part):
     seconds since 1970; seconds: time spent training, pauses left out; metrics: last figures, named
     ``<split>/<name>``; epochs: passes over the training images up to ``step``, there from the first
     checkpoint on; parent: the run or file of weights it builds upon; parent_sha256: of
-    that file, in hex; of a run it is not there.
+    that file, in hex; of a run it is not there; extended: how it came to its config, where it was
+    begun for fewer epochs or steps.
     """
 
     model_config = ConfigDict(frozen=False, validate_assignment=True)
@@ -74,6 +84,9 @@ class RunRecord(Part):
     versions: dict[str, str]
     config: dict[str, Any]
     epochs: float | None = Field(default=None, exclude_if=lambda epochs: epochs is None)
+    extended: list[Extension] = Field(
+        default_factory=list, exclude_if=lambda extended: not extended
+    )
 
     @property
     def built_on(self) -> Features:
@@ -186,6 +199,34 @@ class Run:
         run.save()
         return run
 
+    def extend(self, identity: Identity) -> Run:
+        """Make it one that is trained for longer, as ``identity`` says; itself.
+
+        The config goes first: the record, which decides, is replaced at once.
+        """
+        record, config, was = self.record, identity.config, self.config.optim
+        earlier = Extension(step=record.step, epochs=was.epochs, max_steps=was.max_steps)
+        self.config = config
+        (self.path / CONFIG).write_text(to_yaml(config))
+        self.save(
+            key=identity.key,
+            config_digest=digest(config),
+            config=to_dict(config),
+            status="running",
+            total_steps=None,
+            finished=None,
+            extended=[*record.extended, earlier],
+        )
+        optim = config.optim
+        limits = [f"optim.epochs={was.epochs} → {optim.epochs}"]
+        if (was.max_steps, optim.max_steps) != (None, None):
+            limits.append(f"optim.max_steps={was.max_steps} → {optim.max_steps}")
+        note(
+            f"{self.uri}: trained for longer ({', '.join(limits)}), from step {record.step} on by "
+            "the schedule of the longer training: not quite what that gives from the beginning"
+        )
+        return self
+
     def forget(self) -> None:
         """Remove a run that failed, unless there is a checkpoint to go on from or a diagnostic."""
         # The failure that led here is what is to be told, not a store that is away by now.
@@ -215,9 +256,13 @@ class Run:
 
     def save(self, **changes: Any) -> None:
         """Change fields of the record and write it (atomically)."""
+        (self.path / RECORD).write_text(self.changed(**changes))
+
+    def changed(self, **changes: Any) -> str:
+        """Change fields of the record; its text, for whoever writes it."""
         for field, value in changes.items():
             setattr(self.record, field, value)
-        (self.path / RECORD).write_json(self.record.model_dump(mode="json"))
+        return json_text(self.record.model_dump(mode="json"))
 
 
 class RunResult(NamedTuple):
@@ -255,24 +300,6 @@ def begun(to: str, name: str, dataset: D) -> tuple[Run | None, D]:
         "on all images, choose another --tag"
     )
     return run, earlier
-
-
-def may_go_on(run: Run, identity: Identity, resume: str) -> None:
-    """Raise UserError unless a training of this identity may go on with, or take, the run.
-
-    Under ``resume="auto"`` it may where the run was begun with the same key; else the run has to be
-    complete as well.
-    """
-    if run.key != identity.key:
-        raise UserError(
-            f"run {run.uri} exists with another {_difference(run, identity)}; choose another "
-            "--tag, or remove it"
-        )
-    if resume != "auto" and not run.complete:
-        raise UserError(
-            f"run {run.uri} exists, stopped at step {run.record.step}; add --resume auto to go "
-            "on with it, or choose another --tag"
-        )
 
 
 def identity_of(
@@ -336,15 +363,3 @@ def _empty(folder: StorePath) -> None:
     for entry in list(folder.iter()):
         if not entry.name.startswith(f"{RESTARTS}/"):
             entry.path.delete()
-
-
-def _difference(run: Run, identity: Identity) -> str:
-    if run.record.data.digest != identity.data_digest:
-        return "dataset"
-    old, new = what_counts(run.config), what_counts(identity.config)
-    changed = [key for key in {**new, **old} if old.get(key) != new.get(key)]
-    if run.record.config_digest != digest(identity.config):
-        return (
-            "config (" + ", ".join(f"{k}: {old.get(k)} → {new.get(k)}" for k in changed[:3]) + ")"
-        )
-    return "parent run"

@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import socket
 
-from percmae.errors import PercmaeError, StoreError
+from percmae.errors import PercmaeError, StoreAway, StoreError
 from percmae.progress import note
 from percmae.runs.files import Part, parse
 from percmae.runs.record import RECORD, RESTARTS, read_record
 from percmae.storage import StorePath
+from percmae.storage.outage import hurry
 
 RUN_FOLDER, BACKOFF_LIMIT = "--run-folder", "--backoff-limit"
 """Options of percmae.engine.torchrun, which counts."""
-_STOPPED = (130, 143)
-"""Codes of a pod that was told to stop (SIGINT, SIGTERM): no failure."""
+_BLAMELESS = (130, 143, StoreAway.exit_code)
+"""Codes of a pod that was told to stop (SIGINT, SIGTERM), or whose store was away: no failure."""
+_END_SECONDS = 5.0  # of the pod's grace period, for what is a courtesy
 
 
 class TooManyRestarts(PercmaeError):
@@ -68,10 +70,11 @@ class Restarts:
     def end(self, code: int) -> None:
         """Take note of how this start has ended; a store that is away changes nothing about it."""
         try:
-            if code < 128:
-                self._clear()
-            elif code in _STOPPED:
-                self._file.delete()
+            with hurry(_END_SECONDS):
+                if code < 128:
+                    self._clear()
+                elif code in _BLAMELESS:
+                    self._file.delete()
         except StoreError as error:
             note(f"the starts of pod {self._pod} stay counted: {error}")
 

@@ -14,7 +14,8 @@ from percmae.jobs.work import command, training
 from percmae.progress import note
 from percmae.runs.downstream import downstream_config
 from percmae.runs.evaluation import EvaluationResult, stored_evaluation
-from percmae.runs.record import Run, RunResult, begun, identity_of, may_go_on
+from percmae.runs.going_on import may_go_on
+from percmae.runs.record import Run, RunResult, begun, identity_of
 from percmae.stages.placement import Placement
 
 
@@ -38,8 +39,8 @@ def train(
     earlier, dataset = begun(to, name, given)
     identity = identity_of(config, dataset, parent, features)
     if earlier is not None:
-        may_go_on(earlier, identity, "auto")
-        if earlier.complete:
+        longer = may_go_on(earlier, identity, "auto")
+        if earlier.complete and not longer:
             note(f"{earlier.uri}: unchanged, reused")
             return RunResult(earlier, reused=True)
     if parent is None:

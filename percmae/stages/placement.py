@@ -15,6 +15,7 @@ from percmae.jobs.names import (
     Object,
     Objects,
 )
+from percmae.storage.outage import OUTAGE_VARIABLE
 
 if TYPE_CHECKING:
     from percmae.jobs.schema import JobSettings
@@ -134,4 +135,4 @@ _STORE = (
     ("AWS_SECRET_ACCESS_KEY", "secretKeyRef", {"store_secret": "name", "store_secret_key": "key"}),
     ("AWS_ENDPOINT_URL", "configMapKeyRef", {"store_config": "name"}),
 )
-_STORE_TOO = ("AWS_REGION",)  # from the same ConfigMap
+_STORE_TOO = ("AWS_REGION", OUTAGE_VARIABLE)  # from the same ConfigMap

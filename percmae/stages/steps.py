@@ -36,6 +36,7 @@ from percmae.stages.placement import LOCAL, Placement
 from percmae.stages.scope import job_namespaces, overrides_for
 from percmae.stages.without_labels import Artifact, is_skipped, lacks_labels, skip, skip_run
 from percmae.storage import StorePath
+from percmae.storage.outage import outage
 
 if TYPE_CHECKING:
     from percmae.runs.evaluation import EvaluationResult
@@ -87,7 +88,7 @@ def _step(work: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(work)
     def step(*args: P.args, **kwargs: P.kwargs) -> None:
-        code = exit_code(lambda: work(*args, **kwargs), logged=True)
+        code = exit_code(lambda: outage()(work)(*args, **kwargs), logged=True)
         if code:
             raise SystemExit(code)
 
@@ -325,7 +326,7 @@ def reconstruct(
     evaluation, run = result.evaluation, StorePath(model.metadata["uri"])
     if not isinstance(evaluation, ReconstructionEvaluation):
         raise UserError(f"{run}: only a pretraining reconstructs images")
-    _log(metrics, evaluation.reconstruction.model_dump(include={"psnr", "ssim"}))
+    _log(metrics, evaluation.reconstruction.model_dump(include={"psnr", "ssim", "distance"}))
     if evaluation.rank is not None:
         _log(metrics, {"rankme": evaluation.rank.value})
     if evaluation.knn is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
@@ -48,6 +48,9 @@ class Backend(Protocol):
 
     def create(self, content_type: str | None) -> AbstractContextManager[BinaryIO]:
         """A stream whose content becomes the object when the block ends without an exception."""
+
+    def update(self, change: Callable[[bytes | None], bytes], content_type: str) -> None:
+        """Replace the content by what ``change`` makes of it (of None where there is none)."""
 
     def delete(self) -> None:
         """Remove the object; nothing happens where there is none."""

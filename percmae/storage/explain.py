@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from xml.etree.ElementTree import ParseError
 
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
@@ -39,6 +39,15 @@ _FAILURE = {
     "XMinioStorageFull": "the store at {store} is full: cannot {doing} {uri}",
     "QuotaExceeded": "the quota of the store at {store} is used up: cannot {doing} {uri}",
 }
+_REFUSES = {
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "AccessDenied",
+    "ExpiredToken",
+    "InvalidToken",
+}
+_FULL = {"XMinioStorageFull", "QuotaExceeded"}
+_NO_ROOM = 507
 _SAME = {
     "NoSuchObject": "NoSuchKey",
     "TokenRefreshRequired": "ExpiredToken",
@@ -56,6 +65,27 @@ def is_absent(error: BaseException | None) -> bool:
     return isinstance(error, S3Error) and _code(error) == "NoSuchKey"
 
 
+def is_refused(error: MinioException) -> bool:
+    """Whether the store does not take the keys, or does not allow them what was asked."""
+    if not isinstance(error, S3Error):
+        return False
+    return _code(error) in _REFUSES or _came_without_a_reason(error, _REFUSES_BARELY)
+
+
+def is_full(error: MinioException) -> bool:
+    """Whether the store has no room."""
+    if isinstance(error, S3Error):
+        return _code(error) in _FULL or error.response.status == _NO_ROOM
+    return _status(error) == _NO_ROOM
+
+
+def code_of(error: MinioException) -> str:
+    """The status and the store's own code of an error, for a message."""
+    if isinstance(error, S3Error):
+        return f"HTTP {error.response.status} {error.code or ''}".strip()
+    return f"HTTP {_status(error)}"
+
+
 def explain(error: Exception, doing: str, target: Target, ask: Callable[[], object]) -> StoreError:
     """The error to raise for what minio raised while ``doing`` something at ``target``.
 
@@ -67,8 +97,7 @@ def explain(error: Exception, doing: str, target: Target, ask: Callable[[], obje
     if isinstance(error, S3Error):
         explained = _explain_code(error, doing, target)
     elif isinstance(error, InvalidResponseError | ServerError):
-        status = getattr(error, "_code", None) or getattr(error, "status_code", None)
-        explained = not_a_store(doing, target, f"HTTP {status}")
+        explained = not_a_store(doing, target, f"HTTP {_status(error)}")
     elif isinstance(error, ParseError) or "XML" in str(error):
         explained = not_a_store(doing, target, "not the XML expected")
     else:  # minio-py checks names before it sends anything
@@ -103,9 +132,18 @@ def _code(error: S3Error) -> str:
     return _SAME.get(code, code)
 
 
-def _came_without_a_reason(error: S3Error) -> bool:
+def _status(error: MinioException) -> object:
+    return getattr(error, "_code", None) or getattr(error, "status_code", None)
+
+
+_REFUSES_BARELY = ("AccessDenied", "BadRequest")
+
+
+def _came_without_a_reason(
+    error: S3Error, codes: Collection[str] = (*_REFUSES_BARELY, "NoSuchKey")
+) -> bool:
     """An answer to HEAD has no body: 400, 403 and 404 then stand for several causes."""
-    return not error.response.data and _code(error) in ("AccessDenied", "BadRequest", "NoSuchKey")
+    return not error.response.data and _code(error) in codes
 
 
 def _ask_why(ask: Callable[[], object], bare: S3Error) -> S3Error | None:

@@ -6,21 +6,23 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from percmae.errors import DataError, StoreAccessError, UserError
+from percmae.progress import note
 from percmae.storage.base import Backend, Stat
+from percmae.storage.hashing import PIECE, Hashing
 from percmae.storage.local import LocalFile
 from percmae.storage.settings import StoreSettings
 
 _SCHEME = "s3://"
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _LONGEST_KEY = 1024
-_COPY_PIECE = 4 << 20
+_AGAIN = 2  # times that what was damaged on the way is read again
 _CONTENT_TYPES = {
     ".html": "text/html; charset=utf-8",
     ".json": "application/json",
@@ -114,11 +116,26 @@ class StorePath:
             raise StoreAccessError(f"{self.uri} does not exist")
         return found
 
-    def read_bytes(self, start: int = 0, length: int | None = None) -> bytes:
-        """``length`` bytes from ``start``; as with a file, fewer or none where the object ends."""
+    def read_bytes(
+        self,
+        start: int = 0,
+        length: int | None = None,
+        is_whole: Callable[[bytes], bool] | None = None,
+    ) -> bytes:
+        """``length`` bytes from ``start``; as with a file, fewer or none where the object ends.
+
+        is_whole: whether they are what they should be, as by a checksum. Where it says no, a store
+        is asked again, twice; what it gives in the end is for the caller to refuse.
+        """
         if start < 0 or (length is not None and length < 0):
             raise ValueError(f"start and length must not be negative: {start}, {length}")
-        return self._object().read(start, length)
+        data = self._object().read(start, length)
+        for _ in range(_AGAIN if self.is_s3 and is_whole is not None else 0):
+            if is_whole is None or is_whole(data):
+                break
+            note(f"{self.uri}: what was read is damaged; reading it again")
+            data = self._object().read(start, length)
+        return data
 
     def read_text(self) -> str:
         """The content as UTF-8. Raises ``DataError`` if it is not."""
@@ -143,11 +160,28 @@ class StorePath:
         """
         return self._object().open()
 
+    def copy_into(self, stream: BinaryIO | None, sha256: str | None = None) -> str:
+        """Write the content to a seekable stream, if any, in parts; its SHA-256 in hex.
+
+        sha256: what it should be. Where it is not, a store is asked again as by ``read_bytes``.
+        """
+        for again in range(_AGAIN if self.is_s3 and sha256 is not None else 0, -1, -1):
+            hashing = Hashing(stream)
+            with self.open() as source:
+                shutil.copyfileobj(source, hashing, PIECE)
+            if not again or hashing.sha256 == sha256:
+                break
+            note(f"{self.uri}: what was read is damaged; reading it again")
+            if stream is not None:
+                stream.seek(0)
+                stream.truncate()
+        return hashing.sha256
+
     def read_file(self, local_path: str | os.PathLike[str]) -> None:
         """Download to ``local_path``, which is replaced only when all has arrived."""
         target = StorePath(Path(local_path))
         with self.open() as source, target.create() as copy:
-            shutil.copyfileobj(source, copy, _COPY_PIECE)
+            shutil.copyfileobj(source, copy, PIECE)
 
     def write_bytes(
         self, data: bytes | bytearray | memoryview, content_type: str | None = None
@@ -161,14 +195,24 @@ class StorePath:
 
     def write_json(self, value: Any) -> None:
         """Write ``value`` as indented JSON; NaN and infinity, which JSON lacks, are ValueErrors."""
-        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
         # JSON writes and reads bytes of a file name that are no text (\udcXX) in the same way.
-        self.write_bytes(f"{text}\n".encode("utf-8", "backslashreplace"), "application/json")
+        self.write_bytes(json_text(value).encode("utf-8", "backslashreplace"), "application/json")
+
+    def update(self, change: Callable[[bytes | None], bytes]) -> None:
+        """Replace the content by ``change(content)``, of None where there is nothing here.
+
+        Of several at once, on however many machines, each builds upon what the one before has left:
+        where the content was replaced meanwhile, ``change`` is called again with the new one. What
+        it raises comes through, and nothing has changed. For small files; on a store by conditional
+        requests (If-Match), which MinIO, SeaweedFS and AWS have.
+        """
+        guess = _CONTENT_TYPES.get(Path(self.name).suffix.lower(), "application/octet-stream")
+        self._object().update(change, guess)
 
     def write_file(self, local_path: str | os.PathLike[str]) -> None:
         """Upload the file at ``local_path``."""
         with StorePath(Path(local_path)).open() as source, self.create() as copy:
-            shutil.copyfileobj(source, copy, _COPY_PIECE)
+            shutil.copyfileobj(source, copy, PIECE)
 
     def create(self, content_type: str | None = None) -> AbstractContextManager[BinaryIO]:
         """A binary stream to write to; what was written becomes the content at a clean exit.
@@ -230,6 +274,11 @@ class StorePath:
 
     def __hash__(self) -> int:
         return hash(self.uri)
+
+
+def json_text(value: Any) -> str:
+    """What :meth:`StorePath.write_json` writes."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def local_path(text: str | os.PathLike[str], what: str) -> Path:

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 from percmae.errors import UserError
 from percmae.progress import Progress, note
+from percmae.storage.outage import outage
 from percmae.storage.path import StorePath, local_path
 
 _PIECE = 2**20
 
 
+@outage()
 def put(files: Sequence[str], to: str, force: bool = False) -> list[str]:
     """Upload files to ``<to>/<name>``; their addresses.
 

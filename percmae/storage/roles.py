@@ -1,4 +1,7 @@
-"""Temporary keys of a role, by minio-py's providers: fetched when needed, and before they run out.
+"""The keys that sign a request, as minio-py's providers: those of the settings, or of a role.
+
+Temporary keys of a role are fetched when needed, and before they run out. Keys that the store
+refuses after it took them are looked for anew where they came from (``renew``).
 
 Whatever the services and the providers say, neither a token nor a key gets into a message: what
 these raise may have the request's address in it, or its headers.
@@ -6,6 +9,7 @@ these raise may have the request's address in it, or its headers.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import ParseError
@@ -14,7 +18,7 @@ import urllib3
 from minio.credentials import Credentials, IamAwsProvider, Provider, WebIdentityProvider
 from urllib3.exceptions import HTTPError
 
-from percmae.errors import StoreAccessError, StoreError
+from percmae.errors import PercmaeError, StoreAccessError, StoreError
 from percmae.storage.keys import NO_CHARACTER_OF_KEYS, Role
 from percmae.storage.proxy import proxy_for
 from percmae.storage.settings import StoreSettings
@@ -34,11 +38,34 @@ _NOT_UNDERSTOOD = (
 )
 
 
+class Given(Provider):
+    """The keys of ``settings``."""
+
+    def __init__(self, settings: StoreSettings) -> None:
+        self.origin = settings.origin
+        self._endpoint = settings.endpoint
+        self._keys = _keys_of(settings)
+
+    def retrieve(self) -> Credentials:
+        return self._keys
+
+    def renew(self) -> None:
+        """Take what is now where the keys came from, which a file may give otherwise."""
+        with suppress(PercmaeError):  # a file that is being written
+            now = StoreSettings.load()
+            if (now.endpoint, now.origin, now.role) == (self._endpoint, self.origin, None):
+                self._keys = _keys_of(now)
+
+
+def _keys_of(settings: StoreSettings) -> Credentials:
+    return Credentials(settings.access_key, settings.secret_key, settings.session_token)
+
+
 class Fetched(Provider):
     """The keys of ``role``. Raises ``StoreError`` where its service gives none."""
 
     def __init__(self, role: Role, settings: StoreSettings) -> None:
-        self._role, self._origin = role, settings.origin
+        self._role, self.origin = role, settings.origin
         self._http = _Client(_service(role, settings))
         self._provider = self._choose(role)
 
@@ -68,6 +95,10 @@ class Fetched(Provider):
             raise self._refusal()
         return found
 
+    def renew(self) -> None:
+        """Forget the keys that were fetched."""
+        self._provider = self._choose(self._role)
+
     def _token(self) -> dict[str, str]:
         file = Path(str(self._role.token_file)).expanduser()
         try:
@@ -75,7 +106,7 @@ class Fetched(Provider):
         except (OSError, UnicodeDecodeError) as error:
             fault = error.strerror if isinstance(error, OSError) else "no token is in it"
             raise StoreAccessError(
-                f"cannot read the web identity's token in {file} ({self._origin}): {fault}"
+                f"cannot read the web identity's token in {file} ({self.origin}): {fault}"
             ) from None
 
     def _refusal(self) -> StoreAccessError:
@@ -83,7 +114,7 @@ class Fetched(Provider):
         if not self._http.asked:
             said = "only a service of this machine is asked without a token's file"
         return StoreAccessError(
-            f"{self._http.server} gives no keys for {self._role} ({said}): check {self._origin}"
+            f"{self._http.server} gives no keys for {self._role} ({said}): check {self.origin}"
         )
 
 

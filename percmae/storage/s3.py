@@ -5,32 +5,34 @@ Loaded at the first S3 request only: importing minio takes half a second.
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import os
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 from urllib.parse import urlsplit
-from xml.etree.ElementTree import ParseError
+from xml.etree.ElementTree import ParseError, fromstring
 
 import urllib3
 from minio import Minio
-from minio.credentials import Provider, StaticProvider
 from minio.datatypes import Part
-from minio.error import MinioException, S3Error
+from minio.error import InvalidResponseError, MinioException, S3Error
+from urllib3.exceptions import ProtocolError
 
 from percmae.errors import StoreAccessError, StoreError
-from percmae.storage import stream
+from percmae.storage import outage, stream
 from percmae.storage.base import Stat, Target
-from percmae.storage.explain import explain, is_absent, not_a_store
-from percmae.storage.roles import Fetched
+from percmae.storage.explain import code_of, explain, is_absent, is_full, is_refused, not_a_store
+from percmae.storage.roles import Fetched, Given
 from percmae.storage.transport import (
     CONNECTION_ERRORS,
+    NotNow,
+    OneTry,
     Patience,
     Server,
-    Transport,
+    persist,
     raise_if_final,
 )
 
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 _BODY_PIECE = 1 << 20
 # Aborting an upload is a courtesy after a failure; it may not take as long again.
 _ABORT_SECONDS = 3.0
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 _Headers: TypeAlias = dict[str, str | list[str] | tuple[str]]
 
@@ -70,17 +73,57 @@ def client(settings: StoreSettings) -> Minio:
 
 
 def _new_client(settings: StoreSettings, server: Server) -> Minio:
-    if settings.role:
-        keys: Provider = Fetched(settings.role, settings)
-    else:
-        keys = StaticProvider(settings.access_key, settings.secret_key, settings.session_token)
-    return Minio(
+    keys = Fetched(settings.role, settings) if settings.role else Given(settings)
+    return _Client(
         urlsplit(settings.endpoint).netloc,
         credentials=keys,
         secure=bool(settings.secure),
         region=settings.region,
-        http_client=Transport(server),
+        http_client=OneTry(server),
     )
+
+
+class _Client(Minio):
+    """minio-py's client, whose requests are repeated, each time signed anew."""
+
+    def _url_open(
+        self, method: str, region: str, bucket_name: str | None = None, *args: Any, **kw: Any
+    ) -> urllib3.BaseHTTPResponse:
+        server = cast(OneTry, self._http).server
+        place = (server.url, bucket_name or "", method)
+        send = super()._url_open
+
+        def ask() -> urllib3.BaseHTTPResponse:
+            try:
+                response = send(method, region, bucket_name, *args, **kw)
+                if kw.get("preload_content", True) and _is_xml(response):
+                    fromstring(response.data)
+            except ParseError as error:
+                raise NotNow("XML that is cut short or damaged") from error
+            except (S3Error, InvalidResponseError) as error:
+                self._raise_if_borne(error, place)
+                raise
+            outage.answered(*place)
+            return response
+
+        return persist(server, ask)
+
+    def _raise_if_borne(self, error: MinioException, place: tuple[str, str, str]) -> None:
+        """Raise ``NotNow`` for a full store and for keys that were good, while an outage is borne.
+
+        That some request is not allowed at all is no outage: one like it must have been answered.
+        """
+        if isinstance(error, S3Error) and not (is_full(error) or is_refused(error)):
+            outage.answered(*place)
+        if not outage.is_borne():
+            return
+        if is_full(error):
+            raise NotNow(code_of(error), "make room there") from error
+        if is_refused(error) and outage.took_before(*place):
+            keys = cast(Given | Fetched, self._provider)
+            keys.renew()
+            remedy = f"the keys were good before: renew {keys.origin}"
+            raise NotNow(code_of(error), remedy) from error
 
 
 class S3Object:
@@ -162,6 +205,32 @@ class S3Object:
             )
         self._etag(done.etag, "write")
 
+    def update(self, change: Callable[[bytes | None], bytes], content_type: str) -> None:
+        while True:
+            found = self.stat()
+            try:
+                before = None if found is None else self.read(0, None, found.etag)
+            except StoreError as error:
+                if _is_replaced(error):
+                    continue
+                raise
+            if self._swap(change(before), content_type, found.etag if found else None):
+                return
+
+    def _swap(self, data: bytes, content_type: str, etag: str | None) -> bool:
+        """Put the content unless it is no more the one of ``etag`` (None: unless there is one)."""
+        headers: _Headers = {"Content-Type": content_type}
+        headers |= {"If-Match": f'"{etag}"'} if etag else {"If-None-Match": "*"}
+        try:
+            with self.errors("write"):
+                self._client._put_object(self.bucket, self.key, data, headers)
+        except StoreError as error:
+            if _is_replaced(error):
+                # By this request itself, where its first answer was lost on the way.
+                return self.stat() is not None and self.read(0, None) == data
+            raise
+        return True
+
     def delete(self) -> None:
         with self.errors("delete"):
             self._client.remove_object(self.bucket, self.key)
@@ -218,12 +287,11 @@ class S3Object:
             patience.pause("the upload was not completed")
 
     def abort_upload(self, upload: str) -> None:
-        seconds = min(_ABORT_SECONDS, self.settings.retry_seconds)
-        hurried = dataclasses.replace(self.settings, retry_seconds=seconds)
         # A failure here would hide the error that led to it; the store's own rule for incomplete
         # uploads, or `mc rm --incomplete`, removes what is left.
         try:
-            client(hurried)._abort_multipart_upload(self.bucket, self.key, upload)
+            with outage.hurry(_ABORT_SECONDS):
+                self._client._abort_multipart_upload(self.bucket, self.key, upload)
         except (MinioException, StoreError, urllib3.exceptions.HTTPError):
             return
 
@@ -232,24 +300,34 @@ class S3Object:
         return client(self.settings)
 
     def _read_on(self, body: _Body, start: int, length: int | None) -> None:
-        offset = start + body.bytes
-        headers: _Headers = {"If-Match": f'"{body.etag}"'} if body.etag else {}
+        """Read on where ``body`` ends, all that is wanted or to the end of the object.
+
+        A range is asked for even of the whole: the answer to it says how long the object is, so
+        that a body which somebody on the way has cut short, and its Content-Length, is told.
+        Raises ``ProtocolError`` where less comes than was said.
+        """
+        first = start + body.bytes
+        last = None if length is None else start + length - 1
+        headers: _Headers = {"Range": f"bytes={first}-{'' if last is None else last}"}
+        if body.etag:
+            headers["If-Match"] = f'"{body.etag}"'
         try:
-            response = self._client.get_object(
-                self.bucket, self.key, offset, 0 if length is None else length - body.bytes,
-                request_headers=headers,
-            )  # fmt: skip
+            response = self._client.get_object(self.bucket, self.key, request_headers=headers)
         except S3Error as error:
             if error.code == "InvalidRange":  # begins at or beyond the end
                 return
             raise
         try:
-            if offset and response.status != 206:
+            if first and response.status != 206:
                 raise StoreError(f"{self.uri}: the store ignored the range asked for")
             etag = self._etag(response.headers.get("etag"), "read")
+            wanted = _promised(response, first, last)
             body.etag = body.etag or etag.strip('"')
             for piece in response.stream(_BODY_PIECE, decode_content=False):
-                body.add(piece)
+                body.add(piece if wanted is None else piece[:wanted])
+                wanted = None if wanted is None else wanted - min(wanted, len(piece))
+            if wanted:
+                raise ProtocolError(f"{wanted} bytes of the object have not come")
             response.release_conn()
         finally:
             response.close()
@@ -298,6 +376,36 @@ class S3Object:
             token=of.token_origin,
             sent=f" with a session token ({of.token_origin})" if of.session_token else "",
         )
+
+
+def _is_xml(response: urllib3.BaseHTTPResponse) -> bool:
+    return bool(response.data) and "xml" in response.headers.get("content-type", "")
+
+
+def _promised(response: urllib3.BaseHTTPResponse, first: int, last: int | None) -> int | None:
+    """Bytes that are still to come of those asked for, as the answer says; None if it does not.
+
+    Raises ``ProtocolError`` for an answer to another question.
+    """
+    if response.status != 206:  # all of the object
+        size = response.headers.get("content-length")
+        if size is None or last is None:
+            return None if size is None else int(size)
+        return min(int(size), last + 1)
+    said = response.headers.get("content-range", "")
+    found = _CONTENT_RANGE.fullmatch(said.strip())
+    if found is None or int(found[1]) != first:
+        raise ProtocolError(f"bytes from {first} on were asked for, {said or 'others'} have come")
+    if found[3] == "*":
+        return int(found[2]) - first + 1
+    end = int(found[3]) if last is None else min(last + 1, int(found[3]))
+    return end - first
+
+
+def _is_replaced(error: StoreError) -> bool:
+    """Whether a condition on the version of an object was not met."""
+    codes = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey")
+    return isinstance(error.__cause__, S3Error) and error.__cause__.code in codes
 
 
 class _Body:

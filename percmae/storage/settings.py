@@ -22,6 +22,8 @@ DEFAULT_CONFIG = "~/.config/percmae/store.yaml"
 # Fields that a file has no word for.
 _NOT_IN_FILES = ("role", "origin", "token_origin")
 
+_LONGEST_NAME = 12  # letters; Amazon's access keys have 20
+
 
 @dataclass(frozen=True)
 class StoreSettings:
@@ -71,8 +73,13 @@ class StoreSettings:
 
     @property
     def who(self) -> str:
-        """Whose requests these are, for messages: "the access key 'X'", or a role."""
-        return str(self.role) if self.role else f"the access key '{self.access_key}'"
+        """Whose requests these are, for messages: "the access key 'X'", or a role.
+
+        Of a key that is no name its beginning only: messages are kept and passed on.
+        """
+        key = self.access_key
+        shown = key if len(key) <= _LONGEST_NAME else f"{key[:4]}…"
+        return str(self.role) if self.role else f"the access key '{shown}'"
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None) -> StoreSettings:

@@ -1,10 +1,11 @@
 """HTTP for minio-py: every request is retried here, in one place, within one bounded time.
 
-minio-py hands each signed request to a urllib3 pool. Ours repeats a request after a connection
-error or an answer that means "not now" (429, 500, 502, 503 such as SlowDown, 504), waiting longer
-each time with some randomness, until the settings' ``retry_seconds`` are over. Everything else is
-an answer and goes back at once. S3 requests are idempotent, so repeating one is safe; the two
-that are not quite (starting and completing a multipart upload) are handled in ``stream``.
+A request is repeated after a connection error or an answer that means "not now" (429, 500, 502, 503
+such as SlowDown, 504), waiting longer each time with some randomness, until the settings'
+``retry_seconds`` are over, or what an outage allows (``outage``). Everything else is an answer and
+goes back at once. S3 requests are idempotent, so repeating one is safe; the two that are not quite
+(starting and completing a multipart upload) are handled in ``stream``. Who signs repeats with
+:func:`persist` what signs, for a signature is good for 15 minutes.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from __future__ import annotations
 import random
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
-from typing import Any
+from typing import Any, TypeVar
 
 import certifi
 import urllib3
@@ -28,9 +29,12 @@ from urllib3.exceptions import (
     TimeoutError,
 )
 
-from percmae.errors import StoreAccessError, StoreError
+from percmae.errors import StoreAccessError, StoreAway
+from percmae.storage import outage
 from percmae.storage.proxy import Proxy, proxy_for
 from percmae.storage.settings import StoreSettings
+
+T = TypeVar("T")
 
 RETRY_STATUS = frozenset({429, 500, 502, 503, 504})
 # What a broken or refused connection raises, while connecting, sending or reading a body.
@@ -72,6 +76,22 @@ class Server:
     def __str__(self) -> str:
         return f"{self.what} at {self.address}"
 
+    @property
+    def patience(self) -> float:
+        """Seconds for which one request is repeated, as things are now."""
+        return outage.allowed(self.url, self.seconds)
+
+
+class NotNow(Exception):
+    """There was no usable answer, and there may be one later.
+
+    problem: what came in its place; remedy: what helps; None: see whether the server runs.
+    """
+
+    def __init__(self, problem: object, remedy: str | None = None) -> None:
+        super().__init__(problem)
+        self.problem, self.remedy = problem, remedy
+
 
 class Patience:
     """The time left for one piece of work, and the pauses between its tries."""
@@ -83,29 +103,48 @@ class Patience:
     def renew(self) -> None:
         """Start again, after progress was made."""
         self._tries = 0
-        self._deadline = time.monotonic() + self._server.seconds
+        self._began = time.monotonic()
 
-    def socket_timeout(self) -> float:
-        """How long one send or receive may be silent, in seconds; leaves time to try again."""
-        return max(0.5, min(_SILENCE, (self._deadline - time.monotonic()) / 2))
-
-    def pause(self, problem: object) -> None:
-        """Wait before the next try; raises ``StoreError`` with ``problem`` when time is up."""
+    def pause(self, problem: object, remedy: str | None = None) -> None:
+        """Wait before the next try; raises ``StoreAway`` with ``problem`` when time is up."""
         self._tries += 1
         longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (self._tries - 1))
         pause = _random.uniform(longest / 2, longest)
-        if time.monotonic() + pause > self._deadline:
+        seconds = self._server.patience
+        if time.monotonic() + pause > self._began + seconds:
             tries = f"{self._tries} tries" if self._tries > 1 else "1 try"
             right = "are endpoint and proxy" if self._server.proxy else "is the endpoint"
-            raise StoreError(
-                f"no usable answer from {self._server} after {tries} in {self._server.seconds:g} s"
-                f" ({_describe(problem)}): is it running, and {right} right?"
+            raise StoreAway(
+                f"no usable answer from {self._server} after {tries} in {seconds:g} s"
+                f" ({_describe(problem)}): {remedy or f'is it running, and {right} right?'}"
             )
+        outage.fails(self._server, _describe(problem), self._began, self._began + seconds)
         time.sleep(pause)
 
+    def end(self) -> None:
+        """There is an answer."""
+        if self._tries:
+            outage.recovers(self._server, self._began)
 
-class Transport(urllib3.PoolManager):
-    """A connection pool that retries; what minio-py is given as its ``http_client``."""
+
+def persist(server: Server, ask: Callable[[], T]) -> T:
+    """What ``ask`` gives, which is called again while it raises ``NotNow``.
+
+    Raises ``StoreAway`` when time is up.
+    """
+    patience = Patience(server)
+    while True:
+        try:
+            answer = ask()
+        except NotNow as error:
+            patience.pause(error.problem, error.remedy)
+        else:
+            patience.end()
+            return answer
+
+
+class OneTry(urllib3.PoolManager):
+    """A connection pool; what minio-py is given as its ``http_client``."""
 
     def __init__(self, server: Server) -> None:
         if server.ca_file:
@@ -131,28 +170,39 @@ class Transport(urllib3.PoolManager):
     def urlopen(  # type: ignore[override]
         self, method: str, url: str, redirect: bool = False, **kw: Any
     ) -> urllib3.BaseHTTPResponse:
-        """One request, repeated as needed; raises ``StoreError`` when no answer came in time."""
-        patience = Patience(self.server)
+        """One request; raises ``NotNow`` where it is to be repeated."""
         send = self._through.urlopen if self._through else super().urlopen
         body = kw.pop("body", None)
         kw["retries"] = False
-        while True:
-            timeout = patience.socket_timeout()
-            kw["timeout"] = urllib3.Timeout(connect=timeout, read=timeout)
-            try:
-                # minio-py reads redirects itself, as a hint at the right region.
-                response = send(method, url, redirect=False, body=_pieces(body), **kw)
-            except CONNECTION_ERRORS as error:
-                raise_if_final(error, self.server)
-                patience.pause(error)
-                continue
-            if response.status == 407 and self.server.proxy:
-                raise _refused_by_proxy(self.server.proxy)
-            if response.status not in RETRY_STATUS:
-                return response
+        # Leaves time to try again.
+        timeout = max(0.5, min(_SILENCE, self.server.patience / 2))
+        kw["timeout"] = urllib3.Timeout(connect=timeout, read=timeout)
+        try:
+            # minio-py reads redirects itself, as a hint at the right region.
+            response = send(method, url, redirect=False, body=_pieces(body), **kw)
+        except CONNECTION_ERRORS as error:
+            raise_if_final(error, self.server)
+            raise NotNow(error) from error
+        if response.status == 407 and self.server.proxy:
+            raise _refused_by_proxy(self.server.proxy)
+        if response.status in RETRY_STATUS:
             problem = reason(response)
             response.close()
-            patience.pause(problem)
+            raise NotNow(problem)
+        return response
+
+
+class Transport(OneTry):
+    """A connection pool that repeats each request as it is."""
+
+    def urlopen(  # type: ignore[override]
+        self, method: str, url: str, redirect: bool = False, **kw: Any
+    ) -> urllib3.BaseHTTPResponse:
+        """One request, repeated as needed; raises ``StoreAway`` when no answer came in time."""
+        ask = super().urlopen
+        response = persist(self.server, lambda: ask(method, url, redirect, **kw))
+        outage.answered(self.server.url, "", method)
+        return response
 
 
 def raise_if_final(error: HTTPError, server: Server) -> None:

@@ -40,7 +40,7 @@ from types import FrameType
 from typing import IO, Any, TextIO
 
 from percmae.config.naming import Kind
-from percmae.errors import Interrupted, PercmaeError, UserError
+from percmae.errors import Interrupted, PercmaeError, StoreAway, UserError
 from percmae.ingest.cores import usable_cores
 from percmae.stages.without_labels import SKIPPED
 from pipelines.local.console import Console
@@ -83,7 +83,7 @@ class StepError(PercmaeError):
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
-        self.exit_code = UserError.exit_code if code == UserError.exit_code else 1
+        self.exit_code = code if code in (UserError.exit_code, StoreAway.exit_code) else 1
 
 
 def run_pipeline(

@@ -18,6 +18,7 @@ import archive_building as ab
 import numpy as np
 import pytest
 import torch
+from faulty_proxy import FaultyProxy
 from forks import forked
 from PIL import Image
 from torch import Tensor
@@ -295,6 +296,22 @@ def test_reading_from_the_store(
     with pytest.raises(StoreAccessError, match=r"test-000000\.tar"):
         collect(make(test, batch_size=2, workers=workers))
     assert not forked()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_damaged_on_the_way_is_read_again(
+    tmp_path: Path, s3: Any, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    local = small_dataset(tmp_path)
+    remote = small_dataset(tmp_path, s3.uri("loader"))
+    expected = collect(make(local.split("train"), batch_size=4))
+    with FaultyProxy(s3.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        train = Dataset.open(remote.uri).split("train")
+        proxy.fault("damage", on="GET")
+        proxy.fault("short", on="GET")
+        assert_same(expected, collect(make(train, batch_size=4, workers=workers)))
+        assert not proxy._faults
 
 
 # Processes ------------------------------------------------------------------------------------

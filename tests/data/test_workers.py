@@ -12,19 +12,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from faulty_proxy import FaultyProxy
 from forks import forked
 from torch import Tensor
 
 from percmae.data.shards import Dataset
 from percmae.data.stream import Loader
 from percmae.data.workers import Workers
-from percmae.errors import DataError, WorkerLost
+from percmae.errors import DataError, StoreAway, WorkerLost
+from percmae.storage import StorePath, outage
 
 
 def numbers(worker: int, count: int) -> Iterator[Any]:
@@ -191,6 +194,34 @@ def test_a_worker_that_gives_nothing_says_where_it_is() -> None:
     assert " (_serve); 1 of 2 workers are alive; if" in message
     assert "\n" not in message
     assert not forked()
+
+
+def test_a_worker_whose_store_is_away_is_waited_for(
+    s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outage, "_FIRST", 0.2)
+    path = StorePath(s3.uri("workers") + "/file")
+    path.write_bytes(b"content")
+    with FaultyProxy(s3.endpoint) as proxy:
+        seen = StorePath(path, replace(s3.settings, endpoint=proxy.endpoint, retry_seconds=0.5))
+
+        def make(worker: int, count: int) -> Iterator[Any]:
+            yield seen.read_bytes()
+
+        seen.exists()
+        with outage.outage(30):
+            proxy.last(3.0, "refuse")
+            began = time.monotonic()
+            with start(make, 2, timeout=1) as workers:
+                assert workers.take() == b"content"
+            assert time.monotonic() - began > 2
+        with (
+            outage.outage(0.8),
+            proxy.lasting("refuse"),
+            start(make, 2, timeout=30) as workers,
+            pytest.raises(StoreAway),
+        ):
+            workers.take()
 
 
 def test_a_worker_that_was_stopped() -> None:

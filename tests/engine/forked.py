@@ -10,9 +10,11 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +66,7 @@ def percmae(
     arguments: list[str], folder: Path, size: int = 1, told: list[Environment] | None = None
 ) -> list[Done]:
     """Run the command line in ``size`` processes; ``folder`` is for what they say."""
-    return forked(_verb, (arguments,), folder, size, told)
+    return forked(verb, (arguments,), folder, size, told)
 
 
 def forked(
@@ -74,33 +76,84 @@ def forked(
     size: int,
     told: list[Environment] | None = None,
 ) -> list[Done]:
-    """Call ``work`` in ``size`` processes that know of each other.
+    """Call ``work`` in ``size`` processes that know of each other, and wait for them.
 
     told: variables for each of them, instead of torchrun's.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    if told is None:
-        told = torchrun_says(size) if size > 1 else [{}]
-    processes = []
-    for rank, environment in enumerate(told):
-        given = ({**os.environ, **environment}, folder / f"said-{rank}", work, arguments)
-        processes.append(FORKS.Process(target=_process, args=given))
-        processes[-1].start()
-    done = []
-    for rank, process in enumerate(processes):
-        process.join(GENEROUS)
-        if process.exitcode is None:
-            process.kill()
+    with Job(work, arguments, folder, size, told) as job:
+        return job.ended()
+
+
+class Job:
+    """Processes that know of each other, under way; each leads a session of its own."""
+
+    def __init__(
+        self,
+        work: Callable[..., object],
+        arguments: tuple[Any, ...],
+        folder: Path,
+        size: int = 1,
+        told: list[Environment] | None = None,
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        if told is None:
+            told = torchrun_says(size) if size > 1 else [{}]
+        self.port = int(told[0].get("MASTER_PORT", "0"))
+        self.processes = []
+        for rank, environment in enumerate(told):
+            given = ({**os.environ, **environment}, folder / f"said-{rank}", work, arguments)
+            self.processes.append(FORKS.Process(target=_process, args=given))
+            self.processes[-1].start()
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for process in self.processes:
+            for pid in (*self.running(process.pid or 0), process.pid or 0):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             process.join()
-        said = [(folder / f"said-{rank}.{stream}").read_text() for stream in ("out", "err")]
-        assert process.exitcode is not None
-        done.append(Done(process.exitcode, *said))
-    return done
+
+    def said(self, rank: int = 0) -> str:
+        """What a process has said on stderr."""
+        file = self.folder / f"said-{rank}.err"
+        return file.read_text() if file.exists() else ""
+
+    def signal(self, rank: int, number: int) -> None:
+        """Send a signal to one process."""
+        os.kill(self.processes[rank].pid or 0, number)
+
+    @staticmethod
+    def running(session: int) -> list[int]:
+        """The processes of a session, all that one of ours has started."""
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):
+                state, _, _, its = stat.read_text().rpartition(")")[2].split()[:4]
+                if int(its) == session and state != "Z":
+                    found.append(int(stat.parent.name))
+        return found
+
+    def ended(self) -> list[Done]:
+        """How the processes have ended, once they have."""
+        done = []
+        for rank, process in enumerate(self.processes):
+            process.join(GENEROUS)
+            if process.exitcode is None:
+                process.kill()
+                process.join()
+            out = (self.folder / f"said-{rank}.out").read_text()
+            assert process.exitcode is not None
+            done.append(Done(process.exitcode, out, self.said(rank)))
+        return done
 
 
 def _process(
     environment: dict[str, str], said: Path, work: Callable[..., object], arguments: tuple[Any, ...]
 ) -> None:
+    os.setsid()
     for stream, descriptor in (("out", 1), ("err", 2)):
         with open(f"{said}.{stream}", "w") as file:
             os.dup2(file.fileno(), descriptor)
@@ -113,7 +166,7 @@ def _process(
     sys.exit(work(*arguments))
 
 
-def _verb(arguments: list[str]) -> int:
+def verb(arguments: list[str]) -> int:
     from percmae.cli.verbs import main
 
     return main(arguments)

@@ -165,6 +165,8 @@ def test_reconstruction_figures_and_pictures(
     assert figures.ssim is not None
     assert 5 < figures.psnr < 40
     assert -1 <= figures.ssim <= 1
+    assert figures.distance is not None
+    assert 0.1 < figures.distance < 4
     assert figures.samples == 40
     picture = Image.open(Path(parent.uri) / "mae_recon_out" / "evaluation.png")
     assert picture.size == (4 * 32 + 3 * 2, 8 * 32 + 7 * 2)

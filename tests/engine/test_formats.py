@@ -19,10 +19,10 @@ from torch import Tensor
 from percmae import build_model
 from percmae.config import Config, digest, load_config
 from percmae.data.shards import Dataset
-from percmae.engine.checkpoint import Checkpoints
 from percmae.engine.features import feature_network
 from percmae.engine.formats import export_weights, import_weights
 from percmae.engine.pretrain import pretrain
+from percmae.engine.spool import Spool
 from percmae.engine.weights import initial_weights, network_weights
 from percmae.errors import CheckpointError, PercmaeError, UnsafeFileError, UserError
 from percmae.models.weights import encoder_tensors, load_generator
@@ -38,7 +38,8 @@ def stored(to: str, config: Config, state: State) -> str:
     """A run whose newest checkpoint holds these weights, without the training."""
     run = Run.create(to, Identity(config.run_name, config, "data", "digest"), {})
     checkpoint = {"networks": {"generator": state}}
-    Checkpoints(run.path / "checkpoints", config.checkpoint).save(checkpoint, 3, 1, None, False)
+    with Spool(run.path, 0.0, config.checkpoint) as spool:
+        spool.checkpoint(checkpoint, run.changed(), 3, 1)
     run.save(status="complete")
     return run.uri
 

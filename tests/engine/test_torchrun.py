@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from faulty_proxy import FaultyProxy
+from s3_server import S3
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from percmae.data.shards import Dataset
@@ -21,6 +23,8 @@ from percmae.engine import torchrun as module
 from percmae.errors import PeerLost
 from percmae.runs.record import Run
 from percmae.runs.restarts import TooManyRestarts
+from percmae.storage.outage import OUTAGE_VARIABLE
+from percmae.storage.settings import RETRY_VARIABLE
 
 from .forked import GENEROUS, free_port, percmae
 from .test_processes import (
@@ -369,6 +373,23 @@ def test_a_start_is_counted_before_torch_is_there(
         assert [json.loads(file.read_text())["starts"] for file in counts(run)] == [starts]
     with pytest.raises(TooManyRestarts, match="has started 2 times"):
         module._counted(counting)
+
+
+@pytest.mark.parametrize(("seconds", "code"), [("30", 0), ("1", 140)])
+def test_a_store_that_is_away_when_a_pod_starts(
+    s3: S3, monkeypatch: pytest.MonkeyPatch, seconds: str, code: int
+) -> None:
+    begun: list[str] = []
+    monkeypatch.setattr(module, "_run", lambda options: begun.append("") or 0)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv(RETRY_VARIABLE, "0.5")
+    monkeypatch.setenv(OUTAGE_VARIABLE, seconds)
+    with FaultyProxy(s3.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        proxy.last(3, "refuse")
+        counting = ["--nnodes", "1", "--run-folder", s3.uri("runs"), "--backoff-limit", "1"]
+        assert module.torchrun([*counting, "--", "pretrain"]) == code
+    assert len(begun) == (1 if code == 0 else 0)
 
 
 def counts(run: Path) -> list[Path]:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from percmae.config.schema import Checkpoint
 from percmae.engine import tracking
+from percmae.engine.spool import Spool
 from percmae.engine.tracking import Tracker
 from percmae.storage import StorePath
 
@@ -22,7 +24,7 @@ def test_a_resumed_run_that_begins_another_event_file_keeps_its_figures(
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     run = StorePath(tmp_path)
     for start, steps in ((0, (1, 2, 3)), (2, (3, 4, 5))):
-        with Tracker(run, start) as tracker:
+        with Spool(run, 0.0, Checkpoint()) as spool, Tracker(spool, start) as tracker:
             for step in steps:
                 tracker.log(step, 1.0, "train", {"loss": start + step / 10})
                 tracker.flush()

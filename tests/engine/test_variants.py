@@ -24,22 +24,12 @@ from percmae.losses.build import build_objective
 from percmae.runs.downstream import downstream_config
 from percmae.runs.record import Run
 from percmae.storage import StorePath
-from percmae.vision import load_timm, torchvision
+from percmae.vision import load_timm
 
 Make = Callable[..., Config]
 VARIANTS = ("mae", "ssim", "perceptual", "ls_gan", "msg_gan", "stylegan2_ada")
 # Lazy terms, augmentation and the frozen copy all come up in a short run.
 LIVELY = ("stylegan.ada_kimg=0.5", "stylegan.r1_interval=4", "adversarial.refresh_epochs=2")
-
-
-@pytest.fixture(scope="module")
-def vgg16(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Weights of VGG16's first three stages, drawn from a seed, as a state dict in a file."""
-    torch.manual_seed(11)
-    layers = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"][:10])
-    path = tmp_path_factory.mktemp("weights") / "vgg16.pth"
-    torch.save({f"features.{k}": v for k, v in layers.state_dict().items()}, path)
-    return str(path)
 
 
 @pytest.fixture

@@ -372,8 +372,10 @@ def test_an_image_that_is_not_pinned_is_warned_about(capsys: pytest.CaptureFixtu
 
 def test_the_store_is_configured_by_the_same_names_under_every_kind() -> None:
     from percmae.storage import settings as storage
+    from percmae.storage.outage import OUTAGE_VARIABLE
 
     read = {*storage.ENDPOINT_VARIABLES, *storage.REGION_VARIABLES, storage.RETRY_VARIABLE}
+    read.add(OUTAGE_VARIABLE)
     assert read <= set(STORE_VARIABLES)
     assert set(STORE_VARIABLES) - read == {"AWS_CA_BUNDLE", "SSL_CERT_FILE"}
     assert set(storage._from_environment(dict.fromkeys(STORE_VARIABLES, "x"))) == {

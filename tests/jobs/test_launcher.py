@@ -23,8 +23,8 @@ from percmae.jobs.client import Refused, Unreachable
 from percmae.jobs.launcher import JobFailed, JobRefused, clean, launch, submit
 from percmae.jobs.names import CLAIMS, Object
 from percmae.jobs.settings import job_settings
-from percmae.jobs.signals import StopSignals
 from percmae.jobs.work import Work
+from percmae.signals import Signals
 
 WORK = Work("pretrain", ("pretrain",), "toy", "0" * 16, trains=True)
 JOB = f"{TRAININGS}/{WORK.name}"
@@ -203,21 +203,21 @@ def test_told_to_stop_it_deletes_the_job_first(
     """Whoever stops it may leave it less than a second."""
     monkeypatch.setattr(launcher, "INTERVAL", 60.0)
     asked: list[tuple[str, str]] = []
-    send, wait = client.Client._send, StopSignals.wait
+    send, wait = client.Client._send, Signals.wait
 
     def record(self: client.Client, method: str, path: str, *rest: Any) -> Any:
         if threading.current_thread() is threading.main_thread():
             asked.append((method, path))
         return send(self, method, path, *rest)
 
-    def told(self: StopSignals, seconds: float) -> bool:
+    def told(self: Signals, seconds: float) -> bool:
         if self.received is None:
             asked.clear()
             os.kill(os.getpid(), signal.SIGTERM)
         return wait(self, seconds)
 
     monkeypatch.setattr(client.Client, "_send", record)
-    monkeypatch.setattr(StopSignals, "wait", told)
+    monkeypatch.setattr(Signals, "wait", told)
     with pytest.raises(Interrupted, match="the same command goes on") as stopped:
         launch(WORK, settings())
     assert stopped.value.exit_code == 143

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from percmae.config.schema import Checkpoint
 from percmae.errors import ConfigError
-from percmae.jobs.names import PYTORCH, TTL_ANNOTATION, Object
+from percmae.jobs.names import PYTORCH, TTL_ANNOTATION, Object, shutdown_timeout
 from percmae.jobs.pod import labels_of
 from percmae.jobs.settings import job_settings
 from percmae.jobs.spec import job_object
@@ -342,6 +343,8 @@ def test_torchrun_waits_for_its_processes_as_long_as_kubernetes_waits_for_the_po
     for grace, patience in ((120, "115"), (3, "1")):
         env = {e["name"]: e.get("value") for e in container(each("job", grace=grace))["env"]}
         assert env["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == patience
+    # And sending what was saved has room in it.
+    assert 1.5 * Checkpoint().grace < int(shutdown_timeout()) < job_settings().grace
     plain = job_object(every_work()["evaluate"], job_settings())
     assert "TORCH_ELASTIC_SHUTDOWN_TIMEOUT" not in [e["name"] for e in container(plain)["env"]]
 

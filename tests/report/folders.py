@@ -158,7 +158,7 @@ def _evaluation(info: dict[str, Any], accuracy: float, names: list[str]) -> dict
         return {
             **head,
             "samples": {"train": 3600, "val": 400, "test": TEST},
-            "reconstruction": {"psnr": psnr, "ssim": ssim, **figures},
+            "reconstruction": {"psnr": psnr, "ssim": ssim, "distance": 0.4321, **figures},
         }
     confusion = _confusion(accuracy, len(names), info["seed"])
     each = confusion.sum(axis=1)

@@ -86,7 +86,8 @@ def test_table_of_the_terminal(three: dict[str, Any]) -> None:
     head = next(line for line in lines if line.startswith("variant"))
     row = next(line for line in lines if line.startswith("ssim"))
     assert row.split() == ["ssim", "83.1", "±", "1.0", "61.4", "±", "1.0", "79.5", "±", "0.0",
-                           "94.2", "±", "0.4", "18.3", "0.710", "0.422", "200"]  # fmt: skip
+                           "94.2", "±", "0.4", "18.3", "0.710", "0.432", "0.422",
+                           "200"]  # fmt: skip
     for name, value in (("probe %", "83.1 ± 1.0"), ("fine-tuned %", "94.2 ± 0.4")):
         assert row.index(value) + len(value) == head.index(name) + len(name), "right-aligned"
     assert f"ls_gan   failed: {REASON}" in lines
@@ -100,7 +101,7 @@ def test_markdown(three: dict[str, Any], root: Path) -> None:
     assert table[0].startswith("| variant | probe % | untrained % | k-NN % | fine-tuned % |")
     assert table[2].split(" | ")[4] == "94.2 ± 0.4"
     cells = [line.replace("\\|", "").count("|") for line in table]
-    assert set(cells) == {10}
+    assert set(cells) == {11}
     assert "failed: seed 0 pretrain: not finite \\| lower optim.lr" in table[4]
     assert "](compare.png)" in text
     with Image.open(root / "out" / "compare.png") as image:
@@ -113,7 +114,7 @@ def test_figures_that_are_not_there(tmp_path: Path) -> None:
     (run / "metrics.jsonl").unlink()
     document = compare([Compared("mae", [str(run)])], str(tmp_path / "out"))
     row = next(x for x in compare_table(document).splitlines() if x.startswith("mae"))
-    assert row.split() == ["mae", "–", "–", "–", "–", "18.2", "0.710", "0.417", "200"]
+    assert row.split() == ["mae", "–", "–", "–", "–", "18.2", "0.710", "0.432", "0.417", "200"]
     assert document["random_guess"] is None
     assert (tmp_path / "out" / "compare.png").exists()
 

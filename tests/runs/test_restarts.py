@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import time
+from typing import TYPE_CHECKING
+
 import pytest
+from faulty_proxy import FaultyProxy
 
 from percmae.config import load_config
 from percmae.errors import DataError
+from percmae.runs import restarts
 from percmae.runs.record import RESTARTS, Identity, Run
 from percmae.runs.restarts import Restarts, TooManyRestarts
 from percmae.storage import StorePath
+from percmae.storage.outage import outage
+
+if TYPE_CHECKING:
+    from s3_server import S3
 
 
 @pytest.fixture
@@ -58,13 +67,17 @@ def test_starts_are_counted_over_runs_that_are_begun_anew(run: StorePath) -> Non
         (138, ["p.json", "q.json"]),
         (143, ["q.json"]),
         (130, ["q.json"]),
+        (140, ["q.json"]),
         (0, []),
         (1, []),
         (2, []),
     ],
 )
 def test_what_the_end_of_a_start_says(run: StorePath, code: int, left: list[str]) -> None:
-    """Told to stop is no failure; a code below 128 ends the job, for all of its pods."""
+    """Told to stop is no failure, nor is a store that was away.
+
+    A code below 128 ends the job, for all of its pods.
+    """
     one, other = (Restarts(run.uri, 3, pod) for pod in "pq")
     one.begin()
     other.begin()
@@ -76,3 +89,19 @@ def test_a_damaged_count_is_told(run: StorePath) -> None:
     (run / RESTARTS / "p.json").write_text("{")
     with pytest.raises(DataError, match=r"p.json is not JSON .*; delete it$"):
         Restarts(run.uri, 3, "p").begin()
+
+
+def test_a_store_that_is_away_does_not_hold_up_the_end(
+    s3: S3, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a pod may take to end is little, and is needed for its checkpoint."""
+    monkeypatch.setattr(restarts, "_END_SECONDS", 0.3)
+    with FaultyProxy(s3.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        here = Restarts(s3.uri("runs"), 3, "p")
+        here.begin()
+        with proxy.lasting("refuse"), outage(60):
+            began = time.monotonic()
+            here.end(143)
+            assert time.monotonic() - began < 10
+    assert "the starts of pod p stay counted: no usable answer" in capsys.readouterr().err

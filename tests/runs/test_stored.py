@@ -23,8 +23,9 @@ from percmae.runs.evaluation import (
     read_evaluation,
     write_evaluation,
 )
+from percmae.runs.going_on import may_go_on
 from percmae.runs.history import History, read_history
-from percmae.runs.record import Identity, Run, may_go_on
+from percmae.runs.record import Identity, Run
 from percmae.storage import StorePath
 
 BEFORE = Path(__file__).parent / "before"
@@ -69,7 +70,7 @@ def test_files_are_written_back_byte_for_byte(name: str, tmp_path: Path) -> None
     for row in read_history(run.path):
         figures = {key: value for key, value in row.figures.items() if value is not None}
         history.add(row.step, row.epoch, row.split, figures)
-    history.write()
+    history.path.write_bytes(history.content())
     written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     before = {path.name: path.read_bytes() for path in (BEFORE / name).iterdir()}
     # The configuration may have got further settings since, at their defaults.
@@ -91,10 +92,19 @@ def test_a_finished_run_is_reused_and_a_stopped_one_gone_on_with() -> None:
         may_go_on(finished, other, "auto")
     # The number of threads differs as well, but is not why.
     config = replace(finished.config, trainer=replace(finished.config.trainer, threads=7))
-    changed = replace(config, optim=replace(config.optim, epochs=99))
-    may_go_on(finished, identity(finished)._replace(config=config), "auto")
-    with pytest.raises(UserError, match=r"another config \(optim\.epochs: \d+ → 99\)"):
-        may_go_on(finished, identity(finished)._replace(config=changed), "auto")
+    assert not may_go_on(finished, identity(finished)._replace(config=config), "auto")
+    for settings, said in (
+        ({"epochs": 1}, r"another config \(optim\.epochs: \d+ → 1\)"),
+        ({"epochs": 99, "max_steps": 3}, r"another config \(.*optim\.max_steps: None → 3\)"),
+        ({"epochs": 99, "lr": 0.5}, r"another config \(optim\.lr: .* → 0\.5, optim\.epochs"),
+    ):
+        changed = replace(config, optim=replace(config.optim, **settings))
+        with pytest.raises(UserError, match=said):
+            may_go_on(finished, identity(finished)._replace(config=changed), "auto")
+    longer = replace(config, optim=replace(config.optim, epochs=99))
+    assert may_go_on(finished, identity(finished)._replace(config=longer), "auto")
+    with pytest.raises(UserError, match=r"begun for fewer steps .*→ 99\); add --resume auto"):
+        may_go_on(finished, identity(finished)._replace(config=longer), "never")
 
 
 def test_figures_are_read() -> None:
@@ -127,7 +137,7 @@ def test_going_on_takes_back_what_was_logged_beyond_the_checkpoint(tmp_path: Pat
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     history = History(StorePath(tmp_path), 8)
     history.add(9, 0.75001, "train", {"loss": float("nan"), "lr": 1e-5})
-    history.write()
+    history.path.write_bytes(history.content())
     kept = (tmp_path / "metrics.jsonl").read_text().splitlines()
     before = [line for line in lines if json.loads(line)["step"] <= 8]
     assert 0 < len(before) < len(lines)

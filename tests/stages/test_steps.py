@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from percmae.errors import DataError, Interrupted, StoreError
+from percmae.errors import DataError, Interrupted, StoreAway, StoreError
 from percmae.stages import steps
 from percmae.stages.check import pretrain_config
 from percmae.stages.confusion import MOST_CLASSES_SHOWN, shown_confusion
@@ -28,7 +28,8 @@ def test_one_seed_one_folder() -> None:
     ("raised", "code", "line"),
     [
         (DataError("no such archive"), 2, "percmae: error: no such archive"),
-        (StoreError("no answer"), 1, "percmae: error: no answer"),
+        (StoreError("no room"), 1, "percmae: error: no room"),
+        (StoreAway("no answer"), 140, "percmae: error: no answer"),
         (Interrupted(15, "saved"), 143, "percmae: stopped: saved"),
         (KeyboardInterrupt(), 130, "percmae: stopped: nothing half-written is left"),
     ],

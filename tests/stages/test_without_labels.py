@@ -81,7 +81,7 @@ def test_a_step_that_needs_labels_ends_well_without_work(
 def test_the_rest_is_judged_and_reported(pipeline: Pipeline, tmp_path: Path) -> None:
     metrics, page = Artifact(tmp_path, "metrics"), Artifact(tmp_path, "page")
     steps.reconstruct(pipeline.model, pipeline.dataset, metrics, page, Placement())
-    assert {"psnr", "ssim", "rankme"} == set(metrics.logged)
+    assert {"psnr", "ssim", "distance", "rankme"} == set(metrics.logged)
     assert "Nearest neighbours" in Path(page.path).read_text()
     skipped = Artifact(tmp_path, "probe")
     steps.probe(pipeline.model, pipeline.dataset, [], skipped, metrics, Placement())

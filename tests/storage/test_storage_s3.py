@@ -38,6 +38,7 @@ ACTIONS: dict[str, Callable[[StorePath], Any]] = {
     "stat": lambda path: path.stat(),
     "write": lambda path: path.write_bytes(b"x"),
     "write parts": lambda path: path.write_bytes(bytes(PARTS + 1)),
+    "update": lambda path: path.update(lambda before: b"x"),
     "delete": lambda path: path.delete(),
     "list": lambda path: list(path.iter()),
 }

@@ -82,6 +82,7 @@ def test_a_whole_run(
     ("mode", "message", "code"),
     [
         ("fail", "seed 1 pretrain: seed 1 has no luck", 2),
+        ("away", "seed 1 pretrain: seed 1 has no store", 140),
         ("crash", "seed 1 pretrain: ValueError: odd (traceback in the log)", 1),
     ],
 )

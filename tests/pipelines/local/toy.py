@@ -45,9 +45,12 @@ def pretrain(
     if mode == "fail" and seed == 1:
         print("percmae: error: seed 1 has no luck", file=sys.stderr)
         raise SystemExit(2)
+    if mode == "away" and seed == 1:
+        print("percmae: error: seed 1 has no store", file=sys.stderr)
+        raise SystemExit(140)
     if mode == "crash" and seed == 1:
         raise ValueError("odd")
-    if mode == "wait" or mode in ("fail", "crash"):
+    if mode in ("wait", "fail", "away", "crash"):
         stopped = []
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda number, frame: stopped.append(number))

@@ -1,0 +1,58 @@
+"""Signals as a request to stop (whole runs that are told to: tests/faults/test_signals.py)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from percmae.errors import Interrupted
+from percmae.signals import Signals, received
+
+
+def tell(number: int = signal.SIGTERM) -> None:
+    os.kill(os.getpid(), number)
+
+
+def test_the_first_is_a_request_and_the_second_ends_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with Signals(again="at once", first="soon") as signals:
+        assert (signals.received, received()) == (None, None)
+        tell()
+        assert signals.received == received() == signal.SIGTERM
+        tell()  # the same one, by another way
+        now += 2
+        with pytest.raises(Interrupted, match="at once") as ended:
+            tell(signal.SIGINT)
+        assert ended.value.exit_code == 130
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert capsys.readouterr().err.count("soon") == 1
+
+
+@pytest.mark.parametrize("how", ["a signal", "another process"])
+def test_a_wait_is_broken_off(how: str) -> None:
+    with Signals(again="at once") as signals:
+        assert signals.unless_told(lambda: 1) == 1
+        act = tell if how == "a signal" else signals.told_elsewhere
+        later = threading.Timer(0.1, act)
+        later.start()
+        assert signals.unless_told(lambda: time.sleep(600)) is None
+        later.join()
+        assert signals.broke
+        assert signals.stopping
+        assert signals.received == (signal.SIGTERM if how == "a signal" else None)
+        assert signals.unless_told(lambda: 1) is None
+
+
+def test_work_that_no_wait_is_is_not_broken_off() -> None:
+    with Signals(again="at once") as signals:
+        tell()
+        assert sum(range(1000)) == 499500
+        assert not signals.broke

@@ -291,7 +291,7 @@ class Trainer:
     hang_minutes: Annotated[float, Field(gt=0, lt=30, json_schema_extra=OPERATIONAL)] = 15
     """Minutes without a move (waits for images or a store have other limits) after which a run says
     which process is behind, and ends to begin again (138); more than the longest step takes."""
-    store_outage: Annotated[float, Field(ge=0)] | None = Field(
+    store_outage: Annotated[float, Field(ge=0, le=43_200)] | None = Field(
         default=None, json_schema_extra=OPERATIONAL
     )
     """Minutes for which a store that is away, full or refuses keys it took before is waited for.

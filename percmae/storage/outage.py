@@ -25,6 +25,7 @@ from percmae.progress import note, warn
 
 OUTAGE_VARIABLE = "PERCMAE_STORE_OUTAGE_SECONDS"
 DEFAULT_SECONDS = 1800.0
+_LONGEST = 30 * 24 * 3600.0
 # What Kubernetes sets in every container.
 _IN_A_POD = "KUBERNETES_SERVICE_HOST"
 # A request that has failed for so long is told of; and so long after that again.
@@ -221,6 +222,8 @@ def outage_seconds(minutes: float | None = None) -> float:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
-    if not (math.isfinite(seconds) and seconds >= 0):
-        raise UserError(f"{OUTAGE_VARIABLE} must be a number of seconds ≥ 0, not {text!r}")
+    if not 0 <= seconds <= _LONGEST:
+        raise UserError(
+            f"{OUTAGE_VARIABLE} must be a number of seconds from 0 to {_LONGEST:.0f}, not {text!r}"
+        )
     return seconds

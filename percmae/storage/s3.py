@@ -6,7 +6,6 @@ Loaded at the first S3 request only: importing minio takes half a second.
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias, cast
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 _BODY_PIECE = 1 << 20
 # Aborting an upload is a courtesy after a failure; it may not take as long again.
 _ABORT_SECONDS = 3.0
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 _Headers: TypeAlias = dict[str, str | list[str] | tuple[str]]
 
@@ -74,7 +72,7 @@ class S3Object:
         if length == 0 or not self.key:
             self._must_exist()
             return b""
-        body = _Body(etag)
+        body = stream.Body(etag)
         server = Server.store(self.settings)
         patience = Patience(server)
         while True:
@@ -214,7 +212,7 @@ class S3Object:
     def _client(self) -> Minio:
         return client(self.settings)
 
-    def _read_on(self, body: _Body, start: int, length: int | None) -> None:
+    def _read_on(self, body: stream.Body, start: int, length: int | None) -> None:
         """Read on where ``body`` ends, all that is wanted or to the end of the object.
 
         A range is asked for even of the whole: the answer to it says how long the object is, so
@@ -236,7 +234,7 @@ class S3Object:
             if first and response.status != 206:
                 raise StoreError(f"{self.uri}: the store ignored the range asked for")
             etag = self._etag(response.headers.get("etag"), "read")
-            wanted = _promised(response, first, last)
+            wanted = stream.promised(response, first, last)
             body.etag = body.etag or etag.strip('"')
             for piece in response.stream(_BODY_PIECE, decode_content=False):
                 body.add(piece if wanted is None else piece[:wanted])
@@ -293,43 +291,7 @@ class S3Object:
         )
 
 
-def _promised(response: urllib3.BaseHTTPResponse, first: int, last: int | None) -> int | None:
-    """Bytes that are still to come of those asked for, as the answer says; None if it does not.
-
-    Raises ``ProtocolError`` for an answer to another question.
-    """
-    if response.status != 206:  # all of the object
-        size = response.headers.get("content-length")
-        if size is None or last is None:
-            return None if size is None else int(size)
-        return min(int(size), last + 1)
-    said = response.headers.get("content-range", "")
-    found = _CONTENT_RANGE.fullmatch(said.strip())
-    if found is None or int(found[1]) != first:
-        raise ProtocolError(f"bytes from {first} on were asked for, {said or 'others'} have come")
-    if found[3] == "*":
-        return int(found[2]) - first + 1
-    end = int(found[3]) if last is None else min(last + 1, int(found[3]))
-    return end - first
-
-
 def _is_replaced(error: StoreError) -> bool:
     """Whether a condition on the version of an object was not met."""
     codes = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey")
     return isinstance(error.__cause__, S3Error) and error.__cause__.code in codes
-
-
-class _Body:
-    """What has arrived of one object so far."""
-
-    def __init__(self, etag: str | None) -> None:
-        self.etag = etag
-        self.bytes = 0
-        self._pieces: list[bytes] = []
-
-    def add(self, piece: bytes) -> None:
-        self._pieces.append(piece)
-        self.bytes += len(piece)
-
-    def joined(self) -> bytes:
-        return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+if TYPE_CHECKING:
+    import urllib3
+
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _FIRST_WINDOW = 32 << 10
 _LARGEST_WINDOW = 8 << 20
 # What lies so near behind the window is read on to: a request takes as long as this many bytes do.
@@ -81,6 +86,44 @@ class Reader(Positioned):
         length = min(length, self._size - self._position)
         self._start, self._window = self._position, b""
         self._window = self._fetch(self._position, length)
+
+
+class Body:
+    """What has arrived of one object so far."""
+
+    def __init__(self, etag: str | None) -> None:
+        self.etag = etag
+        self.bytes = 0
+        self._pieces: list[bytes] = []
+
+    def add(self, piece: bytes) -> None:
+        self._pieces.append(piece)
+        self.bytes += len(piece)
+
+    def joined(self) -> bytes:
+        return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+
+
+def promised(response: urllib3.BaseHTTPResponse, first: int, last: int | None) -> int | None:
+    """Bytes that are still to come of those asked for, as the answer says; None if it does not.
+
+    Raises ``ProtocolError`` for an answer to another question.
+    """
+    from urllib3.exceptions import ProtocolError  # not before the first request
+
+    if response.status != 206:  # all of the object
+        size = response.headers.get("content-length")
+        if size is None or last is None:
+            return None if size is None else int(size)
+        return min(int(size), last + 1)
+    said = response.headers.get("content-range", "")
+    found = _CONTENT_RANGE.fullmatch(said.strip())
+    if found is None or int(found[1]) != first:
+        raise ProtocolError(f"bytes from {first} on were asked for, {said or 'others'} have come")
+    if found[3] == "*":
+        return int(found[2]) - first + 1
+    end = int(found[3]) if last is None else min(last + 1, int(found[3]))
+    return end - first
 
 
 class Uploads(Protocol):

@@ -27,7 +27,7 @@ from percmae.data.shards import Dataset
 from percmae.data.stream import Loader
 from percmae.data.workers import Workers
 from percmae.errors import DataError, StoreAway, WorkerLost
-from percmae.storage import StorePath, outage
+from percmae.storage import StorePath, outage, transport
 
 
 def numbers(worker: int, count: int) -> Iterator[Any]:
@@ -200,6 +200,7 @@ def test_a_worker_whose_store_is_away_is_waited_for(
     s3: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outage, "_FIRST", 0.2)
+    monkeypatch.setattr(transport, "_LONGEST_PAUSE", 0.2)
     path = StorePath(s3.uri("workers") + "/file")
     path.write_bytes(b"content")
     with FaultyProxy(s3.endpoint) as proxy:

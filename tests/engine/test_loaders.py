@@ -85,5 +85,5 @@ def test_nearest_neighbours_are_loaded_likewise(
     splits = tiny_dataset.split("train"), tiny_dataset.split("val")
     measure = Judge(tiny("data.workers=2"), *splits, ALONE, 1000, 2048)
     for images in (measure._bank, measure._held_out):
-        assert sum(len(batch.ids) for batch in images) == len(images.split)
+        assert sum(len(batch.ids) for batch in images.batches()) == len(images.split)
     assert seen == [("train", 2, 64), ("val", 2, 64)]

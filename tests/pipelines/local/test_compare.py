@@ -51,7 +51,7 @@ def test_two_variants_then_one_of_them_fails(
         assert row["finetune"]["mean"] is None
         assert (to / f"t_{row['variant']}" / "report.html").exists()
     made = sorted(path.name for path in (to / "t_compare").iterdir())
-    assert made == ["compare.json", "compare.md", "compare.png"]
+    assert made == ["compare.json", "compare.md", "compare.png", "reconstructions.png"]
 
     # As after a training with other settings under this tag: ssim is refused, mae is reused.
     record = store / "runs" / "seed-4" / "t_ssim" / "run.json"

@@ -129,9 +129,7 @@ def test_the_same_content_is_the_same_parent_wherever_it_lies(
     assert tuned(file) == ("mae_finetune", False)
     assert tuned(other) == ("mae_finetune", True)
     torch.save({**weights, "norm.bias": weights["norm.bias"] + 1}, other)
-    with pytest.raises(
-        UserError, match=r"another parent run \(.* → .*\); choose another --tag"
-    ):
+    with pytest.raises(UserError, match=r"another parent run \(.* → .*\); choose another --tag"):
         tuned(other)
     assert tuned(other, "second") == ("second_mae_finetune", False)
 

@@ -84,10 +84,12 @@ class Kube:
         with it the job has succeeded, and the operator removes the others.
         """
         touch = ("exec", pod, "--", "touch", "/tmp/go")
+        kind, _, name = pod.rpartition("/")  # a pod's name, or job/<name>
 
         def ended() -> bool:
-            found = self.get("pods", pod)
-            return found is not None and found["status"].get("phase") in ("Succeeded", "Failed")
+            found = self.pods(name) if kind else [self.get("pods", name)]
+            phases = [each["status"].get("phase") for each in found if each is not None]
+            return bool(phases) and set(phases) <= {"Succeeded", "Failed"}
 
         wait(
             lambda: self.kubectl(*touch).returncode == 0 or ended(),

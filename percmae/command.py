@@ -14,7 +14,7 @@ from contextlib import suppress
 from percmae import unforeseen
 from percmae.errors import Interrupted, PeerLost, PercmaeError, UserError
 from percmae.progress import log_to_stderr
-from percmae.signals import INTERRUPTED, TERMINATED, Terminated, at_once
+from percmae.signals import INTERRUPTED, TERMINATED, Terminated, at_once, terminating
 from percmae.streams import ReaderGone, prepare
 
 _FILES = 65_536  # at once; enough for any number of data workers
@@ -89,6 +89,8 @@ def _code(work: Callable[[], object], logged: bool = False) -> int:
     except ReaderGone:
         return 128 + signal.SIGPIPE
     except Exception as error:
+        if terminating():
+            return _terminated()
         known = unforeseen.in_words(error, logged)
         return _told("error", str(known), known.exit_code)
     return 0

@@ -154,6 +154,8 @@ def at_once() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    global _terminating
+    _terminating = False
     told = signal.set_wakeup_fd(_watched(), warn_on_full_buffer=False)
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -164,7 +166,18 @@ def at_once() -> Iterator[None]:
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
+    global _terminating
+    _terminating = True
     raise Terminated
+
+
+_terminating = False
+
+
+def terminating() -> bool:
+    """Whether Terminated was raised: a library that swallows it, as while it is being imported,
+    fails in some other way soon after."""
+    return _terminating
 
 
 _wakeup: int | None = None

@@ -6,9 +6,11 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
+from percmae.command import exit_code
 from percmae.errors import Interrupted
 from percmae.signals import Signals, received
 
@@ -56,3 +58,17 @@ def test_work_that_no_wait_is_is_not_broken_off() -> None:
         tell()
         assert sum(range(1000)) == 499500
         assert not signals.broke
+
+
+def test_a_library_that_swallows_the_end_and_fails_is_no_fault_of_ours(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As one does while it is being imported: half of it is there, and then something is missing."""
+
+    def work() -> None:
+        with suppress(BaseException):
+            signal.raise_signal(signal.SIGTERM)
+        raise AttributeError("module has no attribute")
+
+    assert exit_code(work) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err.startswith("percmae: stopped: told to stop (SIGTERM)")

@@ -63,7 +63,7 @@ def test_work_that_no_wait_is_is_not_broken_off() -> None:
 def test_a_library_that_swallows_the_end_and_fails_is_no_fault_of_ours(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """As one does while it is being imported: half of it is there, and then something is missing."""
+    """As one does while it is being imported: half of it is there, then something is missing."""
 
     def work() -> None:
         with suppress(BaseException):

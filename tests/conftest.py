@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from faulty_proxy import FaultyProxy
 from s3_server import S3, SERVERS, running
 
 from percmae.progress import log_to_stderr
@@ -106,6 +107,13 @@ def s3(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory)
         for name, value in store.environ.items():
             patch.setenv(name, value)
         yield S3(store, server)
+
+
+@pytest.fixture
+def proxy(s3: S3) -> Iterator[FaultyProxy]:
+    """What misbehaves on demand before the server."""
+    with FaultyProxy(s3.endpoint) as running:
+        yield running
 
 
 @pytest.fixture(params=["local", "s3"])

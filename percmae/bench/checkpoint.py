@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import shutil
 import statistics
 import sys
@@ -25,7 +24,7 @@ from typing import Any
 import torch
 
 from percmae import __version__
-from percmae.bench.child import answer_of
+from percmae.bench.child import answer_of, processor
 from percmae.bench.contenders import Contender, config_for, training_objective
 from percmae.bench.memory import available, peak_since, resident
 from percmae.config.schema import Checkpoint as Rules
@@ -68,7 +67,7 @@ def bench(
         "format": FORMAT,
         "version": __version__,
         "torch": torch.__version__,
-        "processor": _processor(),
+        "processor": processor(),
         "rounds": rounds,
         "interval": INTERVAL,
         "sizes": [_size(store, size, rounds, list(overrides)) for size in sizes],
@@ -240,16 +239,6 @@ def _tensors(state: Any) -> list[torch.Tensor]:
         return [state]
     parts = state.values() if isinstance(state, dict) else state
     return [t for p in parts for t in _tensors(p)] if isinstance(state, dict | list) else []
-
-
-def _processor() -> str:
-    """Its name as the system has it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def table(document: dict[str, Any]) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from percmae.errors import PercmaeError
@@ -30,3 +32,13 @@ def answer_of(
         raise PercmaeError(f"{what} ended with code {child.returncode}: {reason}{advice}")
     answer: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
     return answer
+
+
+def processor() -> str:
+    """The processor's name as the system has it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

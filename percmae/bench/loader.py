@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import resource
 import statistics
 import sys
@@ -24,7 +23,7 @@ from typing import Any
 import torch
 
 from percmae import __version__
-from percmae.bench.child import answer_of
+from percmae.bench.child import answer_of, processor
 from percmae.bench.loading import (
     BATCH,
     BESIDE,
@@ -79,7 +78,7 @@ def bench(
         "format": FORMAT,
         "version": __version__,
         "torch": torch.__version__,
-        "processor": _processor(),
+        "processor": processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores_of_machine": os.cpu_count(),
         "images": count,
@@ -233,13 +232,6 @@ def _private_mib(pid: int) -> float:
     except OSError:
         return 0.0
     return sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) / 1024
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def table(document: dict[str, Any]) -> str:

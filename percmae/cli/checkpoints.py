@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from percmae.cli.actions import described
+
 
 def options(sub: argparse.ArgumentParser) -> None:
     """Give the verb its actions."""
@@ -13,7 +15,7 @@ def options(sub: argparse.ArgumentParser) -> None:
         ("verify", "fetch every checkpoint of a run and compare its SHA-256"),
         ("gc", "files among a run's checkpoints that a crash has left"),
     ):
-        action = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        action = described(actions, name, text)
         action.add_argument("run", metavar="RUN", help="the run's folder")
         if name == "ls":
             action.add_argument("--json", action="store_true", help="as one line of JSON")

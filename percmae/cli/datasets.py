@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from percmae.cli.actions import described
+
 
 def options(sub: argparse.ArgumentParser) -> None:
     """Give the verb its actions."""
@@ -14,7 +16,7 @@ def options(sub: argparse.ArgumentParser) -> None:
         ("diff", "images that one dataset has and another has not", ("left", "right")),
         ("gc", "files that no manifest of a dataset refers to", ("dataset",)),
     ):
-        action = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        action = described(actions, name, text)
         for argument in arguments:
             what = "URI" if name == "ls" else "FOLDER" if name == "gc" else "MANIFEST"
             action.add_argument(argument, metavar=what)

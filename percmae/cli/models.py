@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 
+from percmae.cli.actions import described
+
 
 def options(sub: argparse.ArgumentParser) -> None:
     """Give the verb its actions."""
     actions = sub.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     def action(name: str, text: str, *places: tuple[str, str]) -> argparse.ArgumentParser:
-        added: argparse.ArgumentParser = actions.add_parser(
-            name, help=text, description=text[0].upper() + text[1:] + "."
-        )
+        added = described(actions, name, text)
         for place, metavar in places:
             added.add_argument(place, metavar=metavar)
         return added

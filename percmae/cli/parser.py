@@ -7,6 +7,7 @@ from typing import Any
 
 from percmae import __version__
 from percmae.cli import checkpoints, datasets, models
+from percmae.cli.actions import described
 from percmae.data.addresses import joined
 from percmae.jobs.names import BUCKET
 
@@ -49,10 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB [options]", required=True)
 
     def verb(name: str, text: str) -> argparse.ArgumentParser:
-        sub: argparse.ArgumentParser = verbs.add_parser(
-            name, help=text, description=text[0].upper() + text[1:] + "."
-        )
-        return sub
+        return described(verbs, name, text)
 
     for name, text in (
         ("run", "run the whole pipeline on this machine, on real images"),

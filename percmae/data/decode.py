@@ -37,8 +37,7 @@ JPEG = b"\xff\xd8"
 """How a JPEG begins."""
 REDUCTIONS = (8, 4, 2)
 """A JPEG is decoded at 1/8, 1/4, 1/2 of its size; for other fractions libjpeg-turbo has no SIMD."""
-LARGEST_JPEG = 1 << 24
-"""Pixels beyond which Pillow decodes, which has limits for what is large."""
+_LARGEST_JPEG = 1 << 24  # pixels beyond which Pillow decodes, which has limits for what is large
 _COLOURS = ("YCbCr", "Gray")  # as simplejpeg names them; CMYK and RGB are left to Pillow
 # Several pictures in a file, which Pillow does not reduce; said in the first 64 KiB.
 _SEVERAL, _HEAD = b"MPF\0", 64 << 10
@@ -81,13 +80,13 @@ def decode(
 def _quick(data: bytes, min_side: int) -> Image.Image | None:
     """A plain, sound JPEG, reduced as Pillow would, to the same pixels in two thirds of the time;
     None for whatever Pillow is to judge."""
-    if not data.startswith(JPEG) or data.find(_SEVERAL, 0, _HEAD) >= 0:
+    if data.find(_SEVERAL, 0, _HEAD) >= 0:
         return None
+    size = plain_jpeg(data, _COLOURS)
+    if size is None:
+        return None
+    width, height = size
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        check_effort((width, height), data)
-        if colours not in _COLOURS or width * height > LARGEST_JPEG:
-            return None
         whole = min(width // min_side, height // min_side)
         reduction = next((n for n in REDUCTIONS if n <= whole), 1)
         least = (-(-height // reduction), -(-width // reduction)) if reduction > 1 else (0, 0)
@@ -98,6 +97,19 @@ def _quick(data: bytes, min_side: int) -> Image.Image | None:
     except ValueError:
         return None
     return Image.fromarray(pixels)
+
+
+def plain_jpeg(data: bytes, colours: Sequence[str]) -> tuple[int, int] | None:
+    """Width and height of a JPEG of moderate size in one of these colours (simplejpeg's names);
+    None for whatever Pillow is to judge."""
+    if not data.startswith(JPEG):
+        return None
+    try:
+        height, width, found, _ = simplejpeg.decode_jpeg_header(data)
+        check_effort((width, height), data)
+    except ValueError:
+        return None
+    return (width, height) if found in colours and width * height <= _LARGEST_JPEG else None
 
 
 def check_formats(formats: Sequence[str]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from percmae.config.schema import Decode, Interpolation
-from percmae.data.decode import JPEG, LARGEST_JPEG, REDUCTIONS, Name, check_effort, decode
+from percmae.data.decode import REDUCTIONS, Name, decode, plain_jpeg
 
 _COLOURS = ("YCbCr", "Gray", "RGB")
 _FILTERS = {
@@ -87,13 +87,11 @@ def _jpeg(data: bytes, choose: Choose, fastest: bool) -> tuple[np.ndarray, Frame
     That is whatever is no plain, sound JPEG of moderate size: Pillow then says what is wrong, or
     makes the best of it.
     """
-    if not data.startswith(JPEG):
+    size = plain_jpeg(data, _COLOURS)
+    if size is None:
         return None
+    width, height = size
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        check_effort((width, height), data)
-        if colours not in _COLOURS or width * height > LARGEST_JPEG:
-            return None
         frame = choose(width, height)
         reduction = _aligned_reduction(frame, width, height)
         image = simplejpeg.decode_jpeg(

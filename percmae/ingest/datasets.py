@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -11,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from percmae.data.shards import FORMER, MANIFEST, SPLITS, Dataset
-from percmae.errors import DataError, UserError
+from percmae.errors import DataError
 from percmae.ingest.leftovers import leftovers, manifests
 from percmae.progress import warn
 from percmae.storage import StorePath
+from percmae.storage.collect import collect
 from percmae.tables import byte_size, columns
 
 _NAMED = 10  # images that are named of each kind
@@ -114,21 +114,8 @@ def collected(folder: str, delete: bool = False, force: bool = False) -> str:
     to = StorePath(folder)
     if not manifests(to):
         raise DataError(f"{to} is no dataset's folder: it has no {MANIFEST}")
-    found = leftovers(to)
-    if delete and not force:
-        young = next((e for e in found if time.time() - e.path.stat().modified < _RECENT), None)
-        if young is not None:
-            raise UserError(
-                f"{young.path} is less than a day old: an ingest may be under way; wait for it, or "
-                "add --force"
-            )
-    if delete:
-        for entry in found:
-            entry.path.delete()
-    total = f"{len(found):,} files, {byte_size(sum(entry.size for entry in found))}"
-    said = "deleted" if delete else "nothing refers to them; --delete removes them"
-    lines = [f"{byte_size(entry.size):>10}  {entry.name}" for entry in found]
-    return "\n".join([*lines, f"{total}: {said}" if found else "nothing to collect"])
+    young = "less than a day old: an ingest may be under way; wait for it"
+    return collect(leftovers(to), delete, force, _RECENT, young, "nothing refers to them")
 
 
 def _datasets(prefix: StorePath) -> Iterator[tuple[Dataset, StorePath]]:

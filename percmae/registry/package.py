@@ -90,10 +90,7 @@ def figures(evaluation: Evaluation) -> dict[str, float | None]:
 
 
 def _evaluated(run: Run) -> Evaluation:
-    if not run.complete:
-        raise UserError(
-            f"run {run.uri} stopped at step {run.record.step}; finish it with --resume auto first"
-        )
+    run.require_complete()
     if run.record.built_on == "pixels":
         raise UserError(f"run {run.uri} is a probe of pixels: a control, and no model to use")
     evaluation = read_evaluation(run.path, run.record)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; the markers differ too.
-_INK, _MUTED, _LINE, _BAND, _BAR = "#1b2028", "#566070", "#d5dae2", "#f4f6f9", "#8fa3b8"
+INK, MUTED, LINE, _BAND, _BAR = "#1b2028", "#566070", "#d5dae2", "#f4f6f9", "#8fa3b8"
 
 
 class _Mark(NamedTuple):
@@ -45,9 +45,13 @@ def draw(document: Json) -> bytes:
 
     document: compare.json's content (:func:`percmae.report.compare.compare`).
     """
+    return figure_png(compare_figure(document))
+
+
+def figure_png(figure: Figure) -> bytes:
+    """A figure of a comparison as PNG."""
     buffer = io.BytesIO()
     # Without the version of matplotlib in it.
-    figure = compare_figure(document)
     figure.savefig(buffer, format="png", dpi=_DPI, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
 
@@ -63,9 +67,9 @@ def compare_figure(document: Json) -> Figure:
     settings: Any = {
         "font.size": 11,
         "text.parse_math": False,
-        "text.color": _INK,
-        "axes.labelcolor": _MUTED,
-        "xtick.labelcolor": _MUTED,
+        "text.color": INK,
+        "axes.labelcolor": MUTED,
+        "xtick.labelcolor": MUTED,
         "axes.axisbelow": True,
     }
     with matplotlib.rc_context(settings):
@@ -87,7 +91,7 @@ def compare_figure(document: Json) -> Figure:
                     _failed(panels[0], place, 0)
         for axes, (key, title) in bars:
             _bars(axes, rows, next(column for column in COLUMNS if column.key == key))
-            axes.set_title(title, fontsize=11, loc="left", color=_INK)
+            axes.set_title(title, fontsize=11, loc="left", color=INK)
         _name(panels[0], rows)
         _legend(figure, rows, document["random_guess"])
     return figure
@@ -107,21 +111,21 @@ def _frame(axes: Axes, rows: int) -> None:
 def _name(axes: Axes, rows: list[Json]) -> None:
     """The variants' names, in front of the first panel."""
     axes.set_yticks(range(len(rows)), [row["variant"] for row in rows])
-    axes.tick_params(axis="y", labelsize=12, labelcolor=_INK, pad=8)
+    axes.tick_params(axis="y", labelsize=12, labelcolor=INK, pad=8)
 
 
 def _failed(axes: Axes, place: int, start: float) -> None:
-    axes.text(start, place, "failed", color=_MUTED, va="center", style="italic", zorder=3)
+    axes.text(start, place, "failed", color=MUTED, va="center", style="italic", zorder=3)
 
 
 def _accuracies(axes: Axes, rows: list[Json], guess: float | None) -> None:
     # Room for a mark at 0 %, and behind 100 % for the figures beside the marks.
     axes.set_xlim(-1.5, 124)
     axes.set_xticks(range(0, 101, 20), [f"{tick} %" for tick in range(0, 101, 20)])
-    axes.set_title("top-1 accuracy", fontsize=11, loc="left", color=_INK)
-    axes.vlines(range(0, 101, 20), -0.5, len(rows) - 0.5, color=_LINE, linewidth=0.8, zorder=1)
+    axes.set_title("top-1 accuracy", fontsize=11, loc="left", color=INK)
+    axes.vlines(range(0, 101, 20), -0.5, len(rows) - 0.5, color=LINE, linewidth=0.8, zorder=1)
     if guess is not None:
-        axes.axvline(100 * guess, color=_MUTED, linewidth=1.3, linestyle=(0, (1.5, 2)), zorder=1.5)
+        axes.axvline(100 * guess, color=MUTED, linewidth=1.3, linestyle=(0, (1.5, 2)), zorder=1.5)
     for place, row in enumerate(rows):
         if row["error"] is not None:
             _failed(axes, place, 2 + 100 * (guess or 0))
@@ -166,7 +170,7 @@ def _bars(axes: Axes, rows: list[Json], column: Column) -> None:
     found = [(place, stats) for place, stats in found if stats["mean"] is not None]
     axes.set_xticks([])
     if not found:
-        axes.text(0, 0, "–", color=_MUTED, va="center")
+        axes.text(0, 0, "–", color=MUTED, va="center")
         return
     longest = max(stats["mean"] + (stats["sd"] or 0.0) for _, stats in found)
     lowest = min(0.0, *(stats["mean"] for _, stats in found))  # an SSIM can be below 0
@@ -177,7 +181,7 @@ def _bars(axes: Axes, rows: list[Json], column: Column) -> None:
         axes.barh(place, mean, 0.36, color=_BAR, zorder=2)
         if sd:
             axes.errorbar(
-                mean, place, xerr=sd, fmt="none", color=_INK, capsize=3, elinewidth=1.2, zorder=3
+                mean, place, xerr=sd, fmt="none", color=INK, capsize=3, elinewidth=1.2, zorder=3
             )
         axes.annotate(
             cell(stats, column),
@@ -201,7 +205,7 @@ def _legend(figure: Figure, rows: list[Json], guess: float | None) -> None:
     ]
     if guess is not None:
         dots: Any = (0, (1.5, 2))
-        keys.append(Line2D([], [], color=_MUTED, linestyle=dots, label="random guess"))
+        keys.append(Line2D([], [], color=MUTED, linestyle=dots, label="random guess"))
     if keys:
         figure.legend(
             handles=keys, loc="outside lower left", ncols=len(keys), frameon=False, fontsize=10

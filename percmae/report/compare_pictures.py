@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from percmae.report.charts import quiet_matplotlib
+from percmae.report.compare_chart import INK, LINE, MUTED, figure_png
 from percmae.report.read import ReportedRun, StoredPicture
 from percmae.report.stats import Json, stats
 from percmae.runs.evaluation import GRID_COLUMNS, GRID_GAP
@@ -24,10 +25,8 @@ _LINES = (
     ("#56b4e9", "v"),
     ("#e69f00", "P"),
 )
-_INK, _MUTED, _GRID = "#1b2028", "#566070", "#d5dae2"
 _SHOWN = 96  # pixels that an image is enlarged to at least
 _GAP, _HEAD = 6, 26
-_DPI = 150
 
 
 def side_by_side(pictures: Sequence[tuple[str, StoredPicture]]) -> bytes | None:
@@ -83,7 +82,7 @@ def _laid_out(columns: list[tuple[str, list[Image]]]) -> Image:
     page = Image.new("RGB", size, "white")
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(14)
     for place, (name, images) in enumerate(columns):
-        pen.text((place * step + shown / 2, _HEAD / 2), name, fill=_INK, font=font, anchor="mm")
+        pen.text((place * step + shown / 2, _HEAD / 2), name, fill=INK, font=font, anchor="mm")
         for row, image in enumerate(images):
             enlarged = image.resize((shown, shown), Image.Resampling.NEAREST)
             page.paste(enlarged, (place * step, _HEAD + row * step))
@@ -135,11 +134,7 @@ def draw_learning(document: Json) -> bytes | None:
     document: compare.json's content (:func:`percmae.report.compare.compare`).
     """
     figure = learning_figure(document)
-    if figure is None:
-        return None
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI, facecolor="white", metadata={"Software": None})
-    return buffer.getvalue()
+    return None if figure is None else figure_png(figure)
 
 
 def learning_figure(document: Json) -> Figure | None:
@@ -159,7 +154,7 @@ def learning_figure(document: Json) -> Figure | None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    settings: Any = {"font.size": 10, "text.color": _INK, "axes.labelcolor": _MUTED}
+    settings: Any = {"font.size": 10, "text.color": INK, "axes.labelcolor": MUTED}
     with matplotlib.rc_context(settings):
         figure = Figure((11.0, 4.2), layout="constrained")
         FigureCanvasAgg(figure)
@@ -181,7 +176,7 @@ def learning_figure(document: Json) -> Figure | None:
             axes.set_title(title, loc="left", fontsize=11)
             axes.set_xlabel(name)
             axes.set_xlim(left=0)
-            axes.grid(color=_GRID, linewidth=0.7)
+            axes.grid(color=LINE, linewidth=0.7)
             axes.spines[["top", "right"]].set_visible(False)
         panels[0].set_ylabel(label)
         handles, names = panels[0].get_legend_handles_labels()

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import time
 from datetime import UTC, datetime
 from typing import Any
 
-from percmae.errors import CheckpointError, DataError, UserError
+from percmae.errors import CheckpointError, DataError
 from percmae.progress import progress
 from percmae.runs.checkpoints import LATEST, Checkpoints
 from percmae.runs.record import CHECKPOINTS, Run
 from percmae.storage import Entry
+from percmae.storage.collect import collect
 from percmae.tables import byte_size, columns
 
 DIAGNOSTIC = "diagnostic-step-"
@@ -98,19 +98,8 @@ def collected(uri: str, delete: bool = False, force: bool = False) -> str:
         for entry in checkpoints.folder.iter()
         if entry.name not in wanted and not entry.name.startswith(DIAGNOSTIC)
     ]
-    if delete and not force:
-        young = next((e for e in found if time.time() - e.path.stat().modified < _RECENT), None)
-        if young is not None:
-            raise UserError(
-                f"{young.path} is less than an hour old: the training may be under way; wait for "
-                "it, or add --force"
-            )
-    for entry in found if delete else []:
-        entry.path.delete()
-    total = f"{len(found):,} files, {byte_size(sum(entry.size for entry in found))}"
-    said = "deleted" if delete else "the pointer names none of them; --delete removes them"
-    lines = [f"{byte_size(entry.size):>10}  {entry.name}" for entry in found]
-    return "\n".join([*lines, f"{total}: {said}" if found else "nothing to collect"])
+    young = "less than an hour old: the training may be under way; wait for it"
+    return collect(found, delete, force, _RECENT, young, "the pointer names none of them")
 
 
 def _checkpoints(uri: str) -> Checkpoints:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from percmae.config.schema import Stage, Variant
-from percmae.errors import DataError, UserError
+from percmae.errors import DataError
 from percmae.progress import warn
 from percmae.runs.files import DatasetIdentity, Figure, Part, parse
 from percmae.runs.record import Run, RunRecord
@@ -195,10 +195,7 @@ def stored_evaluation(run: Run, dataset: AnyDataset) -> Evaluation | None:
     What is there and cannot be used is said, since it is about to be replaced. Raises UserError
     for a run that is not complete.
     """
-    if not run.complete:
-        raise UserError(
-            f"run {run.uri} stopped at step {run.record.step}; finish it with --resume auto first"
-        )
+    run.require_complete()
     try:
         evaluation = read_evaluation(run.path, run.record)
     except DataError as error:

@@ -22,7 +22,7 @@ from percmae import __version__
 from percmae.config import Config, config_from_dict, digest, to_dict, to_yaml
 from percmae.config.naming import Features, Kind, key_part
 from percmae.config.schema import Stage, Variant
-from percmae.errors import ConfigError, DataError, PercmaeError, StoreAccessError
+from percmae.errors import ConfigError, DataError, PercmaeError, StoreAccessError, UserError
 from percmae.progress import note
 from percmae.runs.files import DatasetIdentity, Figure, Part, parse
 from percmae.runs.parent import Parent, WeightsFile
@@ -243,6 +243,14 @@ class Run:
     def complete(self) -> bool:
         """Whether training reached its end."""
         return self.record.status == "complete"
+
+    def require_complete(self) -> None:
+        """Raise UserError unless training reached its end."""
+        if not self.complete:
+            raise UserError(
+                f"run {self.uri} stopped at step {self.record.step}; finish it with --resume auto "
+                "first"
+            )
 
     @property
     def key(self) -> str:

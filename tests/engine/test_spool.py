@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -24,12 +23,6 @@ from percmae.storage import StorePath, StoreSettings
 from .forked import GENEROUS, forked
 
 AWAY = "503"
-
-
-@pytest.fixture
-def proxy(s3: S3) -> Iterator[FaultyProxy]:
-    with FaultyProxy(s3.endpoint) as running:
-        yield running
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -31,12 +30,6 @@ def told_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_EVERY", 0.6)
     monkeypatch.setattr(transport, "_FIRST_PAUSE", 0.02)
     monkeypatch.setattr(transport, "_LONGEST_PAUSE", 0.2)
-
-
-@pytest.fixture
-def proxy(s3: S3) -> Iterator[FaultyProxy]:
-    with FaultyProxy(s3.endpoint) as running:
-        yield running
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -33,12 +33,6 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     from percmae.storage import transport
 
     monkeypatch.setattr(transport, "_FIRST_PAUSE", 0.01)
-
-
-@pytest.fixture
-def proxy(s3: S3) -> Iterator[FaultyProxy]:
-    with FaultyProxy(s3.endpoint) as running:
-        yield running
 
 
 @pytest.fixture

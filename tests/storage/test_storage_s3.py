@@ -9,7 +9,7 @@ import os
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,12 +42,6 @@ ACTIONS: dict[str, Callable[[StorePath], Any]] = {
     "delete": lambda path: path.delete(),
     "list": lambda path: list(path.iter()),
 }
-
-
-@pytest.fixture
-def proxy(s3: S3) -> Iterator[FaultyProxy]:
-    with FaultyProxy(s3.endpoint) as running:
-        yield running
 
 
 @pytest.mark.parametrize("region", [None, "us-east-1"])

@@ -207,7 +207,7 @@ def test_every_way_to_give_images(
     np.testing.assert_array_equal(stored.features, expected.features)
     paths = [str(folder / key) for key in reversed(expected.keys)]
     # In chunks, and mixed with pictures in memory; a transparent one lies over white.
-    monkeypatch.setattr("percmae.engine.embed.CHUNK", 2)
+    monkeypatch.setattr("percmae.engine.images.CHUNK", 2)
     clear = Image.new("RGBA", (40, 40), (255, 0, 0, 0))
     listed = percmae.embed(run.uri, [*paths, clear, Image.new("L", (40, 40), 255)])
     assert listed.keys == [*paths, "5", "6"]
@@ -240,7 +240,7 @@ def test_features_of_a_dataset(run: Run, dataset: Dataset, tmp_path: Path) -> No
     [
         ("nowhere", r"nowhere: there is no image there; give a folder or prefix with files that"),
         (["nowhere.jpg"], r"image .*nowhere\.jpg: there is no such file"),
-        ([], "no image to compute features of"),
+        ([], "no image is given"),
         ("damaged", r"image .*damaged/1\.jpg .*"),
     ],
 )

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from percmae.errors import DataError, UserError
+from percmae.registry.files import package_of
 from percmae.registry.model import (
     LATEST,
-    File,
     Model,
     Reference,
     Version,
@@ -98,26 +96,13 @@ def pulled(text: str, to: str, force: bool = False) -> list[str]:
     text: without ``@`` the newest. Raises UserError where the folder has files in it and ``force``
     is not set, DataError for a file that is gone or is not what it was.
     """
-    asked = reference(text)
-    version = _chosen(asked)
-    source, target = asked.path / version.folder, StorePath(to)
+    asked, target = reference(text), StorePath(to)
+    package = package_of(asked.path, _chosen(asked))
     if not force and next(target.iter(), None) is not None:
         raise UserError(f"--to {target} is not empty; choose another folder, or add --force")
-    written = []
-    for name, known in version.files.items():
-        data = (source / name).read_bytes(is_whole=partial(_is, known))
-        if not _is(known, data):
-            raise DataError(
-                f"{source / name}: its SHA-256 is not the one of when it was added; it is damaged "
-                f"or another file: add the run again ({version.run})"
-            )
-        (target / name).write_bytes(data)
-        written.append((target / name).uri)
-    return written
-
-
-def _is(known: File, data: bytes) -> bool:
-    return hashlib.sha256(data).hexdigest() == known.sha256
+    for name in package.names:
+        (target / name).write_bytes(package.read(name))
+    return [(target / name).uri for name in package.names]
 
 
 def _chosen(asked: Reference) -> Version:

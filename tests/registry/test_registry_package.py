@@ -14,6 +14,7 @@ import pytest
 import torch
 from fixtures_data import TINY
 from PIL import Image
+from s3_server import S3
 
 from percmae.cli.verbs import main
 from percmae.config import load_config
@@ -25,7 +26,7 @@ from percmae.engine.finetune import finetune, probe, trained_classifier
 from percmae.engine.pretrain import pretrain
 from percmae.errors import DataError, PercmaeError, UserError
 from percmae.registry import onnx_files
-from percmae.registry.files import Preprocess, open_package
+from percmae.registry.files import Preprocess
 from percmae.registry.model import reference
 from percmae.registry.package import register
 from percmae.registry.verbs import pulled
@@ -163,15 +164,19 @@ def photos(tiny_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def expected(run: Run, photos: Path) -> torch.Tensor:
-    """The run's own logits of the ten images."""
+def prepared(run: Run, photos: Path) -> torch.Tensor:
+    """The ten images as the run's evaluation has them."""
     transform = framed_transform(run.config.data, False, run.config.stage)
     pixels = [
         transform.pixels((photos / f"{n}.png").read_bytes(), formats=["PNG"]) for n in range(10)
     ]
-    images = transform.finish(torch.from_numpy(np.stack(pixels)), torch.zeros(10, dtype=torch.bool))
+    return transform.finish(torch.from_numpy(np.stack(pixels)), torch.zeros(10, dtype=torch.bool))
+
+
+def expected(run: Run, photos: Path) -> torch.Tensor:
+    """The run's own logits of them."""
     with torch.no_grad():
-        found: torch.Tensor = trained_classifier(run)(images)
+        found: torch.Tensor = trained_classifier(run)(prepared(run, photos))
     return found
 
 
@@ -282,76 +287,74 @@ def test_features_of_a_version_are_the_runs(
     torch.testing.assert_close(logits, expected(runs["finetune"], photos), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def look_at(file: Path, images: torch.Tensor, triton: str) -> np.ndarray:
+    """What an ONNX file says of itself, and what it gives of images."""
+    import onnx
+    import onnxruntime
+
+    read = onnx.load(file)
+    assert [each.version for each in read.opset_import if not each.domain] == [onnx_files.OPSET]
+    assert str(Path(__file__).parents[2]) not in file.read_bytes().decode("latin-1")
+    told = {
+        each.key: json.loads(each.value) for each in read.metadata_props if each.value[0] == "{"
+    }
+    assert Preprocess(**told["preprocess"]).centre_crop == images.shape[-1]
+    session = onnxruntime.InferenceSession(file)
+    (given,), (output,) = session.get_inputs(), session.get_outputs()
+    assert (given.name, given.shape) == ("images", ["batch", *images.shape[1:]])
+    assert f'name: "{output.name}" data_type: TYPE_FP32 dims: [ {output.shape[1]} ]' in triton
+    found: np.ndarray = session.run(None, {"images": images.numpy()})[0]
+    return found
+
+
+@pytest.mark.slow
 def test_onnx_gives_what_torch_gives(
     runs: dict[str, Run],
     models: dict[str, str],
     photos: Path,
-    stage: str,
-    tmp_store: StorePath,
+    s3: S3,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    import onnx
-    import onnxruntime
-
-    to = tmp_store / "onnx"
-    command = ["export", "--format", "onnx", "--model", f"{models[stage]}@latest", "--to", to.uri]
+    to, model = StorePath(s3.uri("onnx")), f"{models['finetune']}@champion"
+    command = ["export", "--format", "onnx", "--model", model, "--to", to.uri]
     assert main(command) == 0
     lines = [line.split("  ") for line in capfd.readouterr().out.splitlines()]
     summary = (to / "onnx.json").read_json()
-    assert [f"sha256:{each['sha256']}" for each in summary["files"].values()] == [
-        a for a, _ in lines
-    ]
-    names = ["encoder"] if stage == "pretrain" else ["classifier", "encoder"]
-    side = runs[stage].config.data.image_size
-    for name in names:
+    sums = [f"sha256:{each['sha256']}" for each in summary["files"].values()]
+    assert sums == [sum_of for sum_of, _ in lines]
+    pixels = prepared(runs["finetune"], photos)
+    logits = expected(runs["finetune"], photos)
+    assert summary["networks"]["classifier"]["furthest_from_torch"] < onnx_files.TOLERANCE
+    for name in ("encoder", "classifier"):
         file = tmp_path / f"{name}.onnx"
         (to / name / "1/model.onnx").read_file(file)
-        read = onnx.load(file)
-        assert [each.version for each in read.opset_import if not each.domain] == [18]
-        assert str(Path(__file__).parents[2]) not in file.read_bytes().decode("latin-1")
-        told = {each.key: each.value for each in read.metadata_props}
-        assert json.loads(told["preprocess"]) == (to / "preprocess.json").read_json()
-        session = onnxruntime.InferenceSession(file)
-        (given,), (output,) = session.get_inputs(), session.get_outputs()
-        assert (given.name, given.shape) == ("images", ["batch", 3, side, side])
-        triton = (to / name / "config.pbtxt").read_text()
-        assert f'name: "{output.name}" data_type: TYPE_FP32 dims: [ {output.shape[1]} ]' in triton
-    if stage == "finetune":
-        pixels = onnx_files._prepared(
-            open_package(models[stage]), [str(photos / f"{n}.png") for n in range(7)]
-        )
-        found = session_of(tmp_path / "classifier.onnx", pixels)
-        torch.testing.assert_close(
-            torch.from_numpy(found), expected(runs[stage], photos)[:7], atol=1e-4, rtol=1e-4
-        )
+        found = torch.from_numpy(look_at(file, pixels, (to / name / "config.pbtxt").read_text()))
+        if name == "encoder":
+            with torch.no_grad():
+                found = trained_classifier(runs["finetune"]).classify(found)
+        torch.testing.assert_close(found, logits, atol=1e-4, rtol=1e-4)
+    assert (to / "labels.json").read_bytes() == Path(models["pulled"], "labels.json").read_bytes()
     assert main(command) == 2
     assert "is not empty" in capfd.readouterr().err
 
 
-def session_of(file: Path, images: torch.Tensor) -> np.ndarray:
-    """What an ONNX file gives."""
-    import onnxruntime
-
-    found: np.ndarray = onnxruntime.InferenceSession(file).run(None, {"images": images.numpy()})[0]
-    return found
-
-
-def test_what_onnx_gives_otherwise_is_not_written(
+@pytest.mark.slow
+def test_onnx_is_written_whole_or_not_at_all(
     models: dict[str, str], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    to = tmp_path / "onnx"
-    monkeypatch.setattr(onnx_files, "TOLERANCE", 0.0)
+    to, model = tmp_path / "onnx", models["pretrain"]
     images = [str(photos / f"{n}.png") for n in range(10)]
-    with pytest.raises(PercmaeError, match=r"encoder: what ONNX gives is up to .* from what torch"):
-        onnx_files.export_onnx(models["pulled"], str(to), images)
+    with monkeypatch.context() as patch:
+        patch.setattr(onnx_files, "TOLERANCE", 0.0)
+        with pytest.raises(PercmaeError, match=r"encoder: what ONNX gives is up to .* from what"):
+            onnx_files.export_onnx(model, str(to), images)
+        patch.setitem(sys.modules, "onnxscript", None)
+        with pytest.raises(UserError, match=r"onnxscript is not installed; pip install 'percmae\["):
+            onnx_files.export_onnx(model, str(to), images)
     assert not to.exists()
-    monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(
-        UserError, match=r"onnxscript is not installed; pip install 'percmae\[onnx\]'"
-    ):
-        onnx_files.export_onnx(models["pulled"], str(to), images)
+    written = {Path(file.uri).name for file in onnx_files.export_onnx(model, str(to), images)}
+    assert written == {"model.onnx", "config.pbtxt", "preprocess.json"}
 
 
 def test_a_dataset_that_is_gone_asks_for_images(models: dict[str, str], tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from percmae import __version__
-from percmae.cli import checkpoints, datasets, models, using
+from percmae.cli import checkpoints, datasets, gc, models, using
 from percmae.cli.actions import described
 from percmae.data.addresses import joined
 from percmae.jobs.names import BUCKET
@@ -117,6 +117,8 @@ def build_parser() -> argparse.ArgumentParser:
     checkpoints.options(
         verb("checkpoints", "look at a run's checkpoints, check them, and tidy them up")
     )
+
+    gc.options(verb("gc", "runs, datasets and reports that nothing refers to any more"))
 
     sub = verb("evaluate", "figures of a finished run on the test set")
     sub.add_argument("--run", required=True, metavar="URI", help="any finished run")

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from percmae.cli import checkpoints, datasets, models, using
+from percmae.cli import checkpoints, datasets, gc, models, using
 from percmae.cli.parser import build_parser
 from percmae.command import exit_code, parse
 from percmae.engine.place import copies, find_place
@@ -342,6 +342,7 @@ _WORK: dict[str, Callable[[argparse.Namespace], None]] = {
     "finetune": _downstream,
     "probe": _downstream,
     "checkpoints": checkpoints.work,
+    "gc": gc.work,
     "evaluate": _evaluate,
     "reconstruct": _reconstruct,
     "predict": using.predict,

@@ -55,8 +55,8 @@ class Backend(Protocol):
     def delete(self) -> None:
         """Remove the object; nothing happens where there is none."""
 
-    def entries(self) -> Iterator[tuple[str, int, str]]:
-        """(relative key, bytes, etag) of every object below, in any order."""
+    def entries(self) -> Iterator[tuple[str, int, str, float]]:
+        """(relative key, bytes, etag, time of change) of every object below, in any order."""
 
     def prepare(self) -> None:
         """Create the bucket or directory if it is absent."""

@@ -102,7 +102,7 @@ class LocalFile:
             except NotADirectoryError:
                 return
 
-    def entries(self) -> Iterator[tuple[str, int, str]]:
+    def entries(self) -> Iterator[tuple[str, int, str, float]]:
         with _errors("list", self.path):
             for folder, _folders, files in os.walk(self.path, onerror=_raise_unless_absent):
                 for file in files:
@@ -111,7 +111,8 @@ class LocalFile:
                         continue
                     found = LocalFile(path).stat()
                     if found is not None:  # else a broken link, or gone since
-                        yield path.relative_to(self.path).as_posix(), found.size, found.etag
+                        name = path.relative_to(self.path).as_posix()
+                        yield name, found.size, found.etag, found.modified
 
     def prepare(self) -> None:
         with _errors("create the directory", self.path):

@@ -118,7 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
         verb("checkpoints", "look at a run's checkpoints, check them, and tidy them up")
     )
 
-    gc.options(verb("gc", "runs, datasets and reports that nothing refers to any more"))
+    gc.options(verb("gc", "list, or delete, runs, datasets and reports that nothing refers to"))
 
     sub = verb("evaluate", "figures of a finished run on the test set")
     sub.add_argument("--run", required=True, metavar="URI", help="any finished run")

@@ -21,7 +21,7 @@ from typing import Any
 
 from percmae.data.addresses import addresses
 from percmae.data.shards import MANIFEST
-from percmae.errors import DataError, UserError
+from percmae.errors import DataError, StoreAccessError, UserError
 from percmae.progress import note, warn
 from percmae.registry.model import MODEL
 from percmae.report import FIGURES, PAGE, compare
@@ -152,7 +152,16 @@ class _Look:
 
     def now(self) -> list[Thing]:
         """Everything there is, by address, with what keeps it."""
-        things = self._things([entry for place in self._places for entry in place.iter()])
+        try:
+            entries = [entry for place in self._places for entry in place.iter()]
+        except StoreAccessError as error:
+            if self._below in self._places:
+                raise
+            raise StoreAccessError(
+                f"{error}: what refers is looked for in all of the bucket; --also names the places "
+                "to look in instead"
+            ) from error
+        things = self._things(entries)
         _keep(things, self._roots)
         return things
 
@@ -267,18 +276,16 @@ def _addresses_in(value: Any) -> frozenset[str]:
 
 def _owner(entry: Entry, found: dict[str, list[Thing]]) -> Thing | None:
     """Whose a file is: of the folders that it lies in, the nearest that has it."""
-    folder, name = entry.path.parent, entry.path.name
-    here = found.get(folder.uri, ())
-    for thing in here:
+    folder, _, name = entry.path.uri.rpartition("/")
+    for thing in found.get(folder, ()):
         if name in _FILES.get(thing.kind, ()):
             return thing
-    while True:
-        for thing in found.get(folder.uri, ()):
+    while folder:
+        for thing in found.get(folder, ()):
             if thing.kind not in _FILES:
                 return thing
-        if folder.parent == folder:
-            return None
-        folder = folder.parent
+        folder = folder.rpartition("/")[0]
+    return None
 
 
 def _in_order(things: Iterable[Thing]) -> list[Thing]:

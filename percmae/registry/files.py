@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 from percmae.config import Augment
 from percmae.config.schema import Data, Interpolation
 from percmae.errors import DataError, UserError
-from percmae.registry.model import LATEST, MODEL, Version, read_model, reference
+from percmae.registry.model import LATEST, MODEL, Version, read_file, read_model, reference
 from percmae.runs.evaluation import EVALUATION
 from percmae.runs.files import Part, parse
 from percmae.storage import StorePath
@@ -77,12 +75,17 @@ class Label(Part):
 
 @dataclass(frozen=True)
 class Package:
-    """The files of a version; ``version`` is None for a pulled folder, which does not say."""
+    """The files of a version.
+
+    where: what messages call it; folder: of the files; names: theirs; version, model: which it is,
+    and the model's folder; None for a pulled folder, which does not say.
+    """
 
     where: str
     folder: StorePath
     names: tuple[str, ...]
     version: Version | None = None
+    model: StorePath | None = None
 
     def read(self, name: str) -> bytes:
         """A file's content, checked against its SHA-256 where it is known.
@@ -91,17 +94,9 @@ class Package:
         """
         if name not in self.names:
             raise DataError(f"model {self.where} has no file {name}")
-        path = self.folder / name
-        if self.version is None:
-            return path.read_bytes()
-        known = self.version.files[name].sha256
-        data = path.read_bytes(is_whole=partial(_is, known))
-        if not _is(known, data):
-            raise DataError(
-                f"{path}: its SHA-256 is not the one of when it was added; it is damaged or "
-                f"another file: add the run again ({self.version.run})"
-            )
-        return data
+        if self.version is None or self.model is None:
+            return (self.folder / name).read_bytes()
+        return read_file(self.model, self.version, name)
 
     @property
     def classifies(self) -> bool:
@@ -155,14 +150,5 @@ def open_package(model: str) -> Package:
             f"add` makes one of a run) nor what `percmae models pull` writes (with {PREPROCESS})"
         )
     version = read_model(asked.path).named(asked.which or LATEST)
-    return package_of(asked.path, version)
-
-
-def package_of(model: StorePath, version: Version) -> Package:
-    """The files of a version of the model in this folder."""
-    where = f"{model}@{version.version}"
-    return Package(where, model / version.folder, tuple(version.files), version)
-
-
-def _is(sha256: str, data: bytes) -> bool:
-    return hashlib.sha256(data).hexdigest() == sha256
+    where, folder = str(asked._replace(which=str(version.version))), asked.path / version.folder
+    return Package(where, folder, tuple(version.files), version, asked.path)

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from percmae.errors import DataError, UserError
-from percmae.registry.files import package_of
 from percmae.registry.model import (
     LATEST,
     Model,
     Reference,
     Version,
     models,
+    read_file,
     read_model,
     reference,
 )
@@ -96,13 +96,16 @@ def pulled(text: str, to: str, force: bool = False) -> list[str]:
     text: without ``@`` the newest. Raises UserError where the folder has files in it and ``force``
     is not set, DataError for a file that is gone or is not what it was.
     """
-    asked, target = reference(text), StorePath(to)
-    package = package_of(asked.path, _chosen(asked))
+    asked = reference(text)
+    version = _chosen(asked)
+    target = StorePath(to)
     if not force and next(target.iter(), None) is not None:
         raise UserError(f"--to {target} is not empty; choose another folder, or add --force")
-    for name in package.names:
-        (target / name).write_bytes(package.read(name))
-    return [(target / name).uri for name in package.names]
+    written = []
+    for name in version.files:
+        (target / name).write_bytes(read_file(asked.path, version, name))
+        written.append((target / name).uri)
+    return written
 
 
 def _chosen(asked: Reference) -> Version:

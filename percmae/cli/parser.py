@@ -133,9 +133,13 @@ def build_parser() -> argparse.ArgumentParser:
     using.predict_options(verb("predict", "say what is on images, by a registered model"))
     using.embed_options(verb("embed", "write the features of images by a pretrained encoder"))
 
-    sub = verb("report", "write the HTML report of finished runs")
-    sub.add_argument("--runs", required=True, nargs="+", metavar="URI", help="runs of any stage")
-    sub.add_argument("--to", required=True, metavar="URI", help="folder of report.html and .json")
+    sub = verb("report", "write the HTML report of finished runs, or the index of a store")
+    what = sub.add_mutually_exclusive_group(required=True)
+    what.add_argument("--runs", nargs="+", metavar="URI", help="runs of any stage")
+    text = "all models, runs and reports below a folder or prefix, as a page to sort"
+    what.add_argument("--index", metavar="URI", help=text)
+    text = "folder of report.html and .json (of an index, by default where it looks)"
+    sub.add_argument("--to", metavar="URI", help=text)
 
     using.export_options(verb("export", "write weights, or a model, for other tools"))
 

@@ -30,7 +30,6 @@ from percmae.runs.record import RECORD
 from percmae.storage import Entry, StorePath
 from percmae.storage.collect import Pile, collect
 
-OLD = "30d"
 UNDER_WAY = 24 * 3600.0
 """Seconds in which a run that is not complete may be under way."""
 # What says that a folder is one: its file, and how that file's format begins.
@@ -85,7 +84,7 @@ class Thing:
 
 def collected(
     uri: str,
-    older_than: str = OLD,
+    older_than: str,
     also: Sequence[str] = (),
     keep: Sequence[str] = (),
     delete: bool = False,
@@ -325,7 +324,7 @@ def _is_above(folder: StorePath, address: str) -> bool:
 def _seconds(age: str) -> float:
     found = _AGE.fullmatch(age.strip())
     if not found:
-        raise UserError(f"--older-than {age}: give hours, days or weeks, such as 12h, {OLD} or 2w")
+        raise UserError(f"--older-than {age}: give hours, days or weeks, such as 12h, 30d or 2w")
     return int(found[1]) * _UNITS[found[2]]
 
 

@@ -8,7 +8,7 @@ import argparse
 def options(sub: argparse.ArgumentParser) -> None:
     """Give the verb its options."""
     sub.add_argument("uri", metavar="URI", help="a folder or prefix, such as the whole store")
-    text = "spare what was written to since then: hours, days or weeks (default: 30d)"
+    text = "spare what was written to since then: hours, days or weeks (default: %(default)s)"
     sub.add_argument("--older-than", default="30d", metavar="AGE", help=text)
     text = "further places whose models, runs and reports count (of a store the bucket does)"
     sub.add_argument("--also", nargs="+", default=[], metavar="URI", help=text)

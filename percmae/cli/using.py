@@ -13,7 +13,7 @@ _IMAGES = "a folder or prefix, or image files"
 def predict_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--model", required=True, metavar="MODEL", help=_MODEL)
     sub.add_argument("--images", required=True, nargs="+", metavar="URI", help=_IMAGES)
-    text = "how many classes of each image (default: 5)"
+    text = "how many classes of each image (default: %(default)s)"
     sub.add_argument("--top", type=int, default=5, metavar="N", help=text)
     text = "JSON lines (default) or CSV"
     sub.add_argument("--format", default="jsonl", choices=["jsonl", "csv"], help=text)

@@ -22,8 +22,6 @@ from percmae.registry.network import classifier, device, encoder
 from percmae.storage.outage import outage
 
 _CONTENT_TYPES = {"jsonl": "application/x-ndjson", "csv": "text/csv"}
-TOP = 5
-"""Classes that are told of an image."""
 
 
 class Guess(NamedTuple):
@@ -40,7 +38,7 @@ class Prediction(NamedTuple):
     top: list[Guess]
 
 
-def predictions(model: str, images: Any, top: int = TOP) -> Iterator[Prediction]:
+def predictions(model: str, images: Any, top: int) -> Iterator[Prediction]:
     """The ``top`` likeliest classes of each image, by a version of a model.
 
     model: as :func:`percmae.registry.files.open_package` takes it; images: as

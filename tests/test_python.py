@@ -305,12 +305,19 @@ def test_parquet_needs_a_package(
     )
 
 
-def test_parquet(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("group", "groups"), [(1, 3), (16 << 20, 1)])
+def test_parquet(
+    run: Run, tmp_path: Path, group: int, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import pyarrow.parquet as parquet
+
+    monkeypatch.setattr("percmae.engine.images.CHUNK", 2)
+    monkeypatch.setattr("percmae.engine.embed.GROUP_BYTES", group)
 
     folder, out = folder_of_images(tmp_path / "images"), tmp_path / "f.parquet"
     assert main(["embed", "--run", run.uri, "--images", str(folder), "--out", str(out)]) == 0
     expected = percmae.embed(run, folder)
+    assert parquet.ParquetFile(out).num_row_groups == groups
     table = parquet.read_table(out)
     assert table["key"].to_pylist() == expected.keys
     np.testing.assert_array_equal(np.array(table["features"].to_pylist()), expected.features)

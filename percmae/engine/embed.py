@@ -39,6 +39,10 @@ Images = Address | Image.Image | AnyDataset | Sequence[Address | Image.Image]
 """What features are computed of, see :func:`embed`."""
 
 
+GROUP_BYTES = 16 << 20
+"""Features of a row group of Parquet, at least, but for the last."""
+
+
 class EmbedResult(NamedTuple):
     """Features (n, D), float32, and the name of the image that each row is of."""
 
@@ -116,7 +120,7 @@ def write_embedding(parts: Iterable[EmbedResult], to: str) -> None:
 
     with StorePath(to).create() as stream, ExitStack() as opened:
         writer = None
-        for keys, rows in parts:
+        for keys, rows in _groups(parts):
             values = pyarrow.FixedSizeListArray.from_arrays(
                 pyarrow.array(rows.reshape(-1)), rows.shape[1]
             )
@@ -125,6 +129,18 @@ def write_embedding(parts: Iterable[EmbedResult], to: str) -> None:
                 writer = opened.enter_context(ParquetWriter(stream, table.schema))
             writer.write_table(table)
         _require(writer)
+
+
+def _groups(parts: Iterable[EmbedResult]) -> Iterator[EmbedResult]:
+    """The parts put together to row groups, for a file with many is slow to read."""
+    waiting: list[EmbedResult] = []
+    for part in parts:
+        waiting.append(part)
+        if sum(each.features.nbytes for each in waiting) >= GROUP_BYTES:
+            yield _joined(waiting)
+            waiting = []
+    if waiting:
+        yield _joined(waiting)
 
 
 def _require(found: object) -> None:

@@ -113,7 +113,9 @@ def collected(
         return json.dumps([_row(thing) for thing in inside])
     unused = _in_order([thing for thing in inside if thing.why is None])
     where = {thing.name: thing.place for thing in unused}
-    piles = [Pile(thing.name, [*_but_marker(thing), thing.marker]) for thing in unused]
+    piles = [
+        Pile(thing.name, [*_but_marker(thing), thing.marker], thing.folder) for thing in unused
+    ]
     note(_counted(things))
     if not any(thing.kind == "model" for thing in things):
         warn("gc: no model was found; if there are some elsewhere, name their folder with --also")

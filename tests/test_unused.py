@@ -275,7 +275,8 @@ def test_age_and_reports_as_they_are_written(
     folders = listed(capsys.readouterr().out, store)
     assert (folders[0], len(folders)) == ("reports/a", 6)
     assert folders[-2:] == ["runs/seed-0/try1_mae", "datasets/a"]
-    assert names(store) == set()
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    assert left == {"datasets", "reports", "runs", "runs/seed-0"}
 
 
 @pytest.mark.parametrize(

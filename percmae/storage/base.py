@@ -55,6 +55,9 @@ class Backend(Protocol):
     def delete(self) -> None:
         """Remove the object; nothing happens where there is none."""
 
+    def prune(self) -> None:
+        """Remove this folder and those in it, as far as they are empty."""
+
     def entries(self) -> Iterator[tuple[str, int, str, float]]:
         """(relative key, bytes, etag, time of change) of every object below, in any order."""
 

@@ -8,15 +8,19 @@ from typing import NamedTuple
 
 from percmae.errors import UserError
 from percmae.progress import note
-from percmae.storage.path import Entry
+from percmae.storage.path import Entry, StorePath
 from percmae.tables import byte_size
 
 
 class Pile(NamedTuple):
-    """Files that go together, in the order in which they go, under one name."""
+    """Files that go together, in the order in which they go, under one name.
+
+    folder: which goes with them if nothing else is in it.
+    """
 
     name: str
     entries: Sequence[Entry]
+    folder: StorePath | None = None
 
     @property
     def size(self) -> int:
@@ -60,4 +64,6 @@ def _deleted(pile: Pile, still: Callable[[Pile], bool]) -> bool:
         return False
     for entry in pile.entries:
         entry.path.delete()
+    if pile.folder is not None:
+        pile.folder.prune()
     return True

@@ -6,7 +6,7 @@ import errno
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -101,6 +101,11 @@ class LocalFile:
                 self.path.unlink(missing_ok=True)
             except NotADirectoryError:
                 return
+
+    def prune(self) -> None:
+        for folder, _folders, _files in os.walk(self.path, topdown=False):
+            with suppress(OSError):  # there is something in it
+                os.rmdir(folder)
 
     def entries(self) -> Iterator[tuple[str, int, str, float]]:
         with _errors("list", self.path):

@@ -231,6 +231,10 @@ class StorePath:
             self.stat()
         self._object().delete()
 
+    def prune(self) -> None:
+        """Remove this folder and those in it, as far as they are empty; a store has none."""
+        self._backend().prune()
+
     def iter(self) -> Iterator[Entry]:
         """Every file or object below this path at any depth, sorted by name; none if absent."""
         for name, size, etag, modified in sorted(self._backend().entries()):

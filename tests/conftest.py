@@ -38,6 +38,7 @@ LONG_FILES = {
     "engine/test_knn.py",
     "engine/test_pretrain.py",
     "engine/test_random_settings.py",
+    "engine/test_serving.py",
     "engine/test_strategy.py",
     "engine/test_surroundings.py",
     "engine/test_unlabelled.py",

@@ -15,6 +15,7 @@ from percmae.engine.learner import Learner
 from percmae.engine.loaders import train_images, train_loader
 from percmae.engine.loop import Loop
 from percmae.engine.plan import Plan, with_smaller_steps
+from percmae.engine.serving import metrics_port
 from percmae.errors import StoreAway
 from percmae.progress import note, warn
 from percmae.runs.going_on import may_go_on
@@ -47,6 +48,7 @@ def carry_out(
             note(f"{run.uri}: unchanged, reused")
             return RunResult(run, reused=True)
     config = identity.config
+    metrics_port(config)  # the environment may say nonsense
     trained = learner(run is None)
     samples = len(train_images(config, dataset))
     smaller = with_smaller_steps(config, samples, world.size)

@@ -148,6 +148,7 @@ NOT_DRAWN = {
     "recipe": "an argument",
     "optim.max_steps": "bounds each run",
     "checkpoint.spool": "without effect on a run in a folder of this machine",
+    "tracking.metrics_port": "without effect on a run",
     "data.cache": "without effect on a dataset in a folder of this machine",
     "trainer.compile": "minutes on a CPU",
     "trainer.compile_mode": "without effect unless compiled",

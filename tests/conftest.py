@@ -36,6 +36,7 @@ LONG_FILES = {
     "engine/test_frozen.py",
     "engine/test_joining.py",
     "engine/test_knn.py",
+    "engine/test_mlflow_away.py",
     "engine/test_pretrain.py",
     "engine/test_random_settings.py",
     "engine/test_serving.py",

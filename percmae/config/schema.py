@@ -349,6 +349,14 @@ class Tracking:
     """Port at which a training serves figures to Prometheus, in the first process of each machine;
     0: none; null: what PERCMAE_METRICS_PORT says, as in a job (job setting metrics_port), else
     none."""
+    mlflow: Annotated[str | None, Field(json_schema_extra=OPERATIONAL)] = None
+    """Address of an MLflow server, http:// or https://, that is given what the run's folder has:
+    settings, figures, evaluations, addresses of files, and versions of models made of it; null:
+    none. Needs percmae[mlflow]; credentials are in MLflow's own variables."""
+    mlflow_experiment: Annotated[
+        str, Field(min_length=1, max_length=250, json_schema_extra=OPERATIONAL)
+    ] = "percmae"
+    """MLflow's experiment that runs are put into."""
 
 
 @dataclass(config=SETTINGS)

@@ -1,4 +1,4 @@
-"""Telling of a training under way, to all who listen: files, progress bar, Prometheus."""
+"""Telling of a training under way, to all who listen: files, progress bar, MLflow, Prometheus."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Self
 from torch import Tensor
 
 from percmae.config import Config
+from percmae.engine.mlflow import Sender
 from percmae.engine.plan import Plan
 from percmae.engine.serving import Served, metrics_port
 from percmae.engine.spool import Spool
@@ -32,6 +33,7 @@ class Teller:
         self._spool, self._step = spool, step
         self._tracker: Tracker | None = None
         self._bar: Progress | None = None
+        self._sender: Sender | None = None
         self._served: Served | None = None
         self._stack = ExitStack()
 
@@ -39,6 +41,9 @@ class Teller:
         with ExitStack() as stack:
             if self._spool is not None:
                 self._tracker = stack.enter_context(Tracker(self._spool, self._step))
+                if self._config.tracking.mlflow is not None:
+                    earlier = self._tracker.earlier
+                    self._sender = stack.enter_context(Sender(self._run, self._config, earlier))
                 name, total = self._run.record.name, self._plan.total
                 # The rate is that of this process's own steps.
                 self._bar = stack.enter_context(Progress(name, total, "step", initial=self._step))
@@ -70,8 +75,7 @@ class Teller:
 
     def log(self, values: dict[str, float]) -> None:
         """Means of training over the steps up to the last one. Raises as Tracker.log does."""
-        if self._tracker is not None:
-            self._tracker.log(self._step, self._step / self._plan.epoch, "train", values)
+        self._record("train", values)
         if self._bar is not None:
             speed = f"{values['images_per_second']:.0f} img/s"
             self._bar.update(1, loss=f"{values.get('loss', math.nan):.4f}", speed=speed)
@@ -80,11 +84,17 @@ class Teller:
 
     def validated(self, values: dict[str, float]) -> None:
         """Figures of a validation after the last step. Raises as Tracker.log does."""
-        if self._tracker is not None:
-            self._tracker.log(self._step, self._step / self._plan.epoch, "val", values)
+        self._record("val", values)
         if self._served is not None:
             self._served.validated(values)
             self._served.stepped(self._step)
+
+    def _record(self, split: str, values: dict[str, float]) -> None:
+        if self._tracker is not None:
+            epoch = self._step / self._plan.epoch
+            row = self._tracker.log(self._step, epoch, split, values)
+            if self._sender is not None:
+                self._sender.add(row)
 
     def pictures(self, pictures: dict[str, Tensor]) -> None:
         """Pictures (3, H, W) of how things stand after the last step, by name."""

@@ -149,6 +149,8 @@ NOT_DRAWN = {
     "optim.max_steps": "bounds each run",
     "checkpoint.spool": "without effect on a run in a folder of this machine",
     "tracking.metrics_port": "without effect on a run",
+    "tracking.mlflow": "tests/engine/test_mlflow_away.py",
+    "tracking.mlflow_experiment": "without effect on a run",
     "data.cache": "without effect on a dataset in a folder of this machine",
     "trainer.compile": "minutes on a CPU",
     "trainer.compile_mode": "without effect unless compiled",

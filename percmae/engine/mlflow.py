@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Self
 
 from percmae.config import Config
+from percmae.engine.watchdog import SAVING, at
 from percmae.errors import Interrupted, PercmaeError
 from percmae.progress import note, warn
 from percmae.runs.history import HistoryRow
@@ -79,6 +80,7 @@ class Sender:
         signals = Signals.current
         with self._changed:
             while not self._idle and time.monotonic() < until:
+                at(SAVING)  # it has an end
                 if signals is not None and signals.stopping:
                     until = min(until, time.monotonic() + _IN_A_HURRY)
                     signals = None

@@ -12,9 +12,9 @@ import pytest
 from percmae.config import Config, digest
 from percmae.data.shards import Dataset
 from percmae.engine import mlflow
-from percmae.engine.evaluate import evaluate
 from percmae.engine.pretrain import pretrain
 from percmae.errors import ConfigError, UserError
+from percmae.runs.mlflow import tell
 
 Make = Callable[..., Config]
 QUICK = ("optim.max_steps=3", "tracking.images=0", "tracking.rankme_samples=0")
@@ -52,7 +52,7 @@ def test_the_client_is_needed_where_it_is_asked_for_alone(
     assert list(tmp_path.iterdir()) == []
     run = pretrain(tiny(*QUICK), tiny_dataset.uri, str(tmp_path)).run
     assert run.complete
-    evaluate(run.uri, tiny_dataset.uri)
+    tell(run, run.config)
 
 
 def test_a_server_that_is_never_there_is_told_of_and_no_more(
@@ -68,7 +68,7 @@ def test_a_server_that_is_never_there_is_told_of_and_no_more(
         nobody = f"http://127.0.0.1:{free.getsockname()[1]}"
     run = pretrain(tiny(*QUICK, f"tracking.mlflow={nobody}"), tiny_dataset.uri, str(tmp_path)).run
     assert run.complete
-    evaluate(run.uri, tiny_dataset.uri)
+    tell(run, run.config)
     said = [line for line in capsys.readouterr().err.splitlines() if "MLflow" in line]
     words = ("takes no figures", "does not have all of", "does not have all of")
     assert [word in line for word, line in zip(words, said, strict=True)] == [True] * 3

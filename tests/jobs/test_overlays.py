@@ -370,6 +370,17 @@ def test_prometheus_finds_trainings_and_may_ask_them(overlay: str, tmp_path: Pat
         assert rule["annotations"].keys() == {"summary", "description"}
 
 
+def test_who_tells_mlflow_may_reach_it(tmp_path: Path) -> None:
+    objects = with_components("overlays/gpu", ["components/mlflow"], tmp_path)
+    policy = of_kind(objects, "NetworkPolicy")["percmae-reach-mlflow"]
+    validate(policy)
+    validate(policy, OLDEST)
+    tells = ("pretrain", "finetune", "probe", "evaluate")
+    for labels in pod_labels(_jobs(PLACE["overlays/gpu/jobs"])):
+        expected = labels["app.kubernetes.io/component"] in tells
+        assert selects(policy["spec"]["podSelector"], labels) == expected
+
+
 def test_the_priority_class_is_one_that_jobs_can_have() -> None:
     made = yaml.safe_load((K8S / "admin/priority-class.yaml").read_text())
     validate(made)

@@ -1,9 +1,14 @@
-"""The report as one HTML file: no scripts, no requests, pictures and charts inside."""
+"""Pages as one HTML file each: no requests, pictures and charts inside, one small script.
+
+The script (templates/page.js) adds what can be turned and sorted; without it a page says the same.
+Its digest is in the page's content policy, so that nothing else can run."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Iterable
+from importlib import resources
 from typing import Any
 
 from percmae.report.curves import charts, efficiency_chart, embedding_chart
@@ -11,7 +16,12 @@ from percmae.report.kinds import colour, name
 from percmae.report.read import ReportedRun, StoredPicture
 from percmae.report.rerun import rerun_commands
 from percmae.report.stats import Json, points, spread
-from percmae.runs.evaluation import EVALUATION_PICTURE, ReconstructionEvaluation
+from percmae.runs.evaluation import (
+    EVALUATION_PICTURE,
+    GRID_COLUMNS,
+    GRID_GAP,
+    ReconstructionEvaluation,
+)
 
 MANY = 20
 """Up to this many classes the page shows the whole confusion matrix and every class."""
@@ -27,7 +37,7 @@ def render(report: Json, runs: list[ReportedRun]) -> str:
     report: the figures (:func:`percmae.report.figures.collect`); runs: the run folders they came
     from. Every name, address and setting is escaped.
     """
-    return _template("report.html.j2").render(
+    return template("report.html.j2").render(
         r=report,
         kinds={run.kind: name(run.record.kind) for run in runs},
         colours=_colours(runs),
@@ -47,7 +57,7 @@ def render_reconstructions(
     evaluation: ReconstructionEvaluation, grid: StoredPicture, neighbours: StoredPicture | None
 ) -> str:
     """HTML text of what one pretraining run's evaluation has made of its fixed images."""
-    return _template("reconstructions.html.j2").render(
+    return template("reconstructions.html.j2").render(
         evaluation=evaluation,
         shown=evaluation.reconstruction,
         picture=_picture(evaluation.seed, grid),
@@ -55,8 +65,10 @@ def render_reconstructions(
     )
 
 
-def _template(name: str) -> Any:
+def template(name: str) -> Any:
+    """A template of the package, with the filters of all pages; it escapes what it is given."""
     import jinja2
+    from markupsafe import Markup
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("percmae", "templates"),
@@ -74,6 +86,9 @@ def _template(name: str) -> Any:
         short=short_digest,
         unbroken=lambda text: text.replace(" %", "\u00a0%").replace(" ± ", "\u00a0±\u00a0"),
     )
+    script = resources.files("percmae").joinpath("templates", "page.js").read_text("utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment.globals.update(script=Markup(script), script_digest=digest)
     return environment.get_template(name)
 
 
@@ -119,6 +134,8 @@ def _picture(seed: int, picture: StoredPicture) -> Json:
         "source": "data:image/png;base64," + base64.b64encode(picture.data).decode(),
         "width": picture.width * factor,
         "height": picture.height * factor,
+        "columns": len(GRID_COLUMNS),
+        "gap": GRID_GAP,
         "crisp": factor > 1,
         "evaluated": picture.uri.endswith(f"/{EVALUATION_PICTURE}"),
     }

@@ -48,6 +48,7 @@ from percmae.runs.evaluation import (
     write_evaluation,
 )
 from percmae.runs.files import DatasetIdentity
+from percmae.runs.mlflow import tell
 from percmae.runs.record import PICTURES, Run
 from percmae.storage import StorePath
 from percmae.storage.outage import outage
@@ -77,11 +78,13 @@ def evaluate(run: str, data: str) -> EvaluationResult:
     earlier = stored_evaluation(opened, dataset)
     if earlier is not None:
         note(f"{run}: evaluation unchanged, reused")
+        tell(opened, opened.config, earlier)
         return EvaluationResult(earlier, reused=True)
     with distributed(opened.config) as world:
         work = _reconstruction if opened.config.stage == "pretrain" else _classification
         evaluation = work(opened, dataset, world)
     write_evaluation(opened.path, evaluation)
+    tell(opened, opened.config, evaluation)
     return EvaluationResult(evaluation, reused=False)
 
 

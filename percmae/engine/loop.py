@@ -29,13 +29,13 @@ from percmae.engine.plan import Plan
 from percmae.engine.saving import latest_state, put_back, state_of
 from percmae.engine.signals import BrokenOff, stopped, training_signals
 from percmae.engine.spool import Spool
-from percmae.engine.tracking import Tracker
+from percmae.engine.teller import Teller
 from percmae.engine.waiting import LoaderWait
 from percmae.engine.watchdog import COMPUTING, IMAGES, OTHERS, SAVING, Watchdog, at
 from percmae.engine.window import Window
 from percmae.errors import PercmaeError
 from percmae.losses.objective import Micro, Terms
-from percmae.progress import Progress, note, warn
+from percmae.progress import note, warn
 from percmae.runs.checkpoints import Checkpoints
 from percmae.runs.record import CHECKPOINTS, Run
 from percmae.signals import Signals
@@ -73,18 +73,12 @@ class Loop:
             self._restore()
             signals = stack.enter_context(training_signals())
             stack.enter_context(Watchdog(self.world, self.config.trainer.hang_minutes, signals))
-            tracker = None
-            if self.spool is not None:
-                tracker = stack.enter_context(Tracker(self.spool, self.step))
-                name, total = self.run_folder.record.name, self.plan.total
-                # The rate is that of this process's own steps.
-                bar = stack.enter_context(Progress(name, total, "step", initial=self.step))
-            else:
-                bar = None
+            teller = Teller(self.run_folder, self.plan, self.config, self.spool, self.step)
+            stack.enter_context(teller)
             # Closed however training ends, so that no loader process outlives it.
             steps = stack.enter_context(closing(self._steps()))
             if self.step < self.plan.total or self.owes_validation:
-                self._train(steps, tracker, bar, signals)
+                self._train(steps, teller, signals)
             self._finish(signals)
         if self.world.main:
             self.run_folder.save(
@@ -93,13 +87,7 @@ class Loop:
         self.world.barrier()
         return self.metrics
 
-    def _train(
-        self,
-        steps: Iterator[list[Batch]],
-        tracker: Tracker | None,
-        bar: Progress | None,
-        signals: Signals,
-    ) -> None:
+    def _train(self, steps: Iterator[list[Batch]], teller: Teller, signals: Signals) -> None:
         window = Window()
         self.learner.train(True)
         self._hold_gradients()
@@ -108,7 +96,7 @@ class Loop:
         awaited = self.waits.over(steps)
         try:
             if self.owes_validation:
-                self._save(tracker, self._validate(tracker))
+                self._save(teller, self._validate(teller))
             while self.step < self.plan.total:
                 at(IMAGES, self.step)
                 micros = signals.unless_told(lambda: next(awaited))
@@ -121,6 +109,7 @@ class Loop:
                 seed_step(self.config.seed, self.step, self.world.rank)
                 self._optimise(micros, window)
                 self.step += 1
+                teller.stepped(self.step)
                 self.seconds = time.monotonic() - began
                 last = self.step == self.plan.total
                 log, val = (self._due(every, last) for every in (self.plan.log, self.plan.val))
@@ -128,18 +117,18 @@ class Loop:
                 if log or val or save:
                     self._look()
                 if log:
-                    self._log(window, tracker, bar)
+                    self._log(window, teller)
                     window = Window()
-                elif bar is not None:
-                    bar.update(1)
-                val_loss = self._validate(tracker) if val else None
+                else:
+                    teller.unlogged()
+                val_loss = self._validate(teller) if val else None
                 if save:
-                    self._save(tracker, val_loss)
+                    self._save(teller, val_loss)
                     saved, saved_step = time.monotonic(), self.step
         except BrokenOff:
             if self.step > saved_step:
                 self._look()
-                self._save(tracker, None)
+                self._save(teller, None)
             self._settle()
             raise stopped(signals, self._where_it_stands()) from None
 
@@ -274,7 +263,7 @@ class Loop:
             "optim.clip_grad, or skip such steps with trainer.exit_on_nan_losses=false"
         )
 
-    def _log(self, window: Window, tracker: Tracker | None, bar: Progress | None) -> None:
+    def _log(self, window: Window, teller: Teller) -> None:
         values = window.means(self.world)
         elapsed = time.perf_counter() - window.started
         values["lr"] = self.schedule(self.step - 1)
@@ -290,12 +279,9 @@ class Loop:
             if remark is not None and self.world.main:
                 warn(f"step {self.step}: {remark}")
         self.metrics.update({f"train/{k}": v for k, v in values.items()})
-        if tracker is not None and bar is not None:
-            tracker.log(self.step, self.step / self.plan.epoch, "train", values)
-            speed = f"{values['images_per_second']:.0f} img/s"
-            bar.update(1, loss=f"{values.get('loss', math.nan):.4f}", speed=speed)
+        teller.log(values)
 
-    def _validate(self, tracker: Tracker | None) -> float | None:
+    def _validate(self, teller: Teller) -> float | None:
         """The loss on the validation slice; None where it is not finite.
 
         Raises BrokenOff in all processes where one is told to stop; who goes on owes it.
@@ -306,11 +292,9 @@ class Loop:
             values = self.learner.validate()
             self._look_at(values)
             self.metrics.update({f"val/{k}": v for k, v in values.items()})
-            if tracker is not None:
-                tracker.log(self.step, self.step / self.plan.epoch, "val", values)
-                if self._due(self.plan.picture, self.step == self.plan.total):
-                    for name, picture in self.learner.pictures().items():
-                        tracker.image(self.step, name, picture)
+            teller.validated(values)
+            if self.world.main and self._due(self.plan.picture, self.step == self.plan.total):
+                teller.pictures(self.learner.pictures())
         finally:
             self.learner.train(True)
         self.owes_validation = False
@@ -344,12 +328,12 @@ class Loop:
         if self.spool is not None:
             stack.enter_context(self.spool)
 
-    def _save(self, tracker: Tracker | None, val_loss: float | None) -> None:
+    def _save(self, teller: Teller, val_loss: float | None) -> None:
         """Save a checkpoint: returns when the state has been copied."""
-        if tracker is not None and self.spool is not None:
+        if self.spool is not None:
             at(SAVING)
             # Figures first: what a resumed run must cut is beyond the checkpoint, never before it.
-            tracker.flush()
+            teller.flush()
             milestone = self.plan.milestone is not None and self.step % self.plan.milestone == 0
             epoch = self.step // self.plan.epoch
             record = self.run_folder.changed(metrics=self.metrics, **self._progress())

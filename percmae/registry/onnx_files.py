@@ -94,6 +94,7 @@ def export_onnx(model: str, to: str, images: Any = None, force: bool = False) ->
             }
         for name in (PREPROCESS, *((LABELS,) if package.classifies else ())):
             (below / name).write_bytes(package.read(name))
+        (target / SUMMARY).delete()  # of what is replaced
         for file in sorted(path for path in below.rglob("*") if path.is_file()):
             name = file.relative_to(below).as_posix()
             (target / name).write_file(file)

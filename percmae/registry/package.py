@@ -37,13 +37,14 @@ from percmae.registry.files import (
     Label,
     Preprocess,
 )
+from percmae.registry.mlflow import tell_of_version
 from percmae.registry.model import VERSIONS, File, Reference, Version, now
 from percmae.registry.moves import add
 from percmae.runs.evaluation import (
     EVALUATION,
     ClassifierEvaluation,
     Evaluation,
-    ReconstructionEvaluation,
+    figures,
     read_evaluation,
 )
 from percmae.runs.record import Run
@@ -79,21 +80,11 @@ def register(run: str, reference: Reference) -> Version:
         metrics=figures(evaluation),
         folder=folder,
         files=files,
+        mlflow=opened.config.tracking.mlflow,
     )
-    return add(reference, version)
-
-
-def figures(evaluation: Evaluation) -> dict[str, float | None]:
-    """The test figures of an evaluation by name."""
-    if isinstance(evaluation, ClassifierEvaluation):
-        return evaluation.model_dump(include={"top1", "top5", "loss", "ece"})
-    assert isinstance(evaluation, ReconstructionEvaluation), "of a pretraining"
-    told = evaluation.reconstruction.model_dump(include={"psnr", "ssim", "distance"})
-    if evaluation.rank is not None:
-        told["rankme"] = evaluation.rank.value
-    if evaluation.knn is not None:
-        told["knn_top1"] = evaluation.knn.top1
-    return told
+    added = add(reference, version)
+    tell_of_version(opened, reference, added)
+    return added
 
 
 def _evaluated(run: Run) -> Evaluation:

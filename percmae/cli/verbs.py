@@ -184,17 +184,11 @@ def _config(args: argparse.Namespace) -> None:
 
 
 def _config_show(args: argparse.Namespace) -> None:
+    from percmae.cli.settings_docs import settings_docs
     from percmae.config import load
-    from percmae.jobs.schema import job_docs
 
     if args.docs:
-        for key, kind, text in load.docs():
-            stages = load.stages_of(key)
-            whose = "" if stages == load.TRAININGS else f"; {', '.join(stages)}"
-            print(f"{key}  ({kind}{whose})\n    {' '.join(text.split())}")
-        print("\nSettings of a job in a cluster (--job key=value):\n")
-        for key, kind, text in job_docs():
-            print(f"{key}  ({kind})\n    {' '.join(text.split())}")
+        print(settings_docs())
         return
     layers = load.load_layers(
         args.variant, args.recipe, args.stage, args.config, args.overrides, args.tag, args.size

@@ -26,14 +26,16 @@ from percmae.errors import UserError
 from percmae.models.classifier import Head
 from percmae.registry.card import card
 from percmae.registry.model import VERSIONS, File, Reference, Version, now
-from percmae.registry.moves import add
+from percmae.registry.moves import add, listed
 from percmae.runs.evaluation import (
     EVALUATION,
     ClassifierEvaluation,
     Evaluation,
     ReconstructionEvaluation,
+    has_predictions,
     read_evaluation,
 )
+from percmae.runs.predictions import PREDICTIONS
 from percmae.runs.record import Run
 
 # Any of timm's Vision Transformers: its sizes are arguments beside it.
@@ -49,6 +51,8 @@ def register(run: str, reference: Reference) -> Version:
     evaluated, or a probe of pixels, which has no encoder.
     """
     opened = Run.open(run)
+    if (there := listed(reference, opened.key)) is not None:
+        return there  # whose files stay, though the run may have been evaluated anew
     evaluation = _evaluated(opened)
     folder = f"{VERSIONS}/{opened.key.removeprefix('sha256:')[:16]}"
     files: dict[str, File] = {}
@@ -94,7 +98,7 @@ def _evaluated(run: Run) -> Evaluation:
     if run.record.built_on == "pixels":
         raise UserError(f"run {run.uri} is a probe of pixels: a control, and no model to use")
     evaluation = read_evaluation(run.path, run.record)
-    if evaluation is None:
+    if evaluation is None or not has_predictions(run, evaluation):
         raise UserError(
             f"run {run.uri} has no test figures, by which models are chosen; first: percmae "
             f"evaluate --run {run.uri} --data {run.record.data.uri}"
@@ -120,6 +124,7 @@ def _packed(run: Run, evaluation: Evaluation, name: str) -> Iterator[tuple[str, 
         )
         labels = [{"id": item.wnid, "name": item.name} for item in evaluation.classes]
         yield LABELS, _json(labels)
+        yield PREDICTIONS, (run.path / PREDICTIONS).read_bytes()
     else:
         yield from _timm("encoder", dict(encoder(run).state_dict()), config, "token", classes=0)
     yield PREPROCESS, _json(preprocessing(config))

@@ -27,7 +27,7 @@ def render(report: Json, runs: list[ReportedRun]) -> str:
     report: the figures (:func:`percmae.report.figures.collect`); runs: the run folders they came
     from. Every name, address and setting is escaped.
     """
-    return _template("report.html.j2").render(
+    return template("report.html.j2").render(
         r=report,
         kinds={run.kind: name(run.record.kind) for run in runs},
         colours=_colours(runs),
@@ -47,7 +47,7 @@ def render_reconstructions(
     evaluation: ReconstructionEvaluation, grid: StoredPicture, neighbours: StoredPicture | None
 ) -> str:
     """HTML text of what one pretraining run's evaluation has made of its fixed images."""
-    return _template("reconstructions.html.j2").render(
+    return template("reconstructions.html.j2").render(
         evaluation=evaluation,
         shown=evaluation.reconstruction,
         picture=_picture(evaluation.seed, grid),
@@ -55,7 +55,8 @@ def render_reconstructions(
     )
 
 
-def _template(name: str) -> Any:
+def template(name: str) -> Any:
+    """A template of the package, with the filters of all pages; it escapes what it is given."""
     import jinja2
 
     environment = jinja2.Environment(

@@ -1,0 +1,79 @@
+"""A challenge, from a model's name to its page: decided, written down, carried out if asked."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from percmae.data.shards import Dataset
+from percmae.registry.judging import Decision, Evaluate, decide
+from percmae.registry.model import CHAMPION, Reference
+from percmae.registry.moves import promote
+from percmae.registry.rule import rule_of
+from percmae.storage import StorePath
+from percmae.storage.outage import outage
+
+DECISIONS = "decisions"
+_SIDE = 96  # pixels of the longer side of an image on the page
+
+
+class Judged(NamedTuple):
+    """A decision, and where it stands as a page and as JSON."""
+
+    decision: Decision
+    html: StorePath
+    json: StorePath
+
+
+@outage()
+def judge(
+    challenger: Reference,
+    rule: Iterable[str],
+    evaluate: Evaluate,
+    against: str = CHAMPION,
+    carry_out: bool = False,
+) -> Judged:
+    """Hold a version against the one that the alias ``against`` names, and write down why.
+
+    rule: ``key=value`` of :class:`percmae.registry.rule.Rule`. carry_out: the alias moves if so
+    decided; where it has moved since, that is refused with UserError. Raises what
+    :func:`percmae.registry.judging.decide` raises.
+    """
+    decision, dataset = decide(challenger, rule_of(rule), evaluate, against)
+    written = _write(decision, challenger.path / DECISIONS, dataset)
+    if carry_out and decision.outcome == "promote":
+        chosen = challenger._replace(which=str(decision.challenger.version))
+        before = decision.champion.version if decision.champion else None
+        promote(chosen, against, decision.why, instead_of=before)
+    return written
+
+
+def _write(decision: Decision, folder: StorePath, dataset: Dataset) -> Judged:
+    from percmae.report.decision import render_decision
+
+    content = decision.model_dump(mode="json")
+    page = render_decision(content, list(_pictures(decision, dataset)))
+    html, data = folder / f"{decision.name}.html", folder / f"{decision.name}.json"
+    data.write_json(content)
+    html.write_bytes(page.encode(), content_type="text/html; charset=utf-8")
+    return Judged(decision, html, data)
+
+
+def _pictures(decision: Decision, dataset: Dataset) -> Iterator[bytes]:
+    """A small PNG of each image that is shown."""
+    from percmae.data.decode import decode
+
+    if not decision.shown:
+        return
+    split = dataset.split("test")
+    keys = [key.decode(errors="backslashreplace") for key in split.keys.tolist()]
+    place = {key: number for number, key in enumerate(keys)}
+    for image in decision.shown:
+        shard, offset, size = (int(v) for v in split.locate(place[image.key]))
+        data = split.shards[shard].read_bytes(offset, size)
+        picture = decode(data, name=image.key, formats=dataset.formats)
+        picture.thumbnail((_SIDE, _SIDE))
+        made = io.BytesIO()
+        picture.save(made, "PNG")
+        yield made.getvalue()

@@ -41,23 +41,30 @@ def judge(
     :func:`percmae.registry.judging.decide` raises.
     """
     decision, dataset = decide(challenger, rule_of(rule), evaluate, against)
-    written = _write(decision, challenger.path / DECISIONS, dataset)
+    content, page = decision.model_dump(mode="json"), _page(decision, dataset)
+    # A decision that is written has been carried out.
     if carry_out and decision.outcome == "promote":
         chosen = challenger._replace(which=str(decision.challenger.version))
         before = decision.champion.version if decision.champion else None
         promote(chosen, against, decision.why, instead_of=before)
-    return written
+    folder = challenger.path / DECISIONS
+    html, data = folder / f"{decision.name}.html", folder / f"{decision.name}.json"
+    html.write_bytes(page.encode(), content_type="text/html; charset=utf-8")
+    data.write_json(content)
+    return Judged(decision, html, data)
 
 
-def _write(decision: Decision, folder: StorePath, dataset: Dataset) -> Judged:
+def is_judged(model: StorePath, version: int) -> bool:
+    """Whether there is a decision about this challenger."""
+    names = (entry.name for entry in (model / DECISIONS).iter())
+    return any(name.startswith(f"{version}-against-") for name in names)
+
+
+def _page(decision: Decision, dataset: Dataset) -> str:
     from percmae.report.decision import render_decision
 
     content = decision.model_dump(mode="json")
-    page = render_decision(content, list(_pictures(decision, dataset)))
-    html, data = folder / f"{decision.name}.html", folder / f"{decision.name}.json"
-    data.write_json(content)
-    html.write_bytes(page.encode(), content_type="text/html; charset=utf-8")
-    return Judged(decision, html, data)
+    return render_decision(content, list(_pictures(decision, dataset)))
 
 
 def _pictures(decision: Decision, dataset: Dataset) -> Iterator[bytes]:

@@ -2,5 +2,7 @@
 
 NAME, RETRAIN = "percmae-train", "percmae-retrain"
 """Of the pipelines in KFP, and of their schedules unless another is given."""
+PIPELINES = {"train": NAME, "retrain": RETRAIN}
+"""By what each is called on the command line."""
 EXPERIMENT = "percmae"
 """The experiment in KFP that runs belong to unless another is given."""

@@ -5,17 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from components import IMAGE
-from pipelines import NAME, RETRAIN
 from pipelines.pod import PodSettings
-
-PIPELINES = {"train": NAME, "retrain": RETRAIN}
-"""What each is called on the command line, and in KFP."""
 
 
 def made(which: str, image: str = IMAGE, pod: PodSettings | None = None) -> Any:
     """The pipeline, all steps of which run in ``image``; call it with arguments to run it.
 
-    which: of PIPELINES; pod: what the steps' pods need of a cluster; None for a run on this
+    which: of pipelines.PIPELINES; pod: what the steps' pods need of a cluster; None for a run on this
     machine.
     """
     if which == "retrain":

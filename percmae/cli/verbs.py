@@ -343,6 +343,7 @@ def _refuse_copies(verb: str) -> None:
 _WORK: dict[str, Callable[[argparse.Namespace], None]] = {
     "run": _run,
     "compare": _run,
+    "retrain": _run,
     "sample-data": _sample_data,
     "put": _put,
     "ingest": _ingest,
@@ -375,7 +376,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(arguments: list[str]) -> None:
-    if arguments[:1] in (["run"], ["compare"]):
+    if arguments and _WORK.get(arguments[0]) is _run:
         # All that follows belongs to the pipeline's own parser, --help included.
         args = argparse.Namespace(verb=arguments[0], rest=arguments[1:])
     else:

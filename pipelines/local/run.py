@@ -184,7 +184,7 @@ def run_dag(
 ) -> list[FinishedStep]:
     """Run a pipeline with these arguments; its log is ``<folder>/pipeline.log``.
 
-    which: of pipelines.which.PIPELINES; raises as :func:`pipelines.local.tasks.run_pipeline`.
+    which: of pipelines.PIPELINES; raises as :func:`pipelines.local.tasks.run_pipeline`.
     """
     # Imports kfp: after all checks, which are quick and need none.
     from pipelines.which import made

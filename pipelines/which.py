@@ -11,8 +11,8 @@ from pipelines.pod import PodSettings
 def made(which: str, image: str = IMAGE, pod: PodSettings | None = None) -> Any:
     """The pipeline, all steps of which run in ``image``; call it with arguments to run it.
 
-    which: of pipelines.PIPELINES; pod: what the steps' pods need of a cluster; None for a run on this
-    machine.
+    which: of pipelines.PIPELINES; pod: what the steps' pods need of a cluster; None for a run on
+    this machine.
     """
     if which == "retrain":
         from pipelines.retrain import retrain_pipeline

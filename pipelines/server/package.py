@@ -176,10 +176,8 @@ def parameters(package: Package, given: Iterable[str]) -> dict[str, Any]:
         if name in values:
             raise ConfigError(f"parameter {name!r} is given twice")
         values[name] = _value(name, text, package.inputs[name]["parameterType"])
-    missing = [
-        n for n, of in package.inputs.items() if "defaultValue" not in of and n not in values
-    ]
-    if missing:
+    required = [name for name, of in package.inputs.items() if "defaultValue" not in of]
+    if missing := [name for name in required if name not in values]:
         raise ConfigError(f"{package.name} needs {' and '.join(missing)}: give --param name=value")
     _check_training(package, values)
     return values
@@ -229,10 +227,8 @@ def _check_training(package: Package, values: dict[str, Any]) -> None:
     names = ("variant", "tag", "recipe", "size", "overrides")
     what = {name: whole[name] for name in names}
     if package.name == RETRAIN:
-        seed = int(whole["seed"])
-        check_retrain(
-            **what, **{name: whole[name] for name in ("model", "start", "rule")}, seed=seed
-        )
+        what |= {name: whole[name] for name in ("model", "start", "rule")}
+        check_retrain(**what, seed=int(whole["seed"]))
         return
     fractions = whole.get("label_fractions", (1.0,))
     check_training(**what, seeds=whole["seeds"], label_fractions=fractions)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2 as messages
+
+from percmae.plain import documents
 
 Json = dict[str, Any]
 
@@ -27,7 +28,7 @@ def invalid(message: str) -> Refused:
 def spec_of(text: bytes) -> Json:
     """A package as the API gives it back: parsed strictly, and written anew."""
     found: Json = {}
-    for document in yaml.safe_load_all(text):
+    for document in documents(text):
         platform = isinstance(document, dict) and "platforms" in document
         key = "platform_spec" if platform else "pipeline_spec"
         kind = messages.PlatformSpec() if platform else messages.PipelineSpec()

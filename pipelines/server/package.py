@@ -23,7 +23,7 @@ from percmae.config.load import nearest
 from percmae.errors import ConfigError
 from percmae.jobs.names import PIPELINE_IMAGE
 from percmae.jobs.schema import TRAIN_IMAGE
-from percmae.plain import read_yaml
+from percmae.plain import documents, read_yaml
 from percmae.progress import warn
 from percmae.stages.check import check_placement, check_training
 from percmae.stages.placement import LOCAL, Placement
@@ -54,7 +54,7 @@ class Package:
     @classmethod
     def from_yaml(cls, text: str) -> Package:
         """What a compiled file holds."""
-        pipeline, *platform = yaml.safe_load_all(text)
+        pipeline, *platform = documents(text)
         return cls(pipeline, platform[0] if platform else {})
 
     @classmethod

@@ -20,10 +20,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import yaml
 from kube import ROOT, Kube, Object
 
 from percmae import __version__
+from percmae.plain import documents
 
 K8S = ROOT / "k8s"
 OURS = f"percmae-train:{__version__}"
@@ -86,7 +86,7 @@ class Deployed(Kube):
 def overlay(path: str, namespace: str) -> list[Object]:
     """The objects of a kustomization, or of a file of jobs, in that namespace."""
     text = _text(K8S / path).replace(f"image: {OURS}", f"image: {IMAGE}")
-    return [_there(made, namespace) for made in yaml.safe_load_all(text) if made]
+    return [_there(made, namespace) for made in documents(text) if made]
 
 
 @cache

@@ -10,6 +10,7 @@ import yaml
 from deployed import Deployed, overlay
 from kube import TOY
 
+from percmae.plain import documents
 from pipelines.which import compile_pipeline
 
 QUOTA = {
@@ -46,7 +47,7 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     """The resources of each step, as KFP's driver makes them of the compiled pipeline."""
     file = tmp_path_factory.mktemp("compiled") / "train.yaml"
     compile_pipeline("train", str(file))
-    spec, _ = yaml.safe_load_all(file.read_text())
+    spec, _ = documents(file.read_text())
     found = {}
     for name, executor in spec["deploymentSpec"]["executors"].items():
         sizes = executor["container"]["resources"]

@@ -150,6 +150,7 @@ def wait_for_checkpoint(to: Path, *processes: subprocess.Popen[str]) -> None:
 LONG = ("optim.epochs=6", "checkpoint.every_steps=5", "trainer.val_interval=6")
 
 
+@pytest.mark.faults
 def test_kill_9_then_the_same_command_goes_on(tiny_dataset: Dataset, tmp_path: Path) -> None:
     whole = command(tiny_dataset, tmp_path / "whole", *LONG)
     (straight,) = percmae(whole, tmp_path / "straight")

@@ -153,6 +153,7 @@ def test_two_pods_do_what_one_process_does_with_the_doubled_batch(
     assert_same_start(figures(one / "mae"), figures(two / "mae"))
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("stopped", [0, 1])
 def test_a_pod_told_to_stop_saves_and_the_job_goes_on_from_there(
     tiny_dataset: Dataset, tmp_path: Path, start: Start, whole: Path, stopped: int
@@ -178,6 +179,7 @@ def test_a_pod_told_to_stop_saves_and_the_job_goes_on_from_there(
     assert losses(tmp_path / "mae") == pytest.approx(losses(whole), rel=1e-4)
 
 
+@pytest.mark.faults
 def test_an_elastic_job_goes_on_with_the_pods_that_are_left(
     tiny_dataset: Dataset, tmp_path: Path, start: Start
 ) -> None:
@@ -193,6 +195,7 @@ def test_an_elastic_job_goes_on_with_the_pods_that_are_left(
     assert (record.status, record.step) == ("complete", 104)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("lost", ["a worker", "a pod", "the first pod"])
 def test_when_a_process_is_killed_both_pods_end_in_a_way_that_restarts_them(
     tiny_dataset: Dataset, tmp_path: Path, start: Start, lost: str
@@ -333,6 +336,7 @@ def test_options_of_percmae_are_not_torchruns() -> None:
     assert found.training_script_args == given
 
 
+@pytest.mark.faults
 def test_a_pod_that_is_killed_again_and_again_ends_for_good(
     tiny_dataset: Dataset, tmp_path: Path
 ) -> None:

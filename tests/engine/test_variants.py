@@ -140,7 +140,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     settings: Callable[[str], list[str]],
     variant: str,
 ) -> None:
-    overrides = ("optim.epochs=3", "checkpoint.every_steps=1")
+    overrides = ("optim.epochs=3", "checkpoint.every_steps=4")
     config = tiny(*settings(variant), *overrides, variant=variant)
     whole = pretrain(config, tiny_dataset.uri, str(tmp_path / "whole")).uri
     original = loop.Loop._optimise

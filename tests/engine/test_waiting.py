@@ -77,7 +77,7 @@ def test_no_step_waits_for_the_device(
 ) -> None:
     """Through the whole loop: every kind of step, clipping, accumulation, the check for NaN."""
     settings = [
-        "optim.max_steps=30", "optim.clip_grad=1", "optim.accumulate=2", "data.batch_size=4",
+        "optim.max_steps=16", "optim.clip_grad=1", "optim.accumulate=2", "data.batch_size=8",
         "trainer.log_interval=100", "trainer.val_interval=100", "tracking.images=0",
         "tracking.knn_samples=0", "adversarial.refresh_epochs=2", "stylegan.r1_interval=3",
     ]  # fmt: skip
@@ -97,7 +97,7 @@ def test_no_step_waits_for_the_device(
 
     monkeypatch.setattr(loop.Loop, "_optimise", optimise)
     pretrain(tiny(*settings, variant=variant), tiny_dataset.uri, str(tmp_path))
-    assert watched == list(range(30))
+    assert watched == list(range(16))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -18,6 +18,7 @@ from percmae.jobs.manifests import FOLDERS, Folder
 from percmae.jobs.names import (
     Object,
 )
+from percmae.plain import documents
 
 K8S = Path(__file__).parents[2] / "k8s"
 NAMESPACES = {
@@ -46,7 +47,7 @@ def _built(overlay: str, kubectl: str) -> list[Object]:
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == "", "nothing deprecated"
-    return [each for each in yaml.safe_load_all(done.stdout) if each]
+    return [each for each in documents(done.stdout) if each]
 
 
 def with_components(base: str, components: list[str], folder: Path) -> list[Object]:

@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 
 from percmae.errors import UserError
 from percmae.jobs import manifests, overlays
+from percmae.plain import documents
 
 from .kustomized import K8S, KUBECTLS, OVERLAYS, build, unordered
 
@@ -22,7 +22,7 @@ def test_an_overlay_is_there_as_it_is_built(name: str) -> None:
     text = (K8S / overlays.RENDERED / f"{name}.yaml").read_text()
     assert text.startswith(overlays.MARK)
     assert f"kubectl apply -f k8s/{overlays.RENDERED}/{name}.yaml\n" in text
-    objects = list(yaml.safe_load_all(text))
+    objects = documents(text)
     built = build(f"overlays/{name}", KUBECTLS[0])
     assert unordered(objects) == unordered(built), "out of date: make manifests"
     # Applied in its order, nothing comes before its namespace.

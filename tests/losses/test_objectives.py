@@ -36,8 +36,8 @@ def test_every_parameter_learns_and_the_loss_falls(variant: str) -> None:
         torch.optim.AdamW(v.parameters(), rates[k]) for k, v in objective.networks.items()
     ]
     losses, touched = [], set()
-    for number in range(50):
-        terms = step(objective, images, noise, number, epoch=number // 10)
+    for number in range(24):
+        terms = step(objective, images, noise, number, epoch=number // 6)
         losses.append(terms.get("loss/l1", terms["loss"]).item())
         for name in objective.networks:
             assert trained(objective, name) == {

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import yaml
 from compiled_pipeline import PINNED
 from kfp.dsl import pipeline_task
 
+from percmae.plain import documents
 from pipelines.__main__ import main
 
 
@@ -38,11 +38,11 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def spec(compiled: str) -> dict[str, Any]:
-    return next(iter(yaml.safe_load_all(compiled)))
+    return documents(compiled)[0]
 
 
 @pytest.fixture(scope="session")
 def platform(compiled: str) -> dict[str, Any]:
     """What Kubernetes is told about each step: the second document."""
-    _, platform = yaml.safe_load_all(compiled)
+    _, platform = documents(compiled)
     return platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from compiled_pipeline import COMPONENTS, PINNED, SEEDS, containers, tasks
 from kfp import components as kfp_components
 
 from components import IMAGE
 from components.launching import TEXTS
+from percmae.plain import documents
 from percmae.stages.scope import STAGES
 from pipelines.__main__ import main
 from pipelines.train import train_pipeline
@@ -29,7 +29,7 @@ PASSED = "taskConfigPassthroughs"
 
 def outline(text: str) -> list[dict[str, Any]]:
     """Both documents without what depends on the version of kfp and on the components' source."""
-    spec, platform = yaml.safe_load_all(text)
+    spec, platform = documents(text)
     del spec["sdkVersion"]
     for container in containers(spec).values():
         del container["command"]

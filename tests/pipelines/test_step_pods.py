@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from compiled_pipeline import COMPONENTS, PINNED, SEEDS, containers, tasks
 
 from percmae.errors import ConfigError
 from percmae.jobs.names import STEP_SIZED_VARIABLE
 from percmae.jobs.syntax import cores, memory
+from percmae.plain import documents
 from pipelines.__main__ import main
 from pipelines.pod import PodSettings, pod_of
 from pipelines.server.package import Package
@@ -26,7 +26,7 @@ def test_settings_of_the_steps_pods(tmp_path: Path) -> None:
     words += ["--image-pull-secret", "two", "--image-pull-policy", "Always"]
     words += ["--node-selector", "pool=cpu", "--toleration", "a=b:NoSchedule", "--toleration", "c"]
     assert main(["compile", "--output", str(output), "--image", PINNED, *words]) == 0
-    spec, platform = yaml.safe_load_all(output.read_text(encoding="utf-8"))
+    spec, platform = documents(output.read_text(encoding="utf-8"))
     steps = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     assert steps.keys() == spec["deploymentSpec"]["executors"].keys()
     for name, step in steps.items():
@@ -96,7 +96,7 @@ def test_words_about_steps(tmp_path: Path) -> None:
     words += ["--step", 'annotations={karpenter.sh/do-not-disrupt: null, x: "1"}']
     words += ["--parallelism", "1", "--run-ttl", "60", "--run-deadline", "90"]
     assert main(["compile", "--output", str(output), "--image", PINNED, *words]) == 0
-    spec, platform = yaml.safe_load_all(output.read_text(encoding="utf-8"))
+    spec, platform = documents(output.read_text(encoding="utf-8"))
     made = dict(pod_of(spec, platform).steps)
     assert (made["pretrain"].memory, made["pretrain"].memory_limit) == ("8Gi", "8Gi")
     assert (made["probe"].memory, made["probe"].memory_limit) == ("512Mi", "1Gi")

@@ -29,7 +29,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import yaml
+from percmae.plain import documents
 
 Schema = dict[str, Any]
 Change = Callable[[str, Schema], Schema]
@@ -44,7 +44,6 @@ FILE = Path(__file__).with_name("definitions.json")
 _PROSE = ("description", "title", "example", "externalDocs")
 _SHORTEST = 120
 """Characters from which a piece that occurs twice is worth a name."""
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def load(file: Path = FILE) -> dict[str, Schema]:
@@ -61,7 +60,7 @@ def released(folder: Path) -> dict[str, Schema]:
     """The same from the files of a release: without prose, and nothing else changed."""
     found = {}
     for file in sorted(folder.glob("*.yaml")):
-        for made in yaml.load_all(file.read_text(encoding="utf-8"), Loader=_LOADER):
+        for made in documents(file.read_text(encoding="utf-8")):
             kind = ((made or {}).get("spec") or {}).get("names", {}).get("kind")
             if kind in RELEASES and made["kind"] == "CustomResourceDefinition":
                 made["metadata"] = {"name": made["metadata"]["name"]}

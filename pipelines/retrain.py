@@ -1,6 +1,6 @@
 """The retrain pipeline: what is new is learned, and the better of two stays in use.
 
-look ─ if there is anything new: pretrain → finetune → evaluate → judge
+check → look ─ if there is anything new: pretrain → finetune → evaluate → judge
 """
 
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from kfp import dsl
 
 from components import IMAGE
+from components.check.component import check
 from components.evaluate.component import evaluate
 from components.finetune.component import finetune
 from components.judge.component import judge
@@ -82,9 +83,13 @@ def retrain_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
             "gpus": gpus,
             "job": job,
         }
-        what = {"variant": variant, "recipe": recipe, "size": size, "seed": seed, "store": store}
+        what = {"variant": variant, "recipe": recipe, "size": size, "store": store}
         launch = {**where, "pipeline_run": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
         with made.whatever_happens(launcher, job):
+            # Its pod needs what all the others do: where it cannot start, the run ends with it.
+            # (The next step looks at the seed: of a parameter in a list KFP makes a text.)
+            checked = check(seeds=[0], tag=tag, overrides=overrides, **what, **where)
+            in_image(checked, "Check the parameters")
             seen = look(
                 images=images,
                 labels=labels,
@@ -93,17 +98,23 @@ def retrain_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
                 start=start,
                 rule=rule,
                 tag=tag,
+                seed=seed,
                 overrides=overrides,
                 **what,
                 **where,
             )
-            in_image(seen, "Look for new images")
+            in_image(seen, "Look for new images").after(checked)
             shards, settings = seen.outputs["dataset"], seen.outputs["overrides"]
             # kfp.local 2.17 finds what a condition is of by this name alone.
             new = seen.outputs["Output"]
             with dsl.If(new == True, name="If there is anything new"):  # noqa: E712 (an expression)
                 pretrained = step(pretrain)(
-                    dataset=shards, tag=seen.outputs["tag"], overrides=settings, **what, **launch
+                    dataset=shards,
+                    tag=seen.outputs["tag"],
+                    seed=seed,
+                    overrides=settings,
+                    **what,
+                    **launch,
                 )
                 in_image(pretrained, "Pretrain")
                 tuned = step(finetune)(

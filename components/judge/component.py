@@ -32,9 +32,9 @@ def judge(
         page: Why, and the images on which the two differ.
         metrics: The shares of both, and whether the challenger was promoted.
     """
-    from percmae.stages import retrain, steps
+    from percmae.stages import retrain
 
-    retrain.contend(
+    retrain.judge(
         model, store, name, rule, page, metrics,
-        steps.Placement(launcher, train_image, nodes, gpus, job, task_config, pipeline_run),
+        retrain.Placement(launcher, train_image, nodes, gpus, job, task_config, pipeline_run),
     )  # fmt: skip

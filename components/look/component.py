@@ -58,11 +58,11 @@ def look(
         tag: Of the runs of this round.
         overrides: The same, with what the pretraining starts from.
     """
-    from percmae.stages import retrain, steps
+    from percmae.stages import retrain
 
     return tuple(
         retrain.look(
             images, labels, store, name, model, start, rule, variant, recipe, size, tag, seed,
-            overrides, steps.Placement(launcher, train_image, nodes, gpus, job), dataset,
+            overrides, retrain.Placement(launcher, train_image, nodes, gpus, job), dataset,
         )
     )  # fmt: skip

@@ -66,10 +66,10 @@ def work(args: argparse.Namespace) -> None:
     elif args.action == "judge":
         from percmae.engine.evaluate import evaluate
         from percmae.progress import note
-        from percmae.stages.judge import judge
+        from percmae.stages.challenge import challenge
 
         given = (reference(args.model), args.rule, evaluate, args.against, args.promote)
-        judged = judge(*given)
+        judged = challenge(*given)
         if judged.decision.outcome == "promote" and not args.promote:
             note("nothing was moved; --promote does that")
         print(judged.decision.why, judged.html, sep="\n")

@@ -1,7 +1,7 @@
 """The steps that the retrain pipeline has beside those of the train pipeline.
 
 ``look`` brings the dataset up to date with its source and says whether there is anything to learn
-from; ``contend`` makes a version of what was trained and holds it against the champion.
+from; ``judge`` makes a version of what was trained and holds it against the champion.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from percmae.registry.model import (
 )
 from percmae.registry.rule import rule_of
 from percmae.stages import launch
+from percmae.stages.challenge import Judged, challenge, is_judged
 from percmae.stages.check import check_placement, check_training
-from percmae.stages.judge import Judged, is_judged, judge
 from percmae.stages.notify import notify
 from percmae.stages.placement import LOCAL, Placement
 from percmae.stages.steps import (
@@ -172,7 +172,7 @@ def _learned(dataset: Dataset, model: Model | None, reference: Reference) -> Ver
 
 
 @as_step
-def contend(
+def judge(
     model: Artifact,
     store: str,
     name: str,
@@ -188,8 +188,8 @@ def contend(
     reference = model_of(store, name)
     version = _registered(model.metadata["uri"], reference, placement)
     challenger = reference._replace(which=str(version.version))
-    _challenge(challenger)
-    judged = judge(challenger, rule, partial(_evaluate, placement), carry_out=True)
+    _name_challenger(challenger)
+    judged = challenge(challenger, rule, partial(_evaluate, placement), carry_out=True)
     decision = judged.decision
     Path(page.path).write_text(judged.html.read_text(), encoding="utf-8")
     promoted = decision.outcome == "promote"
@@ -214,7 +214,7 @@ def _evaluate(placement: Placement, run: str, data: str) -> None:
     evaluated(run, data, placement)
 
 
-def _challenge(challenger: Reference) -> None:
+def _name_challenger(challenger: Reference) -> None:
     from percmae.registry.moves import promote
 
     current = read_model(challenger.path).aliases.get(CHALLENGER)

@@ -58,14 +58,14 @@ def test_four_rounds(s3: S3, tmp_path: Path, told: list[dict[str, Any]]) -> None
     with fork_server_for(Placement()) as server:
         first, second, third, fourth = tell(Source(tmp_path / "images"), store, tmp_path, server)
 
-    whole = ["look", "pretrain", "finetune", "evaluate finetune", "judge"]
+    whole = ["check", "look", "pretrain", "finetune", "evaluate finetune", "judge"]
     assert names(first) == whole
     assert first.outcome.promoted
     assert first.outcome.why == (
         "version 1 becomes champion: there is no champion to hold it against"
     )
 
-    assert names(second) == ["look"]
+    assert names(second) == ["check", "look"]
     assert second.outcome.promoted is None
     assert "nothing new in" in second.outcome.why
     assert second.model == first.model

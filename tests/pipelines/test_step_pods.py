@@ -103,7 +103,8 @@ def test_words_about_steps(tmp_path: Path) -> None:
     assert (made["pretrain"].gpus, made["probe"].gpus) == (1, 0)
     evict = ("cluster-autoscaler.kubernetes.io/safe-to-evict", "false")
     assert made["ingest"].annotations == (evict, ("x", "1"))
-    assert {(s.timeout, s.retries, s.labels) for s in made.values()} == {
+    ours = [made[name] for name in COMPONENTS]
+    assert {(step.timeout, step.retries, step.labels) for step in ours} == {
         (None, 5, (("team", "vision"),))
     }
     run = platform["platforms"]["kubernetes"]["pipelineConfig"]

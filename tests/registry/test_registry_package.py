@@ -31,7 +31,7 @@ from percmae.registry.verbs import pulled
 from percmae.runs.downstream import downstream_config
 from percmae.runs.predictions import PREDICTIONS, Predictions, parse_predictions
 from percmae.runs.record import Run
-from percmae.stages.judge import judge
+from percmae.stages.challenge import challenge
 from percmae.storage import StorePath
 from percmae.vision import load_timm
 
@@ -163,14 +163,14 @@ def test_a_challenge_on_common_images(
     asked = reference(f"{tmp_store.uri}/models/tiny@challenger")
     first, second = (register(runs[name].uri, asked) for name in ("probe", "finetune"))
     promote(asked._replace(which="1"), "challenger")
-    judged = judge(asked, [], refuse, carry_out=True)
+    judged = challenge(asked, [], refuse, carry_out=True)
     assert judged.decision.why == (
         "version 1 becomes champion: there is no champion to hold it against"
     )
     assert read_model(asked.path).aliases["champion"] == 1
     promote(asked._replace(which="2"), "challenger", instead_of=1)
     rule = ["max_class_drop=null", "level=0.999"]
-    judged = judge(asked, rule, refuse, carry_out=True)
+    judged = challenge(asked, rule, refuse, carry_out=True)
     decision = judged.decision
     ours, theirs = answered(first, asked), answered(second, asked)
     keys = tiny_dataset.split("test").keys.tolist()
@@ -224,7 +224,7 @@ def test_a_champion_of_other_test_images_is_evaluated_on_the_challengers(
         evaluate(run, data)
 
     try:
-        decision = judge(asked, [], evaluated).decision
+        decision = challenge(asked, [], evaluated).decision
         assert asked_for == [(runs["finetune"].uri, other.uri)]
         assert decision.test == split_digest(other, "test")
         # What the version holds stays what it was.
@@ -235,7 +235,7 @@ def test_a_champion_of_other_test_images_is_evaluated_on_the_challengers(
     runs["finetune"].save(**change)
     try:
         with pytest.raises(DataError, match="is not what version 1 was made of any more"):
-            judge(asked, [], refuse)
+            challenge(asked, [], refuse)
     finally:
         runs["finetune"].save(key=read_model(asked.path).version(1).key)
 

@@ -27,7 +27,7 @@ class Judged(NamedTuple):
 
 
 @outage()
-def judge(
+def challenge(
     challenger: Reference,
     rule: Iterable[str],
     evaluate: Evaluate,

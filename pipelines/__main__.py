@@ -244,6 +244,8 @@ def _add_retrain(sub: argparse.ArgumentParser) -> None:
     add_variant(sub)
     add_presets(sub, usual["recipe"])
     sub.add_argument("--seed", type=int, metavar="N", help="default: %(default)s")
+    text = "cron fields by which this is started, to tell of starts that were missed"
+    sub.add_argument("--schedule", metavar="FIELDS", help=text)
     sub.add_argument("--to", metavar="DIR", help="where the log goes (default: %(default)s)")
     _add_places(sub)
 

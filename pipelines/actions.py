@@ -172,12 +172,24 @@ def _cronjob(args: argparse.Namespace) -> str:
     cronjob = cron_job(
         args.name or PIPELINES[args.pipeline],
         parse_cron(args.cron),
-        shlex.split(args.run or _CRONJOB_ARGUMENTS[args.pipeline]),
+        _cronjob_words(args),
         settings,
         time_zone=args.time_zone,
     )
     warn_unpinned(settings.image)
     return str(yaml.safe_dump(cronjob, sort_keys=False, width=100))
+
+
+def _cronjob_words(args: argparse.Namespace) -> list[str]:
+    """The words of ``percmae``; a retraining is told its schedule."""
+    from percmae.jobs.crontab import parse_cron
+    from percmae.stages.rounds import ZONE
+
+    words = shlex.split(args.run or _CRONJOB_ARGUMENTS[args.pipeline])
+    if args.pipeline == "retrain" and "--schedule" not in words:
+        zone = f"{ZONE}{args.time_zone} " if args.time_zone else ""
+        words += ["--schedule", zone + parse_cron(args.cron).standard]
+    return words
 
 
 def _connection(args: argparse.Namespace) -> Connection:

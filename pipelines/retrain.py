@@ -53,6 +53,7 @@ def retrain_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
         nodes: int = 1,
         gpus: int = 1,
         job: list[str] = [],  # noqa: B006
+        schedule: str = "",
     ) -> None:
         """Where a source has new images: train, evaluate, and promote what is better.
 
@@ -75,6 +76,7 @@ def retrain_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
             nodes: Jobs: pods that train together, one a machine.
             gpus: Jobs: GPUs of each pod; 0 trains on the CPU.
             job: Jobs: further settings; "memory=64Gi" in all stages, "pretrain.memory=64Gi".
+            schedule: Jobs: filled in by a schedule, so that a run can tell of missed starts.
         """
         where = {
             "launcher": launcher,
@@ -100,8 +102,9 @@ def retrain_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
                 tag=tag,
                 seed=seed,
                 overrides=overrides,
+                schedule=schedule,
                 **what,
-                **where,
+                **launch,
             )
             in_image(seen, "Look for new images").after(checked)
             shards, settings = seen.outputs["dataset"], seen.outputs["overrides"]

@@ -28,6 +28,8 @@ def look(
     nodes: int,
     gpus: int,
     job: list[str],
+    pipeline_run: str,
+    schedule: str,
     dataset: Output[Dataset],
 ) -> NamedTuple("Look", [("Output", bool), ("tag", str), ("overrides", list)]):  # type: ignore[valid-type]
     """Check the parameters, bring the dataset up to date, and see whether there is anything new.
@@ -51,6 +53,8 @@ def look(
         nodes: Pods that train together.
         gpus: GPUs a pod.
         job: Further settings of the jobs as key=value.
+        pipeline_run: Id of the pipeline's run.
+        schedule: By which it is started, in five fields; empty for none.
         dataset: The dataset's manifest; its metadata has the URI, the digest and the split sizes.
 
     Returns:
@@ -63,6 +67,8 @@ def look(
     return tuple(
         retrain.look(
             images, labels, store, name, model, start, rule, variant, recipe, size, tag, seed,
-            overrides, retrain.Placement(launcher, train_image, nodes, gpus, job), dataset,
+            overrides, schedule,
+            retrain.Placement(launcher, train_image, nodes, gpus, job, pipeline_run=pipeline_run),
+            dataset,
         )
     )  # fmt: skip

@@ -31,6 +31,7 @@ from percmae.stages.challenge import Judged, challenge, is_judged
 from percmae.stages.check import check_placement, check_training
 from percmae.stages.notify import notify
 from percmae.stages.placement import LOCAL, Placement
+from percmae.stages.rounds import begin, check_schedule, end
 from percmae.stages.steps import (
     Artifact,
     Metrics,
@@ -77,15 +78,16 @@ def check_retrain(
     size: str,
     seed: int,
     overrides: Sequence[str],
-) -> str:
-    """The name that all runs begin with. Raises UserError for what some later step would refuse."""
+    schedule: str,
+) -> None:
+    """Raises UserError for what some later step would refuse."""
     check_name(model, f"model {model!r}")
     if start not in STARTS:
         raise ConfigError(f"start={start}: one of {', '.join(STARTS)}")
     rule_of(rule)
     longest = _tag(tag, "0" * _MARK, 10**4)
     check_training(variant, longest, recipe, size, [seed], overrides)
-    return tag
+    check_schedule(schedule)
 
 
 @as_step
@@ -103,6 +105,7 @@ def look(
     tag: str,
     seed: int,
     overrides: Sequence[str],
+    schedule: str,
     placement: Placement,
     dataset: Artifact,
 ) -> Look:
@@ -115,19 +118,21 @@ def look(
     from percmae.ingest import ingest
 
     check_placement(placement, store)
-    check_retrain(model, start, rule, variant, tag, recipe, size, seed, overrides)
+    check_retrain(model, start, rule, variant, tag, recipe, size, seed, overrides, schedule)
+    reference = model_of(store, model)
+    begin(reference.path, placement.pipeline_run, schedule)
     result = ingest(images=images, labels=labels, to=dataset_folder(store, name))
     hand_on(result, name, dataset)
     found = result.dataset
     if not found.labelled_images:
         raise UserError(f"{images}: no training image has a label, which a classifier learns from")
-    reference = model_of(store, model)
     there = read_model(reference.path) if (reference.path / MODEL).exists() else None
     since = _learned(found, there, reference)
     if since is not None:
         said = f"nothing new in {images} since version {since.version} of {model} was trained"
         note(said)
         dataset.metadata[NOTHING_NEW] = said
+        end(reference.path, placement.pipeline_run)
         return Look(False, tag, list(overrides))
     mark = split_digest(found, "train").removeprefix("sha256:")[:_MARK]
     champion = _champion(there) if start == "champion" else None
@@ -198,6 +203,7 @@ def judge(
     before = decision.champion.share if decision.champion else None
     log_figures(metrics, {"promoted": float(promoted), "gain": decision.gain})
     log_figures(metrics, {"champion": before, "challenger": decision.challenger.share})
+    end(reference.path, placement.pipeline_run)
     _tell(judged)
 
 

@@ -69,7 +69,8 @@ class RetrainOptions:
 
     images, labels, dataset, store, to, recipe, size, tag, overrides, placement: as in RunOptions;
     to is for the log. model: name of what is promoted; start: ``champion`` or ``afresh``; rule:
-    ``key=value`` of :class:`percmae.registry.rule.Rule`; seed: of the runs.
+    ``key=value`` of :class:`percmae.registry.rule.Rule`; seed: of the runs; schedule: by which it
+    is started (percmae.stages.rounds).
     """
 
     images: str
@@ -83,6 +84,7 @@ class RetrainOptions:
     size: str = ""
     tag: str = "retrain"
     seed: int = 0
+    schedule: str = ""
     overrides: Sequence[str] = ()
     to: str | Path = "runs"
     store: str | None = None
@@ -97,5 +99,6 @@ class RetrainOptions:
 
         local_path(self.to, "--to")
         check_placement(self.placement, self.store)
-        names = ("model", "start", "rule", "variant", "tag", "recipe", "size", "seed", "overrides")
-        check_retrain(**{name: getattr(self, name) for name in names})
+        names = ("model", "start", "rule", "variant", "tag", "recipe", "size", "seed")
+        given = {name: getattr(self, name) for name in (*names, "overrides", "schedule")}
+        check_retrain(**given)

@@ -57,6 +57,7 @@ def retrain(options: RetrainOptions, server: ForkServer | None = None) -> Retrai
             "size": options.size,
             "tag": options.tag,
             "seed": options.seed,
+            "schedule": options.schedule,
             "overrides": [*_all_cores(options), *options.overrides],
         }
         folder = Path(options.to) / options.model

@@ -15,6 +15,9 @@ from pipelines.server.api import Connection, Kfp, connect
 from pipelines.server.package import Change, Package, changes, compiled, fits, parameters
 from pipelines.server.submit import Uploaded, version_title
 
+SCHEDULE = "schedule"
+"""A parameter that a schedule fills in with itself."""
+
 
 @dataclass(frozen=True)
 class WantedSchedule:
@@ -59,6 +62,8 @@ def wanted_schedule(
     if not name.strip():
         raise ConfigError("schedule name: is empty")
     values = parameters(package, given)
+    if SCHEDULE in package.inputs:
+        values.setdefault(SCHEDULE, parse_cron(cron).standard)
     defaults = {key: of.get("defaultValue", _DEFAULT) for key, of in package.inputs.items()}
     return WantedSchedule(
         name, parse_cron(cron), values, pinned, experiment, service_account, defaults

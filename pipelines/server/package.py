@@ -227,7 +227,7 @@ def _check_training(package: Package, values: dict[str, Any]) -> None:
     names = ("variant", "tag", "recipe", "size", "overrides")
     what = {name: whole[name] for name in names}
     if package.name == RETRAIN:
-        what |= {name: whole[name] for name in ("model", "start", "rule")}
+        what |= {name: whole[name] for name in ("model", "start", "rule", "schedule")}
         check_retrain(**what, seed=int(whole["seed"]))
         return
     fractions = whole.get("label_fractions", (1.0,))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from retrain_story import HARMED, MODEL, Round, Source, tell
+from web_server import webhook
 
 from percmae.registry.model import CHALLENGER, CHAMPION
 from percmae.runs.record import Run
@@ -25,28 +23,11 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.faults
 
 
-class Hook(BaseHTTPRequestHandler):
-    """A webhook that keeps what it is told."""
-
-    told: list[dict[str, Any]]
-
-    def do_POST(self) -> None:
-        self.told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
-    heard: list[dict[str, Any]] = []
-    with HTTPServer(("127.0.0.1", 0), type("Heard", (Hook,), {"told": heard})) as server:
-        threading.Thread(target=server.serve_forever).start()
-        monkeypatch.setenv(WEBHOOK, f"http://127.0.0.1:{server.server_port}/secret")
+    with webhook() as (address, heard):
+        monkeypatch.setenv(WEBHOOK, address)
         yield heard
-        server.shutdown()
 
 
 def names(of: Round) -> list[str]:
@@ -89,6 +70,8 @@ def test_four_rounds(s3: S3, tmp_path: Path, told: list[dict[str, Any]]) -> None
     page = StorePath(fourth.outcome.page or "").read_text()
     assert page.count("data:image/png") == len(fourth.decision.shown) > 0
 
+    last = (StorePath(f"{store}/models/{MODEL}") / "rounds.json").read_json()["last"]
+    assert last["began"] <= last["ended"]
     assert [each["outcome"] for each in told] == ["promote", "promote", "keep"]
     assert [each["text"] for each in told] == [
         f"{MODEL}: {each.outcome.why}" for each in (first, third, fourth)

@@ -149,7 +149,7 @@ def draw(rounds: list[Round], output: str) -> None:
     numbers = range(1, len(rounds) + 1)
     champions = [100 * each.champion for each in rounds]
     axes.plot(numbers, champions, "-", color="#1f5fa8", lw=2, zorder=1)
-    axes.plot(numbers, champions, "o", color="#1f5fa8", ms=9, label="champion, behind the round")
+    axes.plot(numbers, champions, "o", color="#1f5fa8", ms=9, label="champion after the round")
     tried = [(n, 100 * r.challenger) for n, r in zip(numbers, rounds, strict=True) if r.challenger]
     axes.plot(*zip(*tried, strict=True), "D", color="#a85400", ms=13, mfc="none", mew=2,
               label="challenger")  # fmt: skip

@@ -408,7 +408,7 @@ def test_a_schedule_of_the_retrain_pipeline(
     assert run["runtime_config"]["parameters"] == given
     assert (run["no_catchup"], run["max_concurrency"]) == (True, "1")
     assert sent(kfp, "--pipeline", "retrain", "--list", image=None) == 0
-    head, line = capsys.readouterr().out.splitlines()
+    _, line = capsys.readouterr().out.splitlines()
     assert line.startswith("percmae-retrain  0 3 * * 0")
     assert line.endswith("none")
     assert sent(kfp, "--pipeline", "retrain", "--delete", "percmae-retrain", image=None) == 0

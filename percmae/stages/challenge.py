@@ -11,6 +11,7 @@ from percmae.registry.judging import Decision, Evaluate, decide
 from percmae.registry.model import CHAMPION, Reference
 from percmae.registry.moves import promote
 from percmae.registry.rule import rule_of
+from percmae.runs.files import parse
 from percmae.storage import StorePath
 from percmae.storage.outage import outage
 
@@ -54,10 +55,19 @@ def challenge(
     return Judged(decision, html, data)
 
 
-def is_judged(model: StorePath, version: int) -> bool:
-    """Whether there is a decision about this challenger."""
-    names = (entry.name for entry in (model / DECISIONS).iter())
-    return any(name.startswith(f"{version}-against-") for name in names)
+def decided(model: StorePath, version: int) -> Judged | None:
+    """The last decision about this challenger, if any. Raises DataError for a damaged one."""
+    files = (entry.path for entry in (model / DECISIONS).iter())
+    found = [
+        Judged(parse(Decision, file.read_bytes(), file.uri, "judge again"), _beside(file), file)
+        for file in files
+        if file.name.startswith(f"{version}-against-") and file.name.endswith(".json")
+    ]
+    return max(found, key=lambda judged: judged.decision.when, default=None)
+
+
+def _beside(file: StorePath) -> StorePath:
+    return file.parent / file.name.replace(".json", ".html")
 
 
 def _page(decision: Decision, dataset: Dataset) -> str:

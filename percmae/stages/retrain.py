@@ -27,7 +27,7 @@ from percmae.registry.model import (
 )
 from percmae.registry.rule import rule_of
 from percmae.stages import launch
-from percmae.stages.challenge import Judged, challenge, is_judged
+from percmae.stages.challenge import Judged, challenge, decided
 from percmae.stages.check import check_placement, check_training
 from percmae.stages.notify import notify
 from percmae.stages.placement import LOCAL, Placement
@@ -173,7 +173,7 @@ def _learned(dataset: Dataset, model: Model | None, reference: Reference) -> Ver
         return None
     if split_digest(before, "train") != split_digest(dataset, "train"):
         return None
-    return version if is_judged(reference.path, version.version) else None
+    return version if decided(reference.path, version.version) else None
 
 
 @as_step
@@ -194,7 +194,11 @@ def judge(
     version = _registered(model.metadata["uri"], reference, placement)
     challenger = reference._replace(which=str(version.version))
     _name_challenger(challenger)
-    judged = challenge(challenger, rule, partial(_evaluate, placement), carry_out=True)
+    is_champion = read_model(reference.path).aliases.get(CHAMPION) == version.version
+    # A step whose pod is made anew may have been done.
+    judged = decided(reference.path, version.version) if is_champion else None
+    if judged is None:
+        judged = challenge(challenger, rule, partial(_evaluate, placement), carry_out=True)
     decision = judged.decision
     Path(page.path).write_text(judged.html.read_text(), encoding="utf-8")
     promoted = decision.outcome == "promote"

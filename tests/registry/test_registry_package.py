@@ -7,6 +7,8 @@ import html
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +25,8 @@ from percmae.engine.finetune import finetune, probe, trained_classifier
 from percmae.engine.pretrain import pretrain
 from percmae.errors import DataError, UserError
 from percmae.ingest import ingest
+from percmae.jobs.settings import JobSettings
+from percmae.jobs.work import Work
 from percmae.registry.judging import SHOWN, Decision
 from percmae.registry.model import Reference, Version, read_file, read_model, reference
 from percmae.registry.moves import promote
@@ -31,7 +35,9 @@ from percmae.registry.verbs import pulled
 from percmae.runs.downstream import downstream_config
 from percmae.runs.predictions import PREDICTIONS, Predictions, parse_predictions
 from percmae.runs.record import Run
+from percmae.stages import retrain
 from percmae.stages.challenge import challenge
+from percmae.stages.placement import Placement
 from percmae.storage import StorePath
 from percmae.vision import load_timm
 
@@ -275,3 +281,31 @@ def test_figures_without_answers_are_made_anew(runs: dict[str, Run], tmp_path: P
     assert not evaluate(run.uri, run.record.data.uri).reused
     assert file.read_bytes() == data
     assert evaluate(run.uri, run.record.data.uri).reused
+
+
+@pytest.mark.parametrize("launcher", ["local", "job"])
+def test_the_last_step_of_a_retraining(
+    runs: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str
+) -> None:
+    """In the image of a pipeline's steps, which has no torch, a job adds the version."""
+    launched: list[Work] = []
+
+    def carry_out(work: Work, settings: JobSettings, pipeline_run: str) -> None:
+        launched.append(work)
+        assert main(list(work.arguments)) == 0
+
+    monkeypatch.setattr("percmae.stages.launch.launch", carry_out)
+    model = SimpleNamespace(metadata={"uri": runs["finetune"].uri})
+    logged: dict[str, float] = {}
+    page: Any = SimpleNamespace(path=str(tmp_path / "page.html"), metadata={})
+    metrics: Any = SimpleNamespace(log_metric=logged.__setitem__)
+    for _ in range(2):  # as it is when its pod was made anew
+        words = (model, str(tmp_path), "m", [], page, metrics, Placement(launcher))
+        retrain.judge(*words)  # type: ignore[arg-type]
+    assert [work.arguments[:2] for work in launched] == [("models", "add")] * (launcher == "job")
+    found = read_model(StorePath(f"{tmp_path}/models/m"))
+    assert found.aliases == {"latest": 1, "challenger": 1, "champion": 1}
+    why = "version 1 becomes champion: there is no champion to hold it against"
+    assert page.metadata["why"] == why
+    assert logged["promoted"] == 1
+    assert why[1:] in Path(page.path).read_text()

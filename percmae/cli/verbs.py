@@ -123,6 +123,13 @@ def _embed(args: argparse.Namespace) -> None:
 def _report(args: argparse.Namespace) -> None:
     from percmae.report import report, summary_table
 
+    if args.index:
+        from percmae.stages.index import index
+
+        print(index(args.index, args.to)["files"]["html"])
+        return
+    if args.to is None:
+        raise UserError("report --runs: say where with --to")
     print(summary_table(report(args.runs, args.to)))
     print(f"{args.to.rstrip('/')}/report.html")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 from percmae.config.scales import MULTI_SCALE, scales
 from percmae.config.schema import Config
@@ -159,6 +160,28 @@ def _classifier(config: Config) -> None:
 
 ADVERSARIAL = ("ls_gan", "msg_gan", "stylegan2_ada")  # variants
 
+
+def _mlflow(config: Config) -> None:
+    server = config.tracking.mlflow
+    if server is None:
+        return
+    try:
+        parts = urlsplit(server)
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname)
+        login = parts.username is not None or parts.password is not None
+    except ValueError:  # such as a bracket that is not closed
+        fits = login = False
+    if login:
+        raise ConfigError(
+            "tracking.mlflow: an address without user and password, for configs are kept; give "
+            "those as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
+        )
+    if not fits:
+        raise ConfigError(
+            f"tracking.mlflow={server}: the address of a server, such as https://mlflow.example.com"
+        )
+
+
 _RULES: tuple[Callable[[Config], None], ...] = (
     _patches,
     _transformers,
@@ -169,4 +192,5 @@ _RULES: tuple[Callable[[Config], None], ...] = (
     _optimiser,
     _batches,
     _classifier,
+    _mlflow,
 )

@@ -35,6 +35,7 @@ LATER: JsonDict = {"digest": "unless default"}
 PRETRAIN: JsonDict = {"stages": ["pretrain"]}
 FINETUNE: JsonDict = {"stages": ["finetune"]}
 DOWNSTREAM: JsonDict = {"stages": ["finetune", "probe"]}
+SHOWN: JsonDict = {**OPERATIONAL, **PRETRAIN}
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Variant = Literal["mae", "ssim", "perceptual", "ls_gan", "msg_gan", "stylegan2_ada"]
@@ -330,20 +331,35 @@ class Checkpoint:
 
 @dataclass(config=SETTINGS)
 class Tracking:
-    """What a person sees while a run is going on."""
+    """What people and their systems see of a run while it is going on (docs/monitoring.md)."""
 
-    images: Annotated[NonNegativeInt, Field(json_schema_extra=OPERATIONAL)] = 8
+    images: Annotated[NonNegativeInt, Field(json_schema_extra=SHOWN)] = 8
     """Images reconstructed for mae_recon_out and TensorBoard; 0 for none."""
-    images_every: Annotated[float, Field(gt=0, json_schema_extra=OPERATIONAL)] = 1.0
+    images_every: Annotated[float, Field(gt=0, json_schema_extra=SHOWN)] = 1.0
     """Epochs between reconstructions."""
-    knn_samples: Annotated[NonNegativeInt | None, Field(json_schema_extra=OPERATIONAL)] = None
+    knn_samples: Annotated[NonNegativeInt | None, Field(json_schema_extra=SHOWN)] = None
     """Labelled training images whose encoder features classify the validation slice by nearest
     neighbours at each validation; 0 for none, null for 1000 where there are labels."""
-    knn_neighbours: Annotated[PositiveInt, Field(json_schema_extra=OPERATIONAL)] = 20
+    knn_neighbours: Annotated[PositiveInt, Field(json_schema_extra=SHOWN)] = 20
     """Neighbours that vote."""
-    rankme_samples: Annotated[NonNegativeInt, Field(json_schema_extra=OPERATIONAL)] = 2048
+    rankme_samples: Annotated[NonNegativeInt, Field(json_schema_extra=SHOWN)] = 2048
     """Images of the validation slice whose encoder features' effective rank (RankMe) is measured at
     each validation, best several times the encoder's width; 0 for none."""
+    gpu_price: Annotated[float, Field(ge=0, json_schema_extra=OPERATIONAL)] = 0.0
+    """Price of an hour of one GPU, in any currency: reports tell what a training has cost; 0: they
+    tell hours alone."""
+    metrics_port: Annotated[int | None, Field(ge=0, le=65535, json_schema_extra=OPERATIONAL)] = None
+    """Port at which a training serves figures to Prometheus, in the first process of each machine;
+    0: none; null: what PERCMAE_METRICS_PORT says, as in a job (job setting metrics_port), else
+    none."""
+    mlflow: Annotated[str | None, Field(json_schema_extra=OPERATIONAL)] = None
+    """Address of an MLflow server, http:// or https://, that is given what the run's folder has:
+    settings, figures, evaluations, addresses of files, and versions of models made of it; null:
+    none. Needs percmae[mlflow]; credentials are in MLflow's own variables."""
+    mlflow_experiment: Annotated[
+        str, Field(min_length=1, max_length=250, json_schema_extra=OPERATIONAL)
+    ] = "percmae"
+    """MLflow's experiment that runs are put into."""
 
 
 @dataclass(config=SETTINGS)
@@ -404,8 +420,8 @@ class Config:
     """How the run is carried out."""
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     """Checkpoints in the store."""
-    tracking: Tracking = Field(default_factory=Tracking, json_schema_extra=PRETRAIN)
-    """Reconstructions and their rhythm."""
+    tracking: Tracking = Field(default_factory=Tracking)
+    """What is seen of the run."""
 
     @property
     def run_name(self) -> str:

@@ -15,9 +15,11 @@ from percmae.engine.learner import Learner
 from percmae.engine.loaders import train_images, train_loader
 from percmae.engine.loop import Loop
 from percmae.engine.plan import Plan, with_smaller_steps
+from percmae.engine.serving import metrics_port
 from percmae.errors import StoreAway
 from percmae.progress import note, warn
 from percmae.runs.going_on import may_go_on
+from percmae.runs.mlflow import check_client, tell
 from percmae.runs.record import Identity, Run, RunResult
 from percmae.storage.outage import outage, outage_seconds
 
@@ -45,8 +47,12 @@ def carry_out(
         longer = may_go_on(run, identity, resume)
         if run.complete and not longer:
             note(f"{run.uri}: unchanged, reused")
+            if world.main:
+                tell(run, identity.config)
             return RunResult(run, reused=True)
     config = identity.config
+    metrics_port(config)  # the environment may say nonsense
+    check_client(config)
     trained = learner(run is None)
     samples = len(train_images(config, dataset))
     smaller = with_smaller_steps(config, samples, world.size)

@@ -49,6 +49,7 @@ from percmae.runs.evaluation import (
     write_evaluation,
 )
 from percmae.runs.files import DatasetIdentity
+from percmae.runs.mlflow import tell
 from percmae.runs.predictions import Class, Predictions
 from percmae.runs.record import PICTURES, Run
 from percmae.storage import StorePath
@@ -80,6 +81,7 @@ def evaluate(run: str, data: str) -> EvaluationResult:
     earlier = stored_evaluation(opened, dataset)
     if earlier is not None:
         note(f"{run}: evaluation unchanged, reused")
+        tell(opened, opened.config, earlier)
         return EvaluationResult(earlier, reused=True)
     with distributed(opened.config) as world:
         evaluation: Evaluation
@@ -89,6 +91,7 @@ def evaluate(run: str, data: str) -> EvaluationResult:
         else:
             evaluation = _reconstruction(opened, dataset, world)
     write_evaluation(opened.path, evaluation, predictions)
+    tell(opened, opened.config, evaluation)
     return EvaluationResult(evaluation, reused=False)
 
 

@@ -29,13 +29,13 @@ from percmae.engine.plan import Plan
 from percmae.engine.saving import latest_state, put_back, state_of
 from percmae.engine.signals import BrokenOff, stopped, training_signals
 from percmae.engine.spool import Spool
-from percmae.engine.tracking import Tracker
+from percmae.engine.teller import Teller
 from percmae.engine.waiting import LoaderWait
 from percmae.engine.watchdog import COMPUTING, IMAGES, OTHERS, SAVING, Watchdog, at
 from percmae.engine.window import Window
 from percmae.errors import PercmaeError
 from percmae.losses.objective import Micro, Terms
-from percmae.progress import Progress, note, warn
+from percmae.progress import note, warn
 from percmae.runs.checkpoints import Checkpoints
 from percmae.runs.record import CHECKPOINTS, Run
 from percmae.signals import Signals
@@ -54,7 +54,8 @@ class Loop:
         self.waits = LoaderWait(world.device)
         self.watch = Watch(world, stop=config.trainer.exit_on_nan_losses)
         self.step = 0
-        self.seconds = 0.0
+        self.seconds = self.gpu_seconds = 0.0
+        self._gpus = world.size if world.device.type == "cuda" else 0
         # Whether the validation after this step was broken off.
         self.owes_validation = False
         self.metrics: dict[str, float] = {}
@@ -73,18 +74,12 @@ class Loop:
             self._restore()
             signals = stack.enter_context(training_signals())
             stack.enter_context(Watchdog(self.world, self.config.trainer.hang_minutes, signals))
-            tracker = None
-            if self.spool is not None:
-                tracker = stack.enter_context(Tracker(self.spool, self.step))
-                name, total = self.run_folder.record.name, self.plan.total
-                # The rate is that of this process's own steps.
-                bar = stack.enter_context(Progress(name, total, "step", initial=self.step))
-            else:
-                bar = None
+            teller = Teller(self.run_folder, self.plan, self.config, self.spool, self.step)
+            stack.enter_context(teller)
             # Closed however training ends, so that no loader process outlives it.
             steps = stack.enter_context(closing(self._steps()))
             if self.step < self.plan.total or self.owes_validation:
-                self._train(steps, tracker, bar, signals)
+                self._train(steps, teller, signals)
             self._finish(signals)
         if self.world.main:
             self.run_folder.save(
@@ -93,13 +88,7 @@ class Loop:
         self.world.barrier()
         return self.metrics
 
-    def _train(
-        self,
-        steps: Iterator[list[Batch]],
-        tracker: Tracker | None,
-        bar: Progress | None,
-        signals: Signals,
-    ) -> None:
+    def _train(self, steps: Iterator[list[Batch]], teller: Teller, signals: Signals) -> None:
         window = Window()
         self.learner.train(True)
         self._hold_gradients()
@@ -108,7 +97,7 @@ class Loop:
         awaited = self.waits.over(steps)
         try:
             if self.owes_validation:
-                self._save(tracker, self._validate(tracker))
+                self._save(teller, self._validate(teller))
             while self.step < self.plan.total:
                 at(IMAGES, self.step)
                 micros = signals.unless_told(lambda: next(awaited))
@@ -121,25 +110,26 @@ class Loop:
                 seed_step(self.config.seed, self.step, self.world.rank)
                 self._optimise(micros, window)
                 self.step += 1
-                self.seconds = time.monotonic() - began
+                teller.stepped(self.step)
+                self._passed(time.monotonic() - began)
                 last = self.step == self.plan.total
                 log, val = (self._due(every, last) for every in (self.plan.log, self.plan.val))
                 save = self._due(self.plan.save, last) or self._overdue(saved)
                 if log or val or save:
                     self._look()
                 if log:
-                    self._log(window, tracker, bar)
+                    self._log(window, teller)
                     window = Window()
-                elif bar is not None:
-                    bar.update(1)
-                val_loss = self._validate(tracker) if val else None
+                else:
+                    teller.unlogged()
+                val_loss = self._validate(teller) if val else None
                 if save:
-                    self._save(tracker, val_loss)
+                    self._save(teller, val_loss)
                     saved, saved_step = time.monotonic(), self.step
         except BrokenOff:
             if self.step > saved_step:
                 self._look()
-                self._save(tracker, None)
+                self._save(teller, None)
             self._settle()
             raise stopped(signals, self._where_it_stands()) from None
 
@@ -274,7 +264,7 @@ class Loop:
             "optim.clip_grad, or skip such steps with trainer.exit_on_nan_losses=false"
         )
 
-    def _log(self, window: Window, tracker: Tracker | None, bar: Progress | None) -> None:
+    def _log(self, window: Window, teller: Teller) -> None:
         values = window.means(self.world)
         elapsed = time.perf_counter() - window.started
         values["lr"] = self.schedule(self.step - 1)
@@ -290,12 +280,9 @@ class Loop:
             if remark is not None and self.world.main:
                 warn(f"step {self.step}: {remark}")
         self.metrics.update({f"train/{k}": v for k, v in values.items()})
-        if tracker is not None and bar is not None:
-            tracker.log(self.step, self.step / self.plan.epoch, "train", values)
-            speed = f"{values['images_per_second']:.0f} img/s"
-            bar.update(1, loss=f"{values.get('loss', math.nan):.4f}", speed=speed)
+        teller.log(values)
 
-    def _validate(self, tracker: Tracker | None) -> float | None:
+    def _validate(self, teller: Teller) -> float | None:
         """The loss on the validation slice; None where it is not finite.
 
         Raises BrokenOff in all processes where one is told to stop; who goes on owes it.
@@ -306,11 +293,9 @@ class Loop:
             values = self.learner.validate()
             self._look_at(values)
             self.metrics.update({f"val/{k}": v for k, v in values.items()})
-            if tracker is not None:
-                tracker.log(self.step, self.step / self.plan.epoch, "val", values)
-                if self._due(self.plan.picture, self.step == self.plan.total):
-                    for name, picture in self.learner.pictures().items():
-                        tracker.image(self.step, name, picture)
+            teller.validated(values)
+            if self.world.main and self._due(self.plan.picture, self.step == self.plan.total):
+                teller.pictures(self.learner.pictures())
         finally:
             self.learner.train(True)
         self.owes_validation = False
@@ -332,24 +317,30 @@ class Loop:
             )
         note(what)
 
+    def _passed(self, seconds: float) -> None:
+        """Since training began, pauses left out; GPUs may be others after a pause."""
+        self.gpu_seconds += (seconds - self.seconds) * self._gpus
+        self.seconds = seconds
+
     def _progress(self) -> dict[str, Any]:
         return {
             "step": self.step,
             "total_steps": self.plan.total,
             "epochs": self.step / self.plan.epoch,
             "seconds": round(self.seconds, 3),
+            "gpu_seconds": round(self.gpu_seconds, 3),
         }
 
     def _open(self, stack: ExitStack) -> None:
         if self.spool is not None:
             stack.enter_context(self.spool)
 
-    def _save(self, tracker: Tracker | None, val_loss: float | None) -> None:
+    def _save(self, teller: Teller, val_loss: float | None) -> None:
         """Save a checkpoint: returns when the state has been copied."""
-        if tracker is not None and self.spool is not None:
+        if self.spool is not None:
             at(SAVING)
             # Figures first: what a resumed run must cut is beyond the checkpoint, never before it.
-            tracker.flush()
+            teller.flush()
             milestone = self.plan.milestone is not None and self.step % self.plan.milestone == 0
             epoch = self.step // self.plan.epoch
             record = self.run_folder.changed(metrics=self.metrics, **self._progress())
@@ -382,6 +373,7 @@ class Loop:
         progress = {
             "step": self.step,
             "seconds": self.seconds,
+            "gpu_seconds": self.gpu_seconds,
             "metrics": dict(self.metrics),
             "owes_validation": self.owes_validation,
         }
@@ -393,6 +385,8 @@ class Loop:
         if state is None:
             return
         self.step, self.seconds = state["step"], state["seconds"]
+        # Of before it was counted: as if it had been on as many as now.
+        self.gpu_seconds = state.get("gpu_seconds", self.seconds * self._gpus)
         self.metrics = dict(state["metrics"])
         self.owes_validation = state.get("owes_validation", False)
         put_back(self.learner, state)

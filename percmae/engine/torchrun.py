@@ -29,7 +29,7 @@ from percmae.command import exit_code
 from percmae.errors import PeerLost, PercmaeError, UserError, one_line
 from percmae.jobs.names import SHUTDOWN_TIMEOUT, shutdown_timeout
 from percmae.progress import note
-from percmae.runs.restarts import BACKOFF_LIMIT, RUN_FOLDER, Restarts
+from percmae.runs.restarts import BACKOFF_LIMIT, RUN_FOLDER, STARTS_VARIABLE, Restarts
 from percmae.signals import Terminated
 from percmae.storage.outage import outage
 
@@ -104,7 +104,7 @@ def _counted(arguments: list[str]) -> int:
         return _run(_parse(others))
     restarts = Restarts(own.run_folder, own.backoff_limit)
     with outage():
-        restarts.begin()
+        os.environ[STARTS_VARIABLE] = str(restarts.begin())
     try:
         code = _run(_parse(others))
     except PercmaeError as error:

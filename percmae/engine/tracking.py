@@ -19,7 +19,7 @@ from torch import Tensor
 
 from percmae.engine.spool import Spool
 from percmae.errors import StoreError
-from percmae.runs.history import History
+from percmae.runs.history import History, HistoryRow
 from percmae.runs.record import PICTURES
 from percmae.storage.follow import LOGS
 
@@ -42,6 +42,8 @@ class Tracker:
         self._scratch = Path(tempfile.mkdtemp(prefix="percmae-events-"))
         self._resumed = step
         self._history = History(spool.run, step)
+        self.earlier = self._history.earlier
+        """Figures that were logged before."""
         self._writer: SummaryWriter | None = None
         self._uploaded: dict[str, int] = {}
 
@@ -54,16 +56,18 @@ class Tracker:
                 self._writer.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
 
-    def log(self, step: int, epoch: float, split: str, values: dict[str, float]) -> None:
-        """Record figures of optimiser step ``step`` (counted from 1) under ``<split>/<name>``.
+    def log(self, step: int, epoch: float, split: str, values: dict[str, float]) -> HistoryRow:
+        """Record figures of optimiser step ``step`` (counted from 1) under ``<split>/<name>``; the
+        row of the history that they make.
 
         Raises as :meth:`Spool.check` does.
         """
         self._spool.check()
-        self._history.add(step, epoch, split, values)
+        row = self._history.add(step, epoch, split, values)
         with self._events() as writer:
             for name, value in values.items():
                 writer.add_scalar(f"{split}/{name}", value, step)
+        return row
 
     def image(self, step: int, name: str, picture: Tensor) -> None:
         """Keep a picture (3, H, W) in [0, 1] under mae_recon_out and in TensorBoard.

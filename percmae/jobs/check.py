@@ -260,6 +260,12 @@ def check_fit(work: Work, settings: JobSettings) -> None:
             f"trainer.devices={trainer.devices} is one GPU of a machine, but job setting "
             f"gpus={settings.gpus}; leave trainer.devices out"
         )
+    port, served = work.config.tracking.metrics_port, settings.metrics_port
+    if port is not None and port != (served or 0):
+        raise ConfigError(
+            f"tracking.metrics_port={port}, but job setting metrics_port="
+            f"{'null' if served is None else served}: give the job setting alone"
+        )
     _check_batch(work.config, settings)
 
 

@@ -86,6 +86,10 @@ NODE = "node"
 """The replicated job, and its container, that train in a TrainJob's runtime for torch."""
 SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 """Variable: seconds torchrun gives its processes to end when told to; torch's own default is 30."""
+METRICS_VARIABLE = "PERCMAE_METRICS_PORT"
+"""Variable of a pod that trains: the port at which it serves figures to Prometheus."""
+METRICS = "metrics"
+"""What that port is called in the pod."""
 GRACE = 120
 """Seconds between being told to stop and being killed, where nothing else is said."""
 

@@ -14,6 +14,8 @@ from percmae.jobs.names import (
     GPU_TYPE_LABEL,
     INSTANCE_LABEL,
     LONGEST_LABEL,
+    METRICS,
+    METRICS_VARIABLE,
     PART_OF_LABEL,
     RUN_LABEL,
     SESSION_TOKEN_VARIABLE,
@@ -124,9 +126,16 @@ def container(work: Work, settings: JobSettings, command: list[str], name: str) 
             *settings.volume_mounts,
         ],
     }
+    if work.trains and settings.metrics_port is not None:
+        main["ports"] = [metrics(settings.metrics_port)]
     if settings.image_pull_policy is not None:
         main["imagePullPolicy"] = settings.image_pull_policy
     return main
+
+
+def metrics(port: int) -> Object:
+    """A container's port at which figures are served."""
+    return {"name": METRICS, "containerPort": port, "protocol": "TCP"}
 
 
 def _environment(work: Work, settings: JobSettings) -> Objects:
@@ -140,7 +149,7 @@ def _environment(work: Work, settings: JobSettings) -> Objects:
         keys = {}
     if any(entry.get("name") == SESSION_TOKEN_VARIABLE for entry in settings.env):
         keys.pop(SESSION_TOKEN_VARIABLE, None)
-    seconds = shutdown_timeout(settings.grace)
+    seconds, port = shutdown_timeout(settings.grace), settings.metrics_port
     scratch = str(memory(settings.scratch, "job setting scratch") * 3 // 4)
     return [
         *(
@@ -149,6 +158,7 @@ def _environment(work: Work, settings: JobSettings) -> Objects:
         ),
         {"name": "HOME", "value": "/tmp"},
         *([{"name": SHUTDOWN_TIMEOUT, "value": seconds}] if work.trains else []),
+        *([{"name": METRICS_VARIABLE, "value": str(port)}] if work.trains and port else []),
         # Of /tmp, whose end a process does not see: a pod that goes beyond is evicted.
         *([{"name": SCRATCH_SIZE, "value": scratch}] if work.stage == "ingest" else []),
         *settings.env,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
@@ -32,7 +32,7 @@ SHARED = ("ingest",)
 OF_TRAININGS = frozenset(
     (
         *("kind", "nodes", "min_nodes", "max_restarts", "volcano_queue", "runtime", "clean_pods"),
-        *("resources", "topology_spread"),
+        *("resources", "topology_spread", "metrics_port"),
     )
 )
 """Settings that say how processes train together: what does not train is one pod of a plain Job."""
@@ -164,6 +164,9 @@ class JobSettings:
     """Entry of that secret with the secret key."""
     store_session_token: str = SESSION_TOKEN
     """Entry of that secret with the session token of keys that expire; it need not be there."""
+    metrics_port: Annotated[int, Field(ge=1024, le=65535)] | None = 9400
+    """Port, named metrics, at which pods of a training serve figures to Prometheus
+    (k8s/components/monitoring); null for none. A trainjob has the name from its runtime."""
     env: Objects = Field(default_factory=list)
     """Further environment variables, as in a container; secrets by valueFrom only."""
     volumes: Objects = Field(default_factory=list)

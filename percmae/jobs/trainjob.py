@@ -10,7 +10,7 @@ pod that failed for good is started again as well, because restarts are the runt
 from __future__ import annotations
 
 from percmae.jobs.names import NODE, PART_OF_LABEL, TRAIN_JOB, Object, Objects
-from percmae.jobs.pod import container, failure_policy, pod_template, torchrun_command
+from percmae.jobs.pod import container, failure_policy, metrics, pod_template, torchrun_command
 from percmae.jobs.schema import JobSettings
 from percmae.jobs.work import Work
 
@@ -116,6 +116,8 @@ def training_runtime(settings: JobSettings) -> Object:
         "trainer.kubeflow.org/framework": "torch",
     }
     main: Object = {"name": NODE, "image": settings.image}
+    if settings.metrics_port is not None:
+        main["ports"] = [metrics(settings.metrics_port)]
     if settings.image_pull_policy is not None:
         main["imagePullPolicy"] = settings.image_pull_policy
     pod: Object = {

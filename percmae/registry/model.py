@@ -42,7 +42,8 @@ class Version(Part):
 
     run, key: the run it was made of; parent: what that builds upon; data: what it was trained on;
     evaluated_on: whose test images the metrics are of; metrics: shares in 0..1; files: by their
-    names below ``folder``, which lies below the model's.
+    names below ``folder``, which lies below the model's; mlflow: the server whose registry has the
+    version too.
     """
 
     version: int
@@ -60,6 +61,7 @@ class Version(Part):
     metrics: dict[str, Figure]
     folder: str
     files: dict[str, File]
+    mlflow: str | None = Field(default=None, exclude_if=lambda server: server is None)
 
 
 class Move(Part):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from percmae.errors import UserError
+from percmae.registry.mlflow import tell_of_alias
 from percmae.registry.model import (
     CHAMPION,
     LATEST,
@@ -74,7 +75,7 @@ def promote(
             )
         return model.moved(alias, chosen, "promote", why)
 
-    return change(reference.path, by)
+    return _told_to_mlflow(reference, alias, change(reference.path, by))
 
 
 def rollback(reference: Reference, alias: str = CHAMPION, why: str | None = None) -> Model:
@@ -95,7 +96,12 @@ def rollback(reference: Reference, alias: str = CHAMPION, why: str | None = None
             raise UserError(f"model {reference.path}: {alias} has been moved meanwhile; look again")
         return model.moved(alias, earlier, "rollback", why)
 
-    return change(reference.path, by)
+    return _told_to_mlflow(reference, alias, change(reference.path, by))
+
+
+def _told_to_mlflow(reference: Reference, alias: str, model: Model) -> Model:
+    tell_of_alias(reference, alias, model.version(model.aliases[alias]))
+    return model
 
 
 def _of_key(model: Model, key: str) -> Version | None:

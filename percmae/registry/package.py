@@ -25,13 +25,14 @@ from percmae.engine.formats import safetensors_bytes
 from percmae.errors import UserError
 from percmae.models.classifier import Head
 from percmae.registry.card import card
+from percmae.registry.mlflow import tell_of_version
 from percmae.registry.model import VERSIONS, File, Reference, Version, now
 from percmae.registry.moves import add, listed
 from percmae.runs.evaluation import (
     EVALUATION,
     ClassifierEvaluation,
     Evaluation,
-    ReconstructionEvaluation,
+    figures,
     has_predictions,
     read_evaluation,
 )
@@ -52,7 +53,9 @@ def register(run: str, reference: Reference) -> Version:
     """
     opened = Run.open(run)
     if (there := listed(reference, opened.key)) is not None:
-        return there  # whose files stay, though the run may have been evaluated anew
+        # Its files stay, though the run may have been evaluated anew.
+        tell_of_version(opened, reference, there)
+        return there
     evaluation = _evaluated(opened)
     folder = f"{VERSIONS}/{opened.key.removeprefix('sha256:')[:16]}"
     files: dict[str, File] = {}
@@ -76,21 +79,11 @@ def register(run: str, reference: Reference) -> Version:
         metrics=figures(evaluation),
         folder=folder,
         files=files,
+        mlflow=opened.config.tracking.mlflow,
     )
-    return add(reference, version)
-
-
-def figures(evaluation: Evaluation) -> dict[str, float | None]:
-    """The test figures of an evaluation by name."""
-    if isinstance(evaluation, ClassifierEvaluation):
-        return evaluation.model_dump(include={"top1", "top5", "loss", "ece"})
-    assert isinstance(evaluation, ReconstructionEvaluation), "of a pretraining"
-    told = evaluation.reconstruction.model_dump(include={"psnr", "ssim", "distance"})
-    if evaluation.rank is not None:
-        told["rankme"] = evaluation.rank.value
-    if evaluation.knn is not None:
-        told["knn_top1"] = evaluation.knn.top1
-    return told
+    added = add(reference, version)
+    tell_of_version(opened, reference, added)
+    return added
 
 
 def _evaluated(run: Run) -> Evaluation:

@@ -14,7 +14,7 @@ def report(runs: list[str], to: str) -> dict[str, Any]:
 
     runs: addresses of run folders (paths or s3:// URIs) in any order: pretraining, probes, their
     untrained controls and fine-tuning, one seed or several. to: folder or s3:// prefix. The page
-    is one self-contained file without scripts; report.json (format ``percmae-report/1``) has
+    is one self-contained file; report.json (format ``percmae-report/1``) has
     every figure in it. Returns the content of report.json.
 
     Raises DataError for a folder that is no run or a damaged file, UserError for runs that do not

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import re
 import xml.etree.ElementTree as ET
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-MAX_POINTS = 300
+MAX_POINTS = 1000
 """Points drawn of one curve; longer ones are averaged over equal stretches of steps."""
 
 # matplotlib draws in these; the page replaces each by a variable of its style sheet.
@@ -88,7 +89,7 @@ def line_chart(
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         _legend(figure, series, dash, guess is not None)
-        return _svg(figure, name, alt)
+        return _svg(figure, name, alt, None if shares else (axes, percent))
 
 
 def scatter(
@@ -219,8 +220,11 @@ def _thin(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
     return x, y
 
 
-def _svg(figure: Figure, name: str, alt: str) -> str:
-    """The figure as one ``<svg>`` element, labelled, its ids prefixed, its inks variables."""
+def _svg(figure: Figure, name: str, alt: str, zoomed: tuple[Axes, bool] | None = None) -> str:
+    """The figure as one ``<svg>`` element, labelled, its ids prefixed, its inks variables.
+
+    zoomed: axes that the page's script may zoom into, and whether their values are shares.
+    """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     ET.register_namespace("", _SVG)
@@ -238,7 +242,26 @@ def _svg(figure: Figure, name: str, alt: str) -> str:
         root.attrib.pop(key, None)
     root.set("role", "img")
     root.set("aria-label", alt)
+    if zoomed:
+        root.set("data-plot", json.dumps(_plot(figure, *zoomed)))
     return ET.tostring(root, encoding="unicode")
+
+
+def _plot(figure: Figure, axes: Axes, percent: bool) -> dict[str, Any]:
+    """Where the axes lie in the picture, in points from its upper left, and what they span."""
+    width, height = (72 * inches for inches in figure.get_size_inches())
+    box = axes.get_position()
+    return {
+        "left": box.x0 * width,
+        "right": box.x1 * width,
+        "top": (1 - box.y1) * height,
+        "bottom": (1 - box.y0) * height,
+        "x": axes.get_xlim(),
+        "y": axes.get_ylim(),
+        "log_x": axes.get_xscale() == "log",
+        "log_y": axes.get_yscale() == "log",
+        "percent": percent,
+    }
 
 
 def _adapt(element: ET.Element, name: str) -> None:

@@ -1,9 +1,14 @@
-"""The report as one HTML file: no scripts, no requests, pictures and charts inside."""
+"""Pages as one HTML file each: no requests, pictures and charts inside, one small script.
+
+The script (templates/page.js) adds what can be turned and sorted; without it a page says the same.
+Its digest is in the page's content policy, so that nothing else can run."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Iterable
+from importlib import resources
 from typing import Any
 
 from percmae.report.curves import charts, efficiency_chart, embedding_chart
@@ -11,7 +16,12 @@ from percmae.report.kinds import colour, name
 from percmae.report.read import ReportedRun, StoredPicture
 from percmae.report.rerun import rerun_commands
 from percmae.report.stats import Json, points, spread
-from percmae.runs.evaluation import EVALUATION_PICTURE, ReconstructionEvaluation
+from percmae.runs.evaluation import (
+    EVALUATION_PICTURE,
+    GRID_COLUMNS,
+    GRID_GAP,
+    ReconstructionEvaluation,
+)
 
 MANY = 20
 """Up to this many classes the page shows the whole confusion matrix and every class."""
@@ -58,6 +68,7 @@ def render_reconstructions(
 def template(name: str) -> Any:
     """A template of the package, with the filters of all pages; it escapes what it is given."""
     import jinja2
+    from markupsafe import Markup
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("percmae", "templates"),
@@ -72,9 +83,13 @@ def template(name: str) -> Any:
         count=lambda n: "–" if n is None else f"{n:,}",
         percent=lambda share: "–" if share is None else f"{100 * share:.1f}",
         duration=duration,
+        amount=lambda value: "–" if value is None else f"{value:,.2f}",
         short=short_digest,
         unbroken=lambda text: text.replace(" %", "\u00a0%").replace(" ± ", "\u00a0±\u00a0"),
     )
+    script = resources.files("percmae").joinpath("templates", "page.js").read_text("utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment.globals.update(script=Markup(script), script_digest=digest)
     return environment.get_template(name)
 
 
@@ -120,6 +135,8 @@ def _picture(seed: int, picture: StoredPicture) -> Json:
         "source": "data:image/png;base64," + base64.b64encode(picture.data).decode(),
         "width": picture.width * factor,
         "height": picture.height * factor,
+        "columns": len(GRID_COLUMNS),
+        "gap": GRID_GAP,
         "crisp": factor > 1,
         "evaluated": picture.uri.endswith(f"/{EVALUATION_PICTURE}"),
     }

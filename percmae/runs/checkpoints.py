@@ -8,6 +8,8 @@ that: a crash at any moment leaves a pointer to a whole checkpoint.
 
 from __future__ import annotations
 
+import time
+
 from percmae.config.schema import Checkpoint as Rules
 from percmae.runs.files import Part, parse
 from percmae.storage import StorePath
@@ -42,6 +44,8 @@ class Checkpoints:
     def __init__(self, folder: StorePath, rules: Rules) -> None:
         self.folder, self.rules = folder, rules
         self.kept: list[Saved] = []
+        self.moved: float | None = None
+        """When this process has last moved the pointer, in seconds of ``time.monotonic``."""
 
     def latest(self) -> Saved | None:
         """What the pointer names, or None when nothing was saved yet; fills ``kept``.
@@ -64,7 +68,7 @@ class Checkpoints:
         pointer = Pointer(**saved.model_dump(), checkpoint=saved.name, kept=kept)
         (self.folder / LATEST).write_json(pointer.model_dump())
         dropped = [s for s in self.kept if s not in kept]
-        self.kept = kept
+        self.kept, self.moved = kept, time.monotonic()
         return dropped
 
     def drop(self, dropped: list[Saved]) -> None:

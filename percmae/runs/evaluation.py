@@ -168,6 +168,19 @@ class EvaluationResult(NamedTuple):
     reused: bool
 
 
+def figures(evaluation: Evaluation) -> dict[str, float | None]:
+    """The test figures of an evaluation by name."""
+    if isinstance(evaluation, ClassifierEvaluation):
+        return evaluation.model_dump(include={"top1", "top5", "loss", "ece"})
+    assert isinstance(evaluation, ReconstructionEvaluation), "of a pretraining"
+    told = evaluation.reconstruction.model_dump(include={"psnr", "ssim", "distance"})
+    if evaluation.rank is not None:
+        told["rankme"] = evaluation.rank.value
+    if evaluation.knn is not None:
+        told["knn_top1"] = evaluation.knn.top1
+    return told
+
+
 def read_evaluation(folder: StorePath, record: RunRecord) -> Evaluation | None:
     """The figures in a run's folder; None before ``percmae evaluate``.
 

@@ -40,12 +40,16 @@ class History:
     def __init__(self, folder: StorePath, step: int) -> None:
         self.path = folder / HISTORY
         rows = _rows(self.path) if step else []
-        self._lines = [line for line, row in rows if row.step <= step]
+        kept = [(line, row) for line, row in rows if row.step <= step]
+        self._lines = [line for line, _ in kept]
+        self.earlier = [row for _, row in kept]
+        """What was there when it was opened, up to that step."""
 
-    def add(self, step: int, epoch: float, split: str, figures: Mapping[str, float]) -> None:
-        """Take up figures."""
+    def add(self, step: int, epoch: float, split: str, figures: Mapping[str, float]) -> HistoryRow:
+        """Take up figures; the row they make."""
         row = HistoryRow(step=step, epoch=round(epoch, 4), split=split, **figures)
         self._lines.append(json.dumps(row.model_dump()))
+        return row
 
     def content(self) -> bytes:
         """All of them, as the file has to be: an object in a store cannot be appended to."""

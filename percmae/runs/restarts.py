@@ -20,6 +20,8 @@ from percmae.storage.outage import hurry
 
 RUN_FOLDER, BACKOFF_LIMIT = "--run-folder", "--backoff-limit"
 """Options of percmae.engine.torchrun, which counts."""
+STARTS_VARIABLE = "PERCMAE_STARTS"
+"""Which start of the pod this is, for the processes that percmae.engine.torchrun starts."""
 _BLAMELESS = (130, 143, StoreAway.exit_code)
 """Codes of a pod that was told to stop (SIGINT, SIGTERM), or whose store was away: no failure."""
 _END_SECONDS = 5.0  # of the pod's grace period, for what is a courtesy
@@ -47,8 +49,8 @@ class Restarts:
         self._file = self._folder / f"{self._pod}.json"
         self._limit = limit
 
-    def begin(self) -> None:
-        """Count a start.
+    def begin(self) -> int:
+        """Count a start; which it is since the run has got further, from 1.
 
         Raises TooManyRestarts where it would be one too many; StoreError.
         """
@@ -65,7 +67,9 @@ class Restarts:
                 f"or lower data.workers), crashed, or lost the others; job setting backoff_limit="
                 f"{self._limit}"
             )
-        self._file.write_json(Starts(starts=before.starts + 1, step=step).model_dump(mode="json"))
+        starts = before.starts + 1
+        self._file.write_json(Starts(starts=starts, step=step).model_dump(mode="json"))
+        return starts
 
     def end(self, code: int) -> None:
         """Take note of how this start has ended; a store that is away changes nothing about it."""

@@ -33,15 +33,18 @@ _FIRST, _EVERY = 5.0, 60.0
 # So long a request that fails counts as one that waits: a silent socket and a pause, and then it
 # has failed again.
 _HEARTBEAT = 40.0
+# The byte of a board's lock that is for counting; the first one is for telling.
+_COUNT = 1
 
 
 class _Board:
     """What the processes of a tree let each other know, in memory that those forked share."""
 
-    _WAITS, _TOLD, _OPEN = range(3)  # until when, when, whether an end is to be told
+    # Until when, when, whether an end is to be told, how many requests were repeated.
+    _WAITS, _TOLD, _OPEN, _REPEATED = range(4)
 
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, 24)
+        self._memory = mmap.mmap(-1, 32)
         self._lock = os.memfd_create("percmae-outage")  # locked, not written; a lock goes with its
         # process, as one in shared memory does not
 
@@ -77,6 +80,19 @@ class _Board:
                 self[self._OPEN] = self[self._WAITS] = 0.0
             return due
 
+    def repeats(self) -> None:
+        """Count a request that is repeated."""
+        with _counting:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX, 1, _COUNT)
+            try:
+                self[self._REPEATED] += 1
+            finally:
+                fcntl.lockf(self._lock, fcntl.LOCK_UN, 1, _COUNT)
+
+    @property
+    def repeated(self) -> int:
+        return int(self[self._REPEATED])
+
     @contextmanager
     def _alone(self) -> Iterator[bool]:
         """Whether no other thread or process is in here; nobody waits."""
@@ -84,12 +100,12 @@ class _Board:
             yield False
             return
         try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
             yield True
         except BlockingIOError:
             yield False
         finally:
-            fcntl.lockf(self._lock, fcntl.LOCK_UN)
+            fcntl.lockf(self._lock, fcntl.LOCK_UN, 1)
             _of_threads.release()
 
 
@@ -102,15 +118,15 @@ class _Outage:
 
 
 _open: _Outage | None = None
-_of_threads = threading.Lock()
+_of_threads, _counting = threading.Lock(), threading.Lock()
 _in_a_hurry = threading.local()
 # URLs of servers that have answered this process.
 _answered: set[str] = set()
 
 
 def _new_lock_in_child() -> None:
-    global _of_threads
-    _of_threads = threading.Lock()
+    global _of_threads, _counting
+    _of_threads, _counting = threading.Lock(), threading.Lock()
 
 
 os.register_at_fork(after_in_child=_new_lock_in_child)
@@ -196,6 +212,18 @@ def fails(server: object, problem: str, since: float, until: float) -> None:
             f"no usable answer from {server} since {_clock(since - now)} ({problem}): asked again "
             f"until {_clock(until - now)}"
         )
+
+
+def repeats() -> None:
+    """Count, where an outage is open, a request that is repeated."""
+    if _open is not None:
+        _open.board.repeats()
+
+
+def repeated() -> int:
+    """How many requests this process, and those that it has forked, have repeated since the outage
+    that is open was opened."""
+    return 0 if _open is None else _open.board.repeated
 
 
 def recovers(server: object, since: float) -> None:

@@ -118,6 +118,7 @@ class Patience:
                 f"no usable answer from {self._server} after {tries} in {seconds:g} s"
                 f" ({_describe(problem)}): {remedy or f'is it running, and {right} right?'}"
             )
+        outage.repeats()
         outage.fails(self._server, _describe(problem), self._began, self._began + seconds)
         time.sleep(pause)
 

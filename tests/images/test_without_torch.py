@@ -45,7 +45,7 @@ def training_only() -> tuple[str, ...]:
     lists = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(lists)
     # Each of them is imported under its own name.
-    return tuple(lists.TRAINING_ONLY)
+    return tuple(name.replace("-", "_") for name in lists.TRAINING_ONLY)
 
 
 def hiding(names: tuple[str, ...], *run: str) -> str:

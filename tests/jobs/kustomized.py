@@ -76,11 +76,12 @@ def _committed(folder: str) -> dict[str, Object]:
 
 
 def pods(objects: list[Object]) -> Iterator[Object]:
-    for template in _templates(objects):
+    for template in templates(objects):
         yield template["spec"]
 
 
-def _templates(objects: list[Object]) -> Iterator[Object]:
+def templates(objects: list[Object]) -> Iterator[Object]:
+    """Of the pods that objects make."""
     for each in objects:
         spec = each.get("spec") or {}
         for owner in (spec, *(spec.get("pytorchReplicaSpecs") or {}).values()):
@@ -118,5 +119,5 @@ def selects(selector: Object, labels: dict[str, str]) -> bool:
 
 def pod_labels(objects: list[Object]) -> Iterator[dict[str, str]]:
     """Of the pods that objects make."""
-    for template in _templates(objects):
+    for template in templates(objects):
         yield template["metadata"]["labels"]

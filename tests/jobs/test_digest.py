@@ -96,6 +96,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "store_access_key": {"store_access_key": "other"},
     "store_secret_key": {"store_secret_key": "other"},
     "store_session_token": {"store_session_token": "other"},
+    "metrics_port": {"metrics_port": None},
     "env": {"env": [{"name": "A", "value": "1"}]},
     "volumes": {
         "volumes": [{"name": "a", "emptyDir": {}}],

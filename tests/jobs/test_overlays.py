@@ -41,6 +41,7 @@ from .kustomized import (
     pod_labels,
     pods,
     selects,
+    templates,
     unordered,
     with_components,
 )
@@ -326,6 +327,58 @@ def test_a_budget_stops_drains_for_trainings_alone(tmp_path: Path) -> None:
         trains = labels["app.kubernetes.io/component"] in ("pretrain", "finetune", "probe")
         assert selects(budget["spec"]["selector"], labels) == trains
     assert not of_kind(build("overlays/gpu", KUBECTLS[0]), "PodDisruptionBudget"), "asked for only"
+
+
+@pytest.mark.parametrize("overlay", ["overlays/gpu", "overlays/kfp-profile"])
+def test_prometheus_finds_trainings_and_may_ask_them(overlay: str, tmp_path: Path) -> None:
+    """(The definitions of its operator are not at hand: what it reads is looked at here.)"""
+    shutil.copytree(K8S, tmp_path / "k8s")
+    file = tmp_path / "k8s" / overlay / "kustomization.yaml"
+    parts = yaml.safe_load(file.read_text())
+    parts.setdefault("components", []).append("../../components/monitoring")
+    file.write_text(yaml.safe_dump(parts))
+    objects = build(str(file.parent), KUBECTLS[0])
+    monitor = of_kind(objects, "PodMonitor")["percmae-trainings"]
+    alerts = of_kind(objects, "PrometheusRule")["percmae-trainings"]
+    policy = of_kind(objects, "NetworkPolicy")["percmae-figures-for-prometheus"]
+    validate(policy)
+    validate(policy, OLDEST)
+    namespace = NAMESPACES.get(overlay, "percmae")
+    for made in (monitor, alerts):
+        assert made["apiVersion"] == "monitoring.coreos.com/v1"
+        assert made["metadata"]["namespace"] == namespace
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    ((source,), (port,)) = (policy["spec"]["ingress"][0][key] for key in ("from", "ports"))
+    assert source["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "prometheus"}
+    assert endpoint["port"] == port["port"]
+    for job in _jobs(PLACE["overlays/gpu/jobs"]):
+        for template in templates([job]):
+            labels = template["metadata"]["labels"]
+            (main,) = template["spec"]["containers"]
+            ports = {each["name"] for each in main.get("ports", [])}
+            trains = labels["app.kubernetes.io/component"] in ("pretrain", "finetune", "probe")
+            for selector in (monitor["spec"]["selector"], policy["spec"]["podSelector"]):
+                assert selects(selector, labels) == trains
+            assert ports == ({endpoint["port"]} if trains else set())
+            assert set(monitor["spec"]["podTargetLabels"]) <= labels.keys()
+    (group,) = alerts["spec"]["groups"]
+    assert [rule["alert"] for rule in group["rules"]] == [
+        *("PercmaeNoStep", "PercmaeCheckpointOld", "PercmaeStoreFailing")
+    ]
+    for rule in group["rules"]:
+        assert rule.keys() == {"alert", "expr", "for", "labels", "annotations"}
+        assert rule["annotations"].keys() == {"summary", "description"}
+
+
+def test_who_tells_mlflow_may_reach_it(tmp_path: Path) -> None:
+    objects = with_components("overlays/gpu", ["components/mlflow"], tmp_path)
+    policy = of_kind(objects, "NetworkPolicy")["percmae-reach-mlflow"]
+    validate(policy)
+    validate(policy, OLDEST)
+    tells = ("pretrain", "finetune", "probe", "evaluate")
+    for labels in pod_labels(_jobs(PLACE["overlays/gpu/jobs"])):
+        expected = labels["app.kubernetes.io/component"] in tells
+        assert selects(policy["spec"]["podSelector"], labels) == expected
 
 
 def test_the_priority_class_is_one_that_jobs_can_have() -> None:

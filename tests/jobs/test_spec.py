@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from percmae.config import load_config
 from percmae.config.schema import Checkpoint
 from percmae.errors import ConfigError
 from percmae.jobs.names import PYTORCH, TTL_ANNOTATION, Object, shutdown_timeout
@@ -17,7 +18,7 @@ from percmae.jobs.pod import labels_of
 from percmae.jobs.settings import job_settings
 from percmae.jobs.spec import job_object
 from percmae.jobs.trainjob import training_runtime
-from percmae.jobs.work import command
+from percmae.jobs.work import command, training
 
 from .works import KINDS, RUNS, SPREAD, every_work, pretraining
 
@@ -88,7 +89,36 @@ def test_the_stores_keys_are_references_and_nothing_secret_is_written_out(kind: 
         "secretKeyRef": {"name": "minio", "key": "password"}
     }
     literal = {entry["name"] for entry in env.values() if "value" in entry}
-    assert literal == {"HOME", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"}
+    assert literal == {"HOME", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "PERCMAE_METRICS_PORT"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_training_has_a_port_for_prometheus(kind: str) -> None:
+    main = container(each(kind, metrics_port=9500))
+    assert {"name": "PERCMAE_METRICS_PORT", "value": "9500"} in main["env"]
+    port = [{"name": "metrics", "containerPort": 9500, "protocol": "TCP"}]
+    if kind == "trainjob":  # which has no place for it
+        runtime = training_runtime(job_settings(metrics_port=9500))
+        (jobs,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+        (main,) = jobs["template"]["spec"]["template"]["spec"]["containers"]
+    assert main["ports"] == port
+    without = container(each(kind, metrics_port=None))
+    assert "ports" not in without
+    assert "PERCMAE_METRICS_PORT" not in {entry["name"] for entry in without["env"]}
+
+
+def test_what_does_not_train_serves_no_figures() -> None:
+    job = job_object(command("report", "r", "--runs", "a", "--to", "b"), job_settings())
+    assert "ports" not in container(job)
+    assert "PERCMAE_METRICS_PORT" not in {entry["name"] for entry in container(job)["env"]}
+
+
+def test_a_port_of_the_config_is_the_pods() -> None:
+    config = load_config("mae", "mae", overrides=["tracking.metrics_port=9401"], tag="t")
+    work = training(config, "data", "runs")
+    job_object(work, job_settings(metrics_port=9401))
+    with pytest.raises(ConfigError, match=r"metrics_port=9401, but job setting metrics_port=9400"):
+        job_object(work, job_settings())
 
 
 @pytest.mark.parametrize("kind", KINDS)

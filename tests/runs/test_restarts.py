@@ -30,8 +30,7 @@ def counted(run: StorePath) -> list[str]:
 
 
 def test_starts_that_lead_nowhere_are_limited(run: StorePath) -> None:
-    for _ in range(3):
-        Restarts(run.uri, 2, "p").begin()
+    assert [Restarts(run.uri, 2, "p").begin() for _ in range(3)] == [1, 2, 3]
     Restarts(run.uri, 2, "q").begin()
     with pytest.raises(TooManyRestarts, match=r"pod p has started 3 times, .* at step 0: .*=2$"):
         Restarts(run.uri, 2, "p").begin()

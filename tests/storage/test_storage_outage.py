@@ -16,7 +16,7 @@ from faulty_proxy import FaultyProxy
 from percmae.errors import StoreAccessError, StoreAway, StoreError, UserError
 from percmae.storage import StorePath, transport
 from percmae.storage import outage as module
-from percmae.storage.outage import hurry, outage, waiting
+from percmae.storage.outage import hurry, outage, repeated, waiting
 
 if TYPE_CHECKING:
     from s3_server import S3
@@ -76,6 +76,21 @@ def test_longer_than_is_borne(
     said = capsys.readouterr().err.splitlines()
     assert 1 <= len([line for line in said if "asked again until" in line]) <= 3
     assert not [line for line in said if "answers again" in line]
+
+
+def test_repeated_requests_are_counted_over_processes(file: StorePath, proxy: FaultyProxy) -> None:
+    assert repeated() == 0
+    with outage(20):
+        file.write_bytes(CONTENT)
+        proxy.fault("503", 3)
+        assert file.read_bytes() == CONTENT
+        assert repeated() == 3
+        proxy.fault("503", 2)
+        child = os.fork()
+        if not child:
+            os._exit(file.read_bytes() != CONTENT)
+        assert os.waitpid(child, 0)[1] == 0
+        assert repeated() == 5
 
 
 def test_without_an_outage_it_is_an_error_at_once(file: StorePath, proxy: FaultyProxy) -> None:

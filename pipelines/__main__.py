@@ -101,8 +101,8 @@ def _retrain(args: argparse.Namespace) -> None:
 
     outcome = retrain(_options(args, RetrainOptions))
     print(outcome.why)
-    if outcome.page is not None:
-        print(outcome.page)
+    if outcome.html is not None:
+        print(outcome.html)
 
 
 def _options(args: argparse.Namespace, cls: type[Chosen]) -> Chosen:
@@ -246,7 +246,8 @@ def _add_retrain(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--seed", type=int, metavar="N", help="default: %(default)s")
     text = "cron fields by which this is started, to tell of starts that were missed"
     sub.add_argument("--schedule", metavar="FIELDS", help=text)
-    sub.add_argument("--to", metavar="DIR", help="where the log goes (default: %(default)s)")
+    text = "where log and decision go (default: %(default)s)"
+    sub.add_argument("--to", metavar="DIR", help=text)
     _add_places(sub)
 
 

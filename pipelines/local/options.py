@@ -68,9 +68,9 @@ class RetrainOptions:
     """Of ``percmae retrain``.
 
     images, labels, dataset, store, to, recipe, size, tag, overrides, placement: as in RunOptions;
-    to is for the log. model: name of what is promoted; start: ``champion`` or ``afresh``; rule:
-    ``key=value`` of :class:`percmae.registry.rule.Rule`; seed: of the runs; schedule: by which it
-    is started (percmae.stages.rounds).
+    to is for log and decision. model: name of what is promoted; start: ``champion`` or ``afresh``;
+    rule: ``key=value`` of :class:`percmae.registry.rule.Rule`; seed: of the runs; schedule: by
+    which it is started (percmae.stages.rounds).
     """
 
     images: str

@@ -24,17 +24,19 @@ class Retrained:
     """What came of it.
 
     why: in a sentence, what was decided or that there was nothing new; promoted: None where nothing
-    was decided; page: address of the decision's page; steps: as they ended.
+    was decided; page: address of the decision's page, html: a copy of it here; steps: as they
+    ended.
     """
 
     why: str
     promoted: bool | None
     page: str | None
+    html: Path | None
     steps: list[FinishedStep]
 
 
 def retrain(options: RetrainOptions, server: ForkServer | None = None) -> Retrained:
-    """Run the retrain pipeline through ``kfp.local``; its log is in ``<to>/<model>/``.
+    """Run the retrain pipeline through ``kfp.local``; log and page are in ``<to>/<model>/``.
 
     server: as of :func:`pipelines.local.run.run`, which says what is raised.
     """
@@ -62,11 +64,12 @@ def retrain(options: RetrainOptions, server: ForkServer | None = None) -> Retrai
         }
         folder = Path(options.to) / options.model
         steps = run_dag("retrain", arguments, options.placement, folder, console, forks)
-    found = {step.name: step.artifacts for step in steps}
-    if (decided := found.get("judge")) is None:
-        return Retrained(found["look"]["dataset"][NOTHING_NEW], None, None, steps)
-    page = decided["page"]
-    return Retrained(page["why"], page["promoted"], page["uri"], steps)
+        found = {step.name: step.artifacts for step in steps}
+        if (decided := found.get("judge")) is None:
+            return Retrained(found["look"]["dataset"][NOTHING_NEW], None, None, None, steps)
+        page, html = decided["page"], (folder / "decision.html").resolve()
+        StorePath(page["uri"]).read_file(html)
+    return Retrained(page["why"], page["promoted"], page["uri"], html, steps)
 
 
 def _all_cores(options: RetrainOptions) -> list[str]:

@@ -68,6 +68,8 @@ def test_four_rounds(s3: S3, tmp_path: Path, told: list[dict[str, Any]]) -> None
     assert fourth.decision.test == third.decision.test
     assert fourth.decision.differing
     page = StorePath(fourth.outcome.page or "").read_text()
+    assert fourth.outcome.html is not None
+    assert fourth.outcome.html.read_text() == page
     assert page.count("data:image/png") == len(fourth.decision.shown) > 0
 
     last = (StorePath(f"{store}/models/{MODEL}") / "rounds.json").read_json()["last"]

@@ -63,8 +63,8 @@ format: $(VENV)/.installed-dev ## Put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-golden: $(VENV)/.installed-dev ## Compile the pipeline anew into the golden file of the tests
-	$(BIN)/python -m pipelines compile --output tests/pipelines/golden/train.yaml
+golden: $(VENV)/.installed-dev ## Compile the pipelines anew into the golden files of the tests
+	for name in train retrain; do $(BIN)/python -m pipelines compile --pipeline $$name --output tests/pipelines/golden/$$name.yaml || exit; done
 
 manifests: $(VENV)/.installed-run ## Render jobs and overlays in k8s/; your own jobs: ARGS="--to DIR image=NAME@sha256:…"
 	@$(BIN)/python -m percmae.jobs.manifests $(ARGS)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from components import IMAGE
 from percmae.errors import PercmaeError, UserError
-from pipelines import EXPERIMENT, NAME
+from pipelines import EXPERIMENT, NAME, PIPELINES
 from pipelines.options import add_step_options, given, only_in_kfp, pod_of_words
 from pipelines.server.api import HOST_VARIABLE, TOKEN_VARIABLE, Connection
 
@@ -47,27 +47,32 @@ examples:
   python -m pipelines schedule --port-forward --cron "0 2 * * 0" --param tag=weekly --diff
   python -m pipelines schedule --port-forward --delete {NAME}
   python -m pipelines schedule --cronjob --cron "0 2 * * 0" > cronjob.yaml
+  python -m pipelines schedule --port-forward --pipeline retrain --cron "0 3 * * *" \\
+      --param images=s3://percmae/images --param model=percmae
 
 cron: minute hour day-of-month month day-of-week, in the time zone of KFP's controller, mostly
 UTC. Days and months may have names; 7 is Sunday as well."""
 
-_CRONJOB_ARGUMENTS = (
-    "run --launcher pytorchjob --store s3://percmae --archives s3://percmae/archives "
-    "--dataset imagenet --recipe mae --seeds 0 --gpus 1 --to /tmp/runs"
-)
+_CRONJOB_ARGUMENTS = {
+    "train": "run --launcher pytorchjob --store s3://percmae --archives s3://percmae/archives "
+    "--dataset imagenet --recipe mae --seeds 0 --gpus 1 --to /tmp/runs",
+    "retrain": "retrain --launcher pytorchjob --store s3://percmae --images s3://percmae/images "
+    "--model percmae --recipe mae --gpus 1 --to /tmp/runs",
+}
 
 
 def _compile(args: argparse.Namespace) -> None:
     from percmae.jobs.check import warn_unpinned
     from percmae.storage import local_path
-    from pipelines.train import compile_pipeline
+    from pipelines.which import compile_pipeline
 
-    output = str(local_path(args.output, "--output"))
+    given = args.output or f"{PIPELINES[args.pipeline]}.yaml"
+    output = str(local_path(given, "--output"))
     if not output.endswith((".yaml", ".yml")):
         raise UserError(f"--output {output}: KFP takes files whose name ends in .yaml")
-    compile_pipeline(output, args.image, pod_of_words(args))
+    compile_pipeline(args.pipeline, output, args.image, pod_of_words(args))
     warn_unpinned(args.image)
-    print(args.output)
+    print(given)
 
 
 def _submit(args: argparse.Namespace) -> None:
@@ -82,6 +87,7 @@ def _submit(args: argparse.Namespace) -> None:
         name=args.name,
         service_account=args.service_account,
         wait=args.wait,
+        which=args.pipeline,
     )
     print(run.link)
 
@@ -90,11 +96,12 @@ def _schedule(args: argparse.Namespace) -> None:
     from pipelines.server import drift, schedule
 
     if args.list:
-        schedules = drift.deployed_schedules(_connection(args), args.image, given(args), IMAGE)
+        asked = (_connection(args), args.image, given(args), IMAGE, args.pipeline)
+        schedules = drift.deployed_schedules(*asked)
         print(drift.table(schedules) if schedules else "no schedules")
         return
     if args.delete is not None:
-        count = schedule.delete(_connection(args), args.delete, NAME)
+        count = schedule.delete(_connection(args), args.delete, PIPELINES[args.pipeline])
         more = f" ({count} recurring runs)" if count > 1 else ""
         print(f"{args.delete}: deleted{more}; runs it has started stay")
         return
@@ -103,9 +110,10 @@ def _schedule(args: argparse.Namespace) -> None:
     if args.cronjob:
         print(_cronjob(args), end="")
         return
+    name = args.name or PIPELINES[args.pipeline]
     wanted = (
         _connection(args),
-        args.name,
+        name,
         args.cron,
         args.param,
         args.image or IMAGE,
@@ -115,20 +123,19 @@ def _schedule(args: argparse.Namespace) -> None:
         "pinned": args.pinned,
         "experiment": args.experiment,
         "service_account": args.service_account,
+        "which": args.pipeline,
     }
     if args.diff:
         changes = drift.diff(*wanted, **options)
         _print_changes(changes)
         if changes:
             fields = f"{len(changes)} field{'' if len(changes) == 1 else 's'}"
-            raise PercmaeError(
-                f"schedule {args.name} differs in {fields}; --diff has changed nothing"
-            )
-        print(f"{args.name}: as deployed")
+            raise PercmaeError(f"schedule {name} differs in {fields}; --diff has changed nothing")
+        print(f"{name}: as deployed")
         return
     outcome = schedule.schedule(*wanted, **options)
     _print_changes(outcome.changes)
-    print(f"{args.name}: {outcome.did}")
+    print(f"{name}: {outcome.did}")
     print(outcome.link)
 
 
@@ -163,14 +170,26 @@ def _cronjob(args: argparse.Namespace) -> str:
         args.job, **{name: value for name, value in settings_given.items() if value is not None}
     )
     cronjob = cron_job(
-        args.name,
+        args.name or PIPELINES[args.pipeline],
         parse_cron(args.cron),
-        shlex.split(args.run or _CRONJOB_ARGUMENTS),
+        _cronjob_words(args),
         settings,
         time_zone=args.time_zone,
     )
     warn_unpinned(settings.image)
     return str(yaml.safe_dump(cronjob, sort_keys=False, width=100))
+
+
+def _cronjob_words(args: argparse.Namespace) -> list[str]:
+    """The words of ``percmae``; a retraining is told its schedule."""
+    from percmae.jobs.crontab import parse_cron
+    from percmae.stages.rounds import ZONE
+
+    words = shlex.split(args.run or _CRONJOB_ARGUMENTS[args.pipeline])
+    if args.pipeline == "retrain" and "--schedule" not in words:
+        zone = f"{ZONE}{args.time_zone} " if args.time_zone else ""
+        words += ["--schedule", zone + parse_cron(args.cron).standard]
+    return words
 
 
 def _connection(args: argparse.Namespace) -> Connection:
@@ -181,9 +200,8 @@ def _connection(args: argparse.Namespace) -> Connection:
 def add_actions(action: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the three to a command line; ``action`` makes a subparser of name, help and function."""
     sub = action("compile", "Write the pipeline as YAML for the KFP UI or client.", _compile)
-    sub.add_argument(
-        "--output", default=f"{NAME}.yaml", metavar="FILE", help="default: %(default)s"
-    )
+    _pipeline_option(sub)
+    sub.add_argument("--output", metavar="FILE", help="default: the pipeline's name, and .yaml")
     add_step_options(sub, IMAGE)
 
     how = {"formatter_class": argparse.RawDescriptionHelpFormatter}
@@ -195,6 +213,7 @@ def add_actions(action: Callable[..., argparse.ArgumentParser]) -> None:
         epilog=_SUBMIT_EXAMPLES,
         **how,
     )
+    _pipeline_option(sub)
     _param_option(sub)
     sub.add_argument("--name", metavar="RUN", help="of the run (default: pipeline, version, time)")
     _run_options(sub)
@@ -219,6 +238,12 @@ def add_actions(action: Callable[..., argparse.ArgumentParser]) -> None:
     add_step_options(sub, None)
 
 
+def _pipeline_option(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--pipeline", default="train", choices=list(PIPELINES), help="default: %(default)s"
+    )
+
+
 def _param_option(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--param",
@@ -239,10 +264,9 @@ def _run_options(sub: argparse.ArgumentParser) -> None:
 
 
 def _schedule_options(sub: argparse.ArgumentParser) -> None:
+    _pipeline_option(sub)
     sub.add_argument("--cron", metavar="FIELDS", help='such as "0 2 * * 0": Sundays at 2:00')
-    sub.add_argument(
-        "--name", default=NAME, metavar="N", help="of the schedule (default: %(default)s)"
-    )
+    sub.add_argument("--name", metavar="N", help="of the schedule (default: the pipeline's)")
     _param_option(sub)
     which = sub.add_mutually_exclusive_group()
     which.add_argument(
@@ -270,7 +294,7 @@ def _schedule_options(sub: argparse.ArgumentParser) -> None:
         "--cronjob", action="store_true", help="print a CronJob instead: no KFP is needed"
     )
     cronjob = sub.add_argument_group("with --cronjob")
-    cronjob.add_argument("--run", metavar="WORDS", help=f"default: {_CRONJOB_ARGUMENTS}")
+    cronjob.add_argument("--run", metavar="WORDS", help=f"default: {_CRONJOB_ARGUMENTS['train']}")
     cronjob.add_argument(
         "--time-zone", metavar="ZONE", help="such as Europe/Berlin (default: the cluster's)"
     )

@@ -20,6 +20,7 @@ from percmae.jobs.names import (
     STORE,
     PullPolicy,
 )
+from percmae.stages.notify import WEBHOOK
 from percmae.storage.outage import OUTAGE_VARIABLE
 from pipelines.step import STEPS, Steps, apply, steps_of, tasks, with_words
 
@@ -101,6 +102,17 @@ def _give_store(task: Any, pod: PodSettings) -> None:
     kubernetes.empty_dir_mount(task, "shm", _SHM, medium="Memory", size_limit=pod.shm)
 
 
+def give_webhook(task: Any, pod: PodSettings | None) -> None:
+    """Let a step tell the webhook of the secret WEBHOOK_SECRET, where there is one."""
+    if pod is None:
+        return  # it has this machine's environment
+    import kfp.kubernetes as kubernetes
+
+    kubernetes.use_secret_as_env(task, WEBHOOK_SECRET, {"url": WEBHOOK}, optional=True)
+
+
+WEBHOOK_SECRET = "percmae-webhook"
+"""Its entry url is the address of the webhook."""
 _ACCESS, _SECRET, _SHM = "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "/dev/shm"
 
 

@@ -57,11 +57,13 @@ _INGESTS = replace(_LAUNCHES, cpu="1", cpu_limit="8", memory="1Gi", memory_limit
 STEPS: Steps = (
     ("check", _SHORT),
     ("ingest", _INGESTS),
+    ("look", _INGESTS),
     ("pretrain", _LAUNCHES),
     ("finetune", _LAUNCHES),
     ("probe", _LAUNCHES),
     ("evaluate", _LAUNCHES),
     ("reconstruct", _LAUNCHES),
+    ("judge", _LAUNCHES),
     ("report", StepSettings()),
     ("clean", _SHORT),
 )

@@ -10,15 +10,12 @@ check → ingest → for each seed: pretrain ┬→ probe ───────�
 from typing import Any
 
 from kfp import dsl
-from kfp.compiler import Compiler
 
 from components import IMAGE
 from components.check.component import check
-from components.clean.component import clean
 from components.evaluate.component import evaluate
 from components.finetune.component import finetune
 from components.ingest.component import ingest
-from components.launching import step_sized
 from components.pretrain.component import pretrain
 from components.probe.component import probe
 from components.reconstruct.component import reconstruct
@@ -26,7 +23,8 @@ from components.report.component import report
 from percmae.data.archives import ARCHIVES
 from percmae.jobs.names import BUCKET
 from pipelines import NAME
-from pipelines.pod import PodSettings, configure
+from pipelines.making import Steps
+from pipelines.pod import PodSettings
 
 PROBES = {
     "pretrained": "Probe",
@@ -41,26 +39,14 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
 
     pod: what the steps' pods need of a cluster; None for a run on this machine.
     """
-    limits = pod if pod is not None else PodSettings()
-
-    def step(component: Any) -> Any:
-        # The size of a job is given by the pipeline's parameters, so that of a task is free.
-        return component if pod is None else step_sized(component)
-
-    def in_image(task: dsl.PipelineTask, title: str, store: bool = True) -> dsl.PipelineTask:
-        # KFP's cache is off: it would take a step as done for equal inputs, although the store has
-        # lost its result, and not for the same archives under another address. The steps
-        # look for themselves (percmae.stages) and end within seconds when nothing is to be done.
-        task.set_container_image(image).set_caching_options(False).set_display_name(title)
-        return configure(task, pod, store)
+    made = Steps(image, pod)
+    limits, step, in_image = made.limits, made.step, made.in_image
 
     @dsl.pipeline(
         name=NAME,
         display_name="Perceptual MAE: train",
         description="Pretrain, probe, fine-tune and evaluate on images or ImageNet, over seeds.",
-        pipeline_config=dsl.PipelineConfig(
-            ttl_seconds_after_finished=limits.run_ttl, active_deadline_seconds=limits.run_deadline
-        ),
+        pipeline_config=made.config,
     )
     def train(
         images: str = "",
@@ -124,9 +110,7 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
             "store": store,
         }
         launch = {**where, "pipeline_run": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
-        last = clean(pipeline_run=dsl.PIPELINE_JOB_ID_PLACEHOLDER, launcher=launcher, job=job)
-        in_image(last, "Clean up", store=False)
-        with dsl.ExitHandler(last, name="Whatever happens"):
+        with made.whatever_happens(launcher, job):
             # Its pod needs what all the others do: where it cannot start, the run ends with it.
             checked = check(seeds=seeds, label_fractions=label_fractions, **what, **where)
             in_image(checked, "Check the parameters")
@@ -192,8 +176,3 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
             in_image(final, "Report")
 
     return train
-
-
-def compile_pipeline(output: str, image: str = IMAGE, pod: PodSettings | None = None) -> None:
-    """Write the pipeline as a YAML file that KFP (the UI, ``kfp.Client``) takes as it is."""
-    Compiler().compile(train_pipeline(image, pod or PodSettings()), output)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import json
 import select
 import socket
 import ssl
@@ -60,6 +61,20 @@ def serving(handler: type[Handler], tls: ssl.SSLContext | None = None) -> Iterat
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def webhook(status: int = 200) -> Iterator[tuple[str, list[Any]]]:
+    """The address of a webhook, and what it is told; status: what it answers."""
+    told: list[Any] = []
+
+    class Hook(Handler):
+        def do_POST(self) -> None:
+            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.answer(status, b"ok")
+
+    with serving(Hook) as port:
+        yield f"http://127.0.0.1:{port}/secret", told
 
 
 def tls_for(authority: trustme.CA, name: str, days: tuple[int, int] = (-1, 1)) -> ssl.SSLContext:

@@ -38,6 +38,13 @@ def options(sub: argparse.ArgumentParser) -> None:
     for added in moved:
         added.add_argument("--alias", default="champion", help="default: champion")
         added.add_argument("--why", metavar="TEXT", help="kept in the history")
+    added = action("judge", "hold a version against the champion, and say why", version)
+    text = "the alias of what it is held against (default: champion)"
+    added.add_argument("--against", default="champion", metavar="ALIAS", help=text)
+    text = "of the rule (may be repeated); `percmae config show --docs` explains them"
+    added.add_argument("--rule", action="append", default=[], metavar="KEY=VALUE", help=text)
+    text = "move the alias if the version is to take the place"
+    added.add_argument("--promote", action="store_true", help=text)
     added = action("pull", "copy a version's files, each checked", ("model", "MODEL[@VERSION]"))
     added.add_argument("--to", required=True, metavar="URI", help="an empty folder")
     added.add_argument("--force", action="store_true", help="also where there are files")
@@ -56,6 +63,16 @@ def work(args: argparse.Namespace) -> None:
         print(verbs.difference(args.left, args.right, args.json))
     elif args.action == "pull":
         print("\n".join(verbs.pulled(args.model, args.to, args.force)))
+    elif args.action == "judge":
+        from percmae.engine.evaluate import evaluate
+        from percmae.progress import note
+        from percmae.stages.challenge import challenge
+
+        given = (reference(args.model), args.rule, evaluate, args.against, args.promote)
+        judged = challenge(*given)
+        if judged.decision.outcome == "promote" and not args.promote:
+            note("nothing was moved; --promote does that")
+        print(judged.decision.why, judged.html, sep="\n")
     elif args.action == "add":
         from percmae.registry.package import register
 

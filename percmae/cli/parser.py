@@ -55,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, text in (
         ("run", "run the whole pipeline on this machine, on real images"),
         ("compare", "run the pipeline for several variants and compare them"),
+        ("retrain", "learn what is new in a source of images, and keep the better model in use"),
     ):
         sub = verb(name, text)
         sub.add_argument("rest", nargs=argparse.REMAINDER, help=f"see `percmae {name} --help`")

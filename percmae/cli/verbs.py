@@ -175,17 +175,11 @@ def _config(args: argparse.Namespace) -> None:
 
 
 def _config_show(args: argparse.Namespace) -> None:
+    from percmae.cli.settings_docs import settings_docs
     from percmae.config import load
-    from percmae.jobs.schema import job_docs
 
     if args.docs:
-        for key, kind, text in load.docs():
-            stages = load.stages_of(key)
-            whose = "" if stages == load.TRAININGS else f"; {', '.join(stages)}"
-            print(f"{key}  ({kind}{whose})\n    {' '.join(text.split())}")
-        print("\nSettings of a job in a cluster (--job key=value):\n")
-        for key, kind, text in job_docs():
-            print(f"{key}  ({kind})\n    {' '.join(text.split())}")
+        print(settings_docs())
         return
     layers = load.load_layers(
         args.variant, args.recipe, args.stage, args.config, args.overrides, args.tag, args.size
@@ -340,6 +334,7 @@ def _refuse_copies(verb: str) -> None:
 _WORK: dict[str, Callable[[argparse.Namespace], None]] = {
     "run": _run,
     "compare": _run,
+    "retrain": _run,
     "sample-data": _sample_data,
     "put": _put,
     "ingest": _ingest,
@@ -374,7 +369,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(arguments: list[str]) -> None:
-    if arguments[:1] in (["run"], ["compare"]):
+    if arguments and _WORK.get(arguments[0]) is _run:
         # All that follows belongs to the pipeline's own parser, --help included.
         args = argparse.Namespace(verb=arguments[0], rest=arguments[1:])
     else:

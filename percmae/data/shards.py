@@ -6,8 +6,7 @@
     <dataset>/manifests/<digest>.json each manifest that there has been, by 12 digits of its digest
     <dataset>/train/train-000000.tar samples ``<key>.jpg`` + ``<key>.cls``, WebDataset naming
     <dataset>/train/train-000000.npy index: offset, size, label, key, stamp, phash of each sample
-    <dataset>/val/val-000000.tar …
-    <dataset>/test/test-000000.tar …
+    <dataset>/val/val-000000.tar …   and test/test-000000.tar …
 
 An image without a label has label −1 in the index and no ``.cls``. Shards are never written again:
 a dataset that grows gets further ones, and what it loses is marked in the manifest.
@@ -333,7 +332,7 @@ def content_digest(classes: Sequence[ClassInfo], shards: Shards, held_back: Shar
     shards, held_back: by split.
     """
     listed = {"shards": shards, "held_back": held_back}
-    return _digest(
+    return digest_of(
         {"format": FORMAT, "classes": [[c.wnid, c.name] for c in classes]}
         | {
             kind: {split: [[s.sha256, s.removed] for s in of[split]] for split in SPLITS}
@@ -343,7 +342,7 @@ def content_digest(classes: Sequence[ClassInfo], shards: Shards, held_back: Shar
 
 
 def _former_digest(classes: Sequence[ClassInfo], shards: Shards) -> str:
-    return _digest(
+    return digest_of(
         {
             "format": FORMER,
             "classes": [[c.wnid, c.name] for c in classes],
@@ -352,7 +351,8 @@ def _former_digest(classes: Sequence[ClassInfo], shards: Shards) -> str:
     )
 
 
-def _digest(content: dict[str, Any]) -> str:
+def digest_of(content: dict[str, Any]) -> str:
+    """``sha256:…`` of a JSON object."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return "sha256:" + sha256(text.encode()).hexdigest()
 

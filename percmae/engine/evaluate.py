@@ -11,7 +11,8 @@ from torch import Tensor
 from percmae.data.augment import Framed, framed_transform
 from percmae.data.decode import Once, check_formats, telling
 from percmae.data.mixture import AnyDataset, open_data, open_one, require_labels
-from percmae.data.shards import SPLITS
+from percmae.data.shards import SPLITS, Dataset
+from percmae.data.split_digest import split_digest
 from percmae.engine.distributed import World, distributed
 from percmae.engine.features import judging_network
 from percmae.engine.finetune import score, trained_classifier
@@ -49,6 +50,7 @@ from percmae.runs.evaluation import (
 )
 from percmae.runs.files import DatasetIdentity
 from percmae.runs.mlflow import tell
+from percmae.runs.predictions import Class, Predictions
 from percmae.runs.record import PICTURES, Run
 from percmae.storage import StorePath
 from percmae.storage.outage import outage
@@ -66,7 +68,8 @@ def evaluate(run: str, data: str) -> EvaluationResult:
     gives a ReconstructionEvaluation (visible patches pasted, under fixed masks; effective rank,
     k-NN and an embedding of the encoder's features, the last two where there are labels), and
     pictures. Written to ``<run>/evaluation.json`` (and ``mae_recon_out/evaluation.png``,
-    ``neighbours.png``); an evaluation of the same weights on the same data is reused.
+    ``neighbours.png``; of a classifier ``predictions.json``); an evaluation of the same weights on
+    the same data is reused.
 
     Raises DataError when there is no such run or the classes differ, UserError when it is not
     complete and for a classifier without labels to judge it by.
@@ -81,9 +84,13 @@ def evaluate(run: str, data: str) -> EvaluationResult:
         tell(opened, opened.config, earlier)
         return EvaluationResult(earlier, reused=True)
     with distributed(opened.config) as world:
-        work = _reconstruction if opened.config.stage == "pretrain" else _classification
-        evaluation = work(opened, dataset, world)
-    write_evaluation(opened.path, evaluation)
+        evaluation: Evaluation
+        predictions = None
+        if isinstance(dataset, Dataset) and opened.config.stage != "pretrain":
+            evaluation, predictions = _classification(opened, dataset, world)
+        else:
+            evaluation = _reconstruction(opened, dataset, world)
+    write_evaluation(opened.path, evaluation, predictions)
     tell(opened, opened.config, evaluation)
     return EvaluationResult(evaluation, reused=False)
 
@@ -110,7 +117,9 @@ def _identity(run: Run, dataset: AnyDataset) -> dict[str, Any]:
     }
 
 
-def _classification(run: Run, dataset: AnyDataset, world: World) -> Evaluation:
+def _classification(
+    run: Run, dataset: Dataset, world: World
+) -> tuple[ClassifierEvaluation, Predictions]:
     require_labels(dataset, f"evaluating {run.uri}")
     classes = len(dataset.classes)
     if classes != run.config.classifier.classes:
@@ -124,8 +133,18 @@ def _classification(run: Run, dataset: AnyDataset, world: World) -> Evaluation:
     if len(loader.split) < len(dataset.split("test")):
         whole = len(dataset.split("test"))
         note(f"{len(loader.split):,} of {whole:,} test images have a label; these count")
-    scores = score(model, run.config, loader, world)
-    return ClassifierEvaluation(
+    answers = torch.zeros(len(loader.split), dtype=torch.int64, device=world.device)
+    scores = score(model, run.config, loader, world, answers)
+    test = split_digest(dataset, "test")
+    predictions = Predictions(
+        key=run.key,
+        test=test,
+        classes=[Class(wnid=info.wnid, name=info.name) for info in dataset.classes],
+        keys=[key.decode(errors="backslashreplace") for key in loader.split.keys.tolist()],
+        labels=loader.split.labels.tolist(),
+        predicted=answers.tolist(),
+    )
+    evaluation = ClassifierEvaluation(
         **_identity(run, dataset),
         top1=scores.top(1),
         top5=scores.top(5),
@@ -137,7 +156,9 @@ def _classification(run: Run, dataset: AnyDataset, world: World) -> Evaluation:
             for info, (samples, top1) in zip(dataset.classes, scores.per_class(), strict=True)
         ],
         confusion=scores.confusion.tolist(),
+        test=test,
     )
+    return evaluation, predictions
 
 
 def pretrained_generator(run: Run, world: World) -> MaskedAutoencoder:

@@ -111,14 +111,28 @@ class _OnFeatures(nn.Module):
 
 
 @torch.no_grad()
-def score(model: Classifier, config: Config, source: Source, world: World) -> ClassifierScores:
-    """Predictions of a model in evaluation mode over a source, gathered over the processes."""
+def score(
+    model: Classifier,
+    config: Config,
+    source: Source,
+    world: World,
+    answers: Tensor | None = None,
+) -> ClassifierScores:
+    """Predictions of a model in evaluation mode over a source, gathered over the processes.
+
+    answers: zeros (n,) int64 for the n images of the source, to which the first answer of each is
+    added.
+    """
     scores = ClassifierScores(model.head.linear.out_features, world.device)
     call = model.classify if isinstance(source, FeatureSource) else model
     for _, _, batch in together(source.batches(), world):
         with autocast(config, world.device):
             logits = call(batch.images)
-        scores.add(logits.float(), batch.labels)
+        predicted = scores.add(logits.float(), batch.labels)
+        if answers is not None:
+            answers[batch.ids] += predicted
+    if answers is not None:
+        world.sum(answers)  # an image is one process's alone
     return scores.gathered(world)
 
 

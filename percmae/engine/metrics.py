@@ -29,8 +29,8 @@ class ClassifierScores:
         self._loss = torch.zeros((), **double)  # type: ignore[call-overload]
         self._bins = torch.zeros(3, CALIBRATION_BINS, **double)  # type: ignore[call-overload]
 
-    def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Count logits (N, C) against labels (N,)."""
+    def add(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Count logits (N, C) against labels (N,); the first answer of each, (N,) int64."""
         confidence, predicted = logits.softmax(1).max(1)
         cells = labels * self.classes + predicted
         counts = torch.bincount(cells, minlength=self.classes**2)
@@ -43,6 +43,7 @@ class ClassifierScores:
         right = (predicted == labels).double()
         for row, values in enumerate((torch.ones_like(right), confidence.double(), right)):
             self._bins[row].index_add_(0, bins, values)
+        return predicted
 
     def gathered(self, world: World) -> ClassifierScores:
         """These counts summed over all processes."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import Field, NonNegativeInt, PositiveInt
@@ -213,12 +212,3 @@ class JobSettings:
             memory=total,
             shm=self.shm if self.shm is not None else shm,
         )
-
-
-def job_docs() -> Iterable[tuple[str, str, str]]:
-    """``(key, type, docstring)`` of every job setting, in order."""
-    fields: Mapping[str, Any] = JobSettings.__pydantic_fields__  # type: ignore[attr-defined]
-    for name, field in fields.items():
-        annotation = field.annotation
-        kind = getattr(annotation, "__name__", None) if not get_args(annotation) else None
-        yield name, kind or str(annotation).replace("typing.", ""), field.description or ""

@@ -6,20 +6,16 @@ a pipeline, and in ``make manifests``.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Iterable
-from functools import cache
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
-from percmae.config.load import TRAININGS, explain, nearest, parse_override
-from percmae.errors import ConfigError
+from percmae.config.flat import checked, merged
+from percmae.config.load import TRAININGS
 from percmae.jobs.check import check_settings
 from percmae.jobs.schema import JobSettings
 
 _QUANTITIES = ("cpu", "cpu_limit", "memory", "shm", "scratch")
+_WHAT = "job setting"
 
 
 def job_settings(
@@ -32,24 +28,12 @@ def job_settings(
     Raises ConfigError naming the key (and the nearest valid one) for an unknown key or a wrong
     type, and for combinations that no kind of job can carry out.
     """
-    merged = dict(values)
-    for override in overrides:
-        merged |= parse_override(override)
-    names = [field.name for field in dataclasses.fields(JobSettings)]
-    for key in merged:
-        if key not in names:
-            raise ConfigError(
-                f"unknown job setting {key!r}{nearest(key, names)}; `percmae config show --docs` "
-                "lists them"
-            )
+    given = merged(JobSettings, _WHAT, overrides, **values)
     for key in _QUANTITIES:  # cpu=4 is a number to YAML, and a quantity to Kubernetes
-        merged |= {key: _quantity(merged[key])} if key in merged else {}
-    if isinstance(resources := merged.get("resources"), dict):
-        merged["resources"] = {name: _quantity(count) for name, count in resources.items()}
-    try:
-        settings = _adapter().validate_json(json.dumps(merged), strict=True)
-    except ValidationError as error:
-        raise ConfigError(explain(error, "job setting")) from None
+        given |= {key: _quantity(given[key])} if key in given else {}
+    if isinstance(resources := given.get("resources"), dict):
+        given["resources"] = {name: _quantity(count) for name, count in resources.items()}
+    settings = checked(JobSettings, _WHAT, given)
     if stage is not None:
         settings = settings.for_stage(stage, stage in TRAININGS)
     check_settings(settings, stage)
@@ -59,8 +43,3 @@ def job_settings(
 def _quantity(value: Any) -> Any:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return str(value) if number else value
-
-
-@cache
-def _adapter() -> TypeAdapter[JobSettings]:
-    return TypeAdapter(JobSettings)

@@ -119,7 +119,7 @@ class Model(Part):
         move = Move.model_validate(
             {
                 "when": now(),
-                "who": _who(),
+                "who": who(),
                 "alias": alias,
                 "from": self.aliases.get(alias),
                 "to": to,
@@ -231,7 +231,8 @@ def _parsed(data: bytes, path: StorePath) -> Model:
     return parse(Model, data, (path / MODEL).uri, _DAMAGED)
 
 
-def _who() -> str:
+def who() -> str:
+    """The user of this process, and the machine it is on."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError):  # a container's user that has no name

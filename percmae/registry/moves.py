@@ -4,7 +4,23 @@ from __future__ import annotations
 
 from percmae.errors import UserError
 from percmae.registry.mlflow import tell_of_alias
-from percmae.registry.model import CHAMPION, LATEST, Model, Reference, Version, change, read_model
+from percmae.registry.model import (
+    CHAMPION,
+    LATEST,
+    MODEL,
+    Model,
+    Reference,
+    Version,
+    change,
+    read_model,
+)
+
+
+def listed(reference: Reference, key: str) -> Version | None:
+    """The version that a model has of the run with this key."""
+    if not (reference.path / MODEL).exists():
+        return None
+    return _of_key(read_model(reference.path), key)
 
 
 def add(reference: Reference, version: Version) -> Version:
@@ -15,15 +31,16 @@ def add(reference: Reference, version: Version) -> Version:
     """
 
     def by(model: Model) -> Model:
-        if any(each.key == version.key for each in model.versions):
+        if _of_key(model, version.key) is not None:
             return model
         number = max((each.version for each in model.versions), default=0) + 1
         numbered = version.model_copy(update={"version": number})
         listed = model.model_copy(update={"versions": [*model.versions, numbered]})
         return listed.moved(LATEST, number, "add", None)
 
-    after = change(reference.path, by)
-    return next(each for each in after.versions if each.key == version.key)
+    added = _of_key(change(reference.path, by), version.key)
+    assert added is not None, "it has just been listed"
+    return added
 
 
 def promote(
@@ -85,6 +102,10 @@ def rollback(reference: Reference, alias: str = CHAMPION, why: str | None = None
 def _told_to_mlflow(reference: Reference, alias: str, model: Model) -> Model:
     tell_of_alias(reference, alias, model.version(model.aliases[alias]))
     return model
+
+
+def _of_key(model: Model, key: str) -> Version | None:
+    return next((each for each in model.versions if each.key == key), None)
 
 
 def _told(version: int | None) -> str:

@@ -39,14 +39,16 @@ from percmae.registry.files import (
 )
 from percmae.registry.mlflow import tell_of_version
 from percmae.registry.model import VERSIONS, File, Reference, Version, now
-from percmae.registry.moves import add
+from percmae.registry.moves import add, listed
 from percmae.runs.evaluation import (
     EVALUATION,
     ClassifierEvaluation,
     Evaluation,
     figures,
+    has_predictions,
     read_evaluation,
 )
+from percmae.runs.predictions import PREDICTIONS
 from percmae.runs.record import Run
 
 
@@ -57,6 +59,10 @@ def register(run: str, reference: Reference) -> Version:
     evaluated, or a probe of pixels, which has no encoder.
     """
     opened = Run.open(run)
+    if (there := listed(reference, opened.key)) is not None:
+        # Its files stay, though the run may have been evaluated anew.
+        tell_of_version(opened, reference, there)
+        return there
     evaluation = _evaluated(opened)
     folder = f"{VERSIONS}/{opened.key.removeprefix('sha256:')[:16]}"
     files: dict[str, File] = {}
@@ -92,7 +98,7 @@ def _evaluated(run: Run) -> Evaluation:
     if run.record.built_on == "pixels":
         raise UserError(f"run {run.uri} is a probe of pixels: a control, and no model to use")
     evaluation = read_evaluation(run.path, run.record)
-    if evaluation is None:
+    if evaluation is None or not has_predictions(run, evaluation):
         raise UserError(
             f"run {run.uri} has no test figures, by which models are chosen; first: percmae "
             f"evaluate --run {run.uri} --data {run.record.data.uri}"
@@ -118,6 +124,7 @@ def _packed(run: Run, evaluation: Evaluation, name: str) -> Iterator[tuple[str, 
         )
         labels = [Label(id=item.wnid, name=item.name) for item in evaluation.classes]
         yield LABELS, _json([label.model_dump() for label in labels])
+        yield PREDICTIONS, (run.path / PREDICTIONS).read_bytes()
     else:
         yield from _timm(ENCODER, dict(encoder(run).state_dict()), config, "token", classes=0)
     preprocess = Preprocess.of(config.data)

@@ -10,6 +10,7 @@ from percmae.config.schema import Stage, Variant
 from percmae.errors import DataError
 from percmae.progress import warn
 from percmae.runs.files import DatasetIdentity, Figure, Part, parse
+from percmae.runs.predictions import PREDICTIONS, Predictions, write_predictions
 from percmae.runs.record import Run, RunRecord
 from percmae.storage import StorePath
 
@@ -136,7 +137,9 @@ class ClassifierEvaluation(Evaluation):
     """Of a probe or fine-tuning.
 
     top1, top5, ece (calibration error): shares in 0..1; loss: cross-entropy in nats; confusion:
-    counts, a row for each true class and a column for each predicted one.
+    counts, a row for each true class and a column for each predicted one; test: digest of the test
+    images, which an earlier file lacks, as its run lacks the answer for each of them
+    (percmae.runs.predictions).
     """
 
     top1: float
@@ -146,6 +149,7 @@ class ClassifierEvaluation(Evaluation):
     random_guess: RandomGuess
     classes: list[ClassFigures]
     confusion: list[list[int]]
+    test: str | None = Field(default=None, exclude_if=lambda test: test is None)
 
     @model_validator(mode="after")
     def _square(self) -> ClassifierEvaluation:
@@ -197,8 +201,12 @@ def read_evaluation(folder: StorePath, record: RunRecord) -> Evaluation | None:
     return evaluation
 
 
-def write_evaluation(folder: StorePath, evaluation: Evaluation) -> None:
-    """Put the figures into a run's folder."""
+def write_evaluation(
+    folder: StorePath, evaluation: Evaluation, predictions: Predictions | None = None
+) -> None:
+    """Put the figures into a run's folder; of a classifier behind its answer for each image."""
+    if predictions is not None:
+        write_predictions(folder, predictions)
     (folder / EVALUATION).write_json(evaluation.model_dump(mode="json"))
 
 
@@ -216,4 +224,11 @@ def stored_evaluation(run: Run, dataset: AnyDataset) -> Evaluation | None:
         return None
     if evaluation is None or evaluation.data.digest != dataset.digest:
         return None
-    return evaluation
+    return evaluation if has_predictions(run, evaluation) else None
+
+
+def has_predictions(run: Run, evaluation: Evaluation) -> bool:
+    """Whether the answers beside figures are there, or no classifier gave any."""
+    if not isinstance(evaluation, ClassifierEvaluation):
+        return True
+    return evaluation.test is not None and (run.path / PREDICTIONS).exists()

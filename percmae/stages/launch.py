@@ -12,6 +12,8 @@ from percmae.errors import PercmaeError
 from percmae.jobs.launcher import launch
 from percmae.jobs.work import command, training
 from percmae.progress import note
+from percmae.registry.model import Reference, Version
+from percmae.registry.moves import listed
 from percmae.runs.downstream import downstream_config
 from percmae.runs.evaluation import EvaluationResult, stored_evaluation
 from percmae.runs.going_on import may_go_on
@@ -56,6 +58,27 @@ def train(
             "job and this step use the same store?"
         )
     return RunResult(finished, reused=False)
+
+
+def register(run: str, reference: Reference, placement: Placement) -> Version:
+    """A version of a model, made of a run by a job; the one that there is of it already.
+
+    Raises what :func:`percmae.jobs.launcher.launch` raises.
+    """
+    settings = placement.settings("evaluate")
+    assert settings is not None, "only called for a launcher"
+    key = Run.open(run).key
+    if (there := listed(reference, key)) is not None:
+        return there
+    work = command("models", reference.name, "add", reference.path.uri, "--run", run)
+    launch(work, settings, placement.pipeline_run)
+    added = listed(reference, key)
+    if added is None:
+        raise PercmaeError(
+            f"the job ended well, but model {reference.path} has no version of run {run}: do the "
+            "job and this step use the same store?"
+        )
+    return added
 
 
 def evaluate(run: str, data: str, placement: Placement) -> EvaluationResult:

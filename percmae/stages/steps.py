@@ -24,7 +24,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, Protocol
+from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
 from percmae.command import exit_code
 from percmae.config import Config
@@ -41,10 +41,12 @@ from percmae.storage import StorePath
 from percmae.storage.outage import outage
 
 if TYPE_CHECKING:
+    from percmae.ingest import IngestResult
     from percmae.runs.evaluation import EvaluationResult
     from percmae.runs.record import Run, RunResult
 
 P = ParamSpec("P")
+R = TypeVar("R")
 
 FINE_TUNED: tuple[Features, ...] = ("pretrained", "untrained")
 """What is fine-tuned on each share of the labels."""
@@ -85,19 +87,21 @@ def report_folder(store: str, name: str) -> str:
     return (StorePath(store) / "reports" / name).uri
 
 
-def _step(work: Callable[P, None]) -> Callable[P, None]:
+def as_step(work: Callable[P, R]) -> Callable[P, R]:
     """End the process of a step as the command line would: one line, and an exit code."""
 
     @functools.wraps(work)
-    def step(*args: P.args, **kwargs: P.kwargs) -> None:
-        code = exit_code(lambda: outage()(work)(*args, **kwargs), logged=True)
+    def step(*args: P.args, **kwargs: P.kwargs) -> R:
+        results: list[R] = []
+        code = exit_code(lambda: results.append(outage()(work)(*args, **kwargs)), logged=True)
         if code:
             raise SystemExit(code)
+        return results[0]
 
     return step
 
 
-@_step
+@as_step
 def check(
     variant: str,
     recipe: str,
@@ -117,7 +121,7 @@ def check(
     note(f"{name}: the parameters fit")
 
 
-@_step
+@as_step
 def ingest(
     images: str,
     labels: str,
@@ -132,7 +136,6 @@ def ingest(
     which count where ``images`` is empty.
     """
     from percmae.ingest import ingest
-    from percmae.progress import note
 
     to = dataset_folder(store, name)
     if images:
@@ -140,6 +143,13 @@ def ingest(
     else:
         train, val, devkit = archives
         result = ingest(train=train, val=val, devkit=devkit, to=to)
+    hand_on(result, name, dataset)
+
+
+def hand_on(result: IngestResult, name: str, dataset: Artifact) -> None:
+    """Say in the artifact what was ingested, under which name."""
+    from percmae.progress import note
+
     found = result.dataset
     if result.reused:
         note(f"{found.uri}: unchanged, reused")
@@ -151,7 +161,7 @@ def ingest(
     dataset.metadata.update(facts, name=name, reused=result.reused, **samples)
 
 
-@_step
+@as_step
 def pretrain(
     dataset: Artifact,
     store: str,
@@ -170,7 +180,7 @@ def pretrain(
     _train(config, dataset, runs_folder(store, seed), model, metrics, placement)
 
 
-@_step
+@as_step
 def probe(
     pretrained: Artifact,
     dataset: Artifact,
@@ -185,7 +195,7 @@ def probe(
     _downstream(kind, pretrained, dataset, overrides, model, metrics, placement)
 
 
-@_step
+@as_step
 def finetune(
     pretrained: Artifact,
     dataset: Artifact,
@@ -247,7 +257,7 @@ def _train(
     facts["data_digest"] = record.data.digest
     Path(model.path).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     model.metadata.update(facts)
-    _log(metrics, result.metrics)
+    log_figures(metrics, result.metrics)
 
 
 _RUN_FACTS = {
@@ -268,7 +278,7 @@ def _train_here(
     config: Config, data: str, to: str, parent: Run | None, features: Features
 ) -> RunResult:
     """Carry out one training in this process; ``percmae.stages.launch.train`` has a job do it."""
-    _check_torch()
+    check_torch()
     if parent is None:
         from percmae.engine.pretrain import pretrain
 
@@ -279,7 +289,7 @@ def _train_here(
     return work(config, parent, data, to, "auto", features)
 
 
-def _check_torch() -> None:
+def check_torch() -> None:
     """The image of a pipeline's steps has none: they launch what trains."""
     if importlib.util.find_spec("torch") is None:
         raise UserError(
@@ -288,7 +298,7 @@ def _check_torch() -> None:
         )
 
 
-@_step
+@as_step
 def evaluate(
     model: Artifact, dataset: Artifact, metrics: Metrics, confusion: Confusion, placement: Placement
 ) -> None:
@@ -298,20 +308,20 @@ def evaluate(
     if is_skipped(model):
         skip(confusion)
         return
-    result = _evaluated(model, dataset, placement)
+    result = evaluated(model.metadata["uri"], dataset.metadata["uri"], placement)
     confusion.metadata["reused"] = result.reused
     evaluation = result.evaluation
     if not isinstance(evaluation, ClassifierEvaluation):
         raise UserError(
             f"{model.metadata['uri']} is no classifier: a pretraining has no such figures"
         )
-    _log(metrics, evaluation.model_dump(include={"top1", "top5", "ece", "loss"}))
+    log_figures(metrics, evaluation.model_dump(include={"top1", "top5", "ece", "loss"}))
     guess = evaluation.random_guess
-    _log(metrics, {"random_guess_top1": guess.top1, "random_guess_top5": guess.top5})
+    log_figures(metrics, {"random_guess_top1": guess.top1, "random_guess_top5": guess.top5})
     confusion.log_confusion_matrix(*shown_confusion(evaluation))
 
 
-@_step
+@as_step
 def reconstruct(
     model: Artifact, dataset: Artifact, metrics: Metrics, page: Artifact, placement: Placement
 ) -> None:
@@ -323,16 +333,16 @@ def reconstruct(
     from percmae.report.read import read_neighbours, read_picture
     from percmae.runs.evaluation import ReconstructionEvaluation
 
-    result = _evaluated(model, dataset, placement)
+    result = evaluated(model.metadata["uri"], dataset.metadata["uri"], placement)
     page.metadata["reused"] = result.reused
     evaluation, run = result.evaluation, StorePath(model.metadata["uri"])
     if not isinstance(evaluation, ReconstructionEvaluation):
         raise UserError(f"{run}: only a pretraining reconstructs images")
-    _log(metrics, evaluation.reconstruction.model_dump(include={"psnr", "ssim", "distance"}))
+    log_figures(metrics, evaluation.reconstruction.model_dump(include={"psnr", "ssim", "distance"}))
     if evaluation.rank is not None:
-        _log(metrics, {"rankme": evaluation.rank.value})
+        log_figures(metrics, {"rankme": evaluation.rank.value})
     if evaluation.knn is not None:
-        _log(metrics, {"knn_top1": evaluation.knn.top1})
+        log_figures(metrics, {"knn_top1": evaluation.knn.top1})
     grid = read_picture(run)
     if grid is None:
         raise UserError(f"{run}: its evaluation has left no picture; evaluate it again")
@@ -340,17 +350,17 @@ def reconstruct(
     Path(page.path).write_text(shown, encoding="utf-8")
 
 
-def _evaluated(model: Artifact, dataset: Artifact, placement: Placement) -> EvaluationResult:
-    run, data = model.metadata["uri"], dataset.metadata["uri"]
+def evaluated(run: str, data: str, placement: Placement) -> EvaluationResult:
+    """A run's figures on the test set, made here or by a job."""
     if placement.launcher != LOCAL:
         return launch.evaluate(run, data, placement)
-    _check_torch()
+    check_torch()
     from percmae.engine.evaluate import evaluate
 
     return evaluate(run, data)
 
 
-@_step
+@as_step
 def report(
     pretrained: Sequence[Artifact],
     probes: Sequence[Artifact],
@@ -381,10 +391,10 @@ def report(
     figures = report(runs, folder.uri)
     (folder / "report.html").read_file(page.path)
     for row in figures["table"]:
-        _log(metrics, {f"{row['row']}_top1": row["top1"]["mean"]})
+        log_figures(metrics, {f"{row['row']}_top1": row["top1"]["mean"]})
 
 
-@_step
+@as_step
 def clean(pipeline_run: str, launcher: str, job: Sequence[str]) -> None:
     """Remove the jobs that a pipeline's run has left under way: they were cancelled, or lost.
 
@@ -400,7 +410,7 @@ def clean(pipeline_run: str, launcher: str, job: Sequence[str]) -> None:
             note(f"{name} was still under way: removed")
 
 
-def _log(metrics: Metrics, values: Mapping[str, float | None]) -> None:
+def log_figures(metrics: Metrics, values: Mapping[str, float | None]) -> None:
     """Figures for the UI, which takes finite numbers only."""
     for name, value in values.items():
         if value is not None and math.isfinite(value):

@@ -1,4 +1,4 @@
-"""What ``percmae run`` and ``percmae compare`` can be told, and what holds when they are not."""
+"""What ``percmae run``, ``compare`` and ``retrain`` can be told, and what holds without."""
 
 from __future__ import annotations
 
@@ -61,3 +61,44 @@ class RunOptions:
         check_placement(self.placement, self.store)
         what = (self.recipe, self.size, self.seeds, self.overrides, self.label_fractions)
         return check_training(variant, self.tag, *what)
+
+
+@dataclass(frozen=True)
+class RetrainOptions:
+    """Of ``percmae retrain``.
+
+    images, labels, dataset, store, to, recipe, size, tag, overrides, placement: as in RunOptions;
+    to is for log and decision. model: name of what is promoted; start: ``champion`` or ``afresh``;
+    rule: ``key=value`` of :class:`percmae.registry.rule.Rule`; seed: of the runs; schedule: by
+    which it is started (percmae.stages.rounds).
+    """
+
+    images: str
+    model: str
+    labels: str = "auto"
+    dataset: str | None = None
+    start: str = "champion"
+    rule: Sequence[str] = ()
+    variant: str = "mae"
+    recipe: str = "demo"
+    size: str = ""
+    tag: str = "retrain"
+    seed: int = 0
+    schedule: str = ""
+    overrides: Sequence[str] = ()
+    to: str | Path = "runs"
+    store: str | None = None
+    placement: Placement = field(default_factory=Placement)
+
+    def check(self) -> None:
+        """Raises UserError for what could not work."""
+        # As above.
+        from percmae.stages.check import check_placement
+        from percmae.stages.retrain import check_retrain
+        from percmae.storage import local_path
+
+        local_path(self.to, "--to")
+        check_placement(self.placement, self.store)
+        names = ("model", "start", "rule", "variant", "tag", "recipe", "size", "seed")
+        given = {name: getattr(self, name) for name in (*names, "overrides", "schedule")}
+        check_retrain(**given)

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from percmae.data.archives import ARCHIVES
 from percmae.data.sample import SOURCES, SampleArchives, make_sample_archives
@@ -52,16 +52,12 @@ def run(variant: str, options: RunOptions, server: ForkServer | None = None) -> 
     console, folder = Console(), Path(options.to) / name
     options = settled(options, console)
     dataset, data = find_data(options)
-    folder.mkdir(parents=True, exist_ok=True)
     with (
         contextlib.nullcontext(server) if server else fork_server_for(options.placement) as forks,
         open_store(options.store, console) as store,
-        (folder / "pipeline.log").open(
-            "w", buffering=1, encoding="utf-8", errors="backslashreplace"
-        ) as log,
     ):
-        placement = options.placement
-        steps = _run_dag(
+        steps = run_dag(
+            "train",
             {
                 **data,
                 "dataset": dataset,
@@ -75,14 +71,10 @@ def run(variant: str, options: RunOptions, server: ForkServer | None = None) -> 
                 "fine_tune": options.fine_tune,
                 # Two at a time, and the longest first: none is left alone at the end.
                 "label_fractions": sorted(options.label_fractions, reverse=True),
-                "launcher": placement.launcher,
-                "train_image": placement.image,
-                "nodes": placement.nodes,
-                "gpus": placement.gpus,
-                "job": list(placement.job),
             },
+            options.placement,
+            folder,
             console,
-            log,
             forks,
         )
         stored = StorePath(report_folder(store, name))
@@ -182,13 +174,32 @@ def fork_server_for(placement: Placement) -> ForkServer:
     return fork_server(TRAINING_MODULES if placement.launcher == LOCAL else ())
 
 
-def _run_dag(
-    arguments: dict[str, Any], console: Console, log: TextIO, server: ForkServer
+def run_dag(
+    which: str,
+    arguments: dict[str, Any],
+    placement: Placement,
+    folder: Path,
+    console: Console,
+    server: ForkServer,
 ) -> list[FinishedStep]:
-    # Imports kfp: after all checks, which are quick and need none.
-    from pipelines.train import train_pipeline
+    """Run a pipeline with these arguments; its log is ``<folder>/pipeline.log``.
 
-    return run_pipeline(train_pipeline(), arguments, console, log, server)
+    which: of pipelines.PIPELINES; raises as :func:`pipelines.local.tasks.run_pipeline`.
+    """
+    # Imports kfp: after all checks, which are quick and need none.
+    from pipelines.which import made
+
+    where = {
+        "launcher": placement.launcher,
+        "train_image": placement.image,
+        "nodes": placement.nodes,
+        "gpus": placement.gpus,
+        "job": list(placement.job),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    log_file = folder / "pipeline.log"
+    with log_file.open("w", buffering=1, encoding="utf-8", errors="backslashreplace") as log:
+        return run_pipeline(made(which), {**arguments, **where}, console, log, server)
 
 
 def steps_table(steps: Sequence[FinishedStep]) -> str:

@@ -9,11 +9,14 @@ from typing import Any
 
 from percmae.errors import ConfigError, UserError
 from percmae.jobs.crontab import Cron, from_kfp, parse_cron
-from pipelines import EXPERIMENT, NAME
+from pipelines import EXPERIMENT, PIPELINES
 from pipelines.pod import PodSettings, pod_of, with_given
 from pipelines.server.api import Connection, Kfp, connect
 from pipelines.server.package import Change, Package, changes, compiled, fits, parameters
 from pipelines.server.submit import Uploaded, version_title
+
+SCHEDULE = "schedule"
+"""A parameter that a schedule fills in with itself."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ def wanted_schedule(
     if not name.strip():
         raise ConfigError("schedule name: is empty")
     values = parameters(package, given)
+    if SCHEDULE in package.inputs:
+        values.setdefault(SCHEDULE, parse_cron(cron).standard)
     defaults = {key: of.get("defaultValue", _DEFAULT) for key, of in package.inputs.items()}
     return WantedSchedule(
         name, parse_cron(cron), values, pinned, experiment, service_account, defaults
@@ -72,10 +77,11 @@ def diff(
     given: Iterable[str],
     image: str,
     pod: PodSettings,
+    which: str = "train",
     **options: Any,
 ) -> list[Change]:
     """What ``schedule`` with the same arguments would change, field by field; changes nothing."""
-    _, package = compiled(image, pod)
+    _, package = compiled(image, pod, which)
     want = wanted_schedule(name, cron, given, package, **options)
     with connect(where) as kfp:
         pipeline_id = kfp.pipeline(package.name)
@@ -96,16 +102,20 @@ def diff(
 
 
 def deployed_schedules(
-    where: Connection, image: str | None, pod: Mapping[str, Any], default: str
+    where: Connection,
+    image: str | None,
+    pod: Mapping[str, Any],
+    default: str,
+    which: str = "train",
 ) -> list[DeployedSchedule]:
-    """The pipeline's schedules in KFP.
+    """The schedules in KFP of a pipeline, one of pipelines.PIPELINES.
 
     image: what the repo's pipeline would run in; pod: as pipelines.pod.pod_settings gives it. What
     is not given is as it is deployed, so that only other differences are drift. default: the image
     where nothing is deployed.
     """
     with connect(where) as kfp:
-        pipeline_id = kfp.pipeline(NAME)
+        pipeline_id = kfp.pipeline(PIPELINES[which])
         if pipeline_id is None:
             return []
         versions = kfp.versions(pipeline_id)
@@ -116,7 +126,8 @@ def deployed_schedules(
                 deployed = Package.from_api(version.pipeline_spec if version else None)
                 with_image = image or next(iter(deployed.images), default)
                 settings = with_given(pod_of(deployed.pipeline, deployed.platform), pod)
-                found.append(_row(run, version, deployed, compiled(with_image, settings)[1]))
+                _, package = compiled(with_image, settings, which)
+                found.append(_row(run, version, deployed, package))
         return found
 
 

@@ -27,6 +27,8 @@ from percmae.plain import documents, read_yaml
 from percmae.progress import warn
 from percmae.stages.check import check_placement, check_training
 from percmae.stages.placement import LOCAL, Placement
+from percmae.stages.retrain import check_retrain
+from pipelines import RETRAIN
 from pipelines.pod import PodSettings, pod_of
 from pipelines.step import StepSettings
 
@@ -119,13 +121,13 @@ class Package:
 
 
 @lru_cache(maxsize=4)
-def compiled(image: str, pod: PodSettings) -> tuple[str, Package]:
-    """The pipeline's YAML, and what is in it."""
-    from pipelines.train import compile_pipeline  # imports kfp: not for --help
+def compiled(image: str, pod: PodSettings, which: str = "train") -> tuple[str, Package]:
+    """The YAML of a pipeline (of pipelines.PIPELINES), and what is in it."""
+    from pipelines.which import compile_pipeline  # imports kfp: not for --help
 
     with tempfile.TemporaryDirectory(prefix="percmae-") as folder:
         file = Path(folder) / "pipeline.yaml"
-        compile_pipeline(str(file), image, pod)
+        compile_pipeline(which, str(file), image, pod)
         text = file.read_text(encoding="utf-8")
     return text, Package.from_yaml(text)
 
@@ -174,6 +176,9 @@ def parameters(package: Package, given: Iterable[str]) -> dict[str, Any]:
         if name in values:
             raise ConfigError(f"parameter {name!r} is given twice")
         values[name] = _value(name, text, package.inputs[name]["parameterType"])
+    required = [name for name, of in package.inputs.items() if "defaultValue" not in of]
+    if missing := [name for name in required if name not in values]:
+        raise ConfigError(f"{package.name} needs {' and '.join(missing)}: give --param name=value")
     _check_training(package, values)
     return values
 
@@ -219,9 +224,14 @@ def _check_training(package: Package, values: dict[str, Any]) -> None:
     check_placement(placement, whole["store"])
     if placement.launcher == LOCAL:
         _check_local(package)
-    names = ("variant", "tag", "recipe", "size", "seeds", "overrides")
+    names = ("variant", "tag", "recipe", "size", "overrides")
+    what = {name: whole[name] for name in names}
+    if package.name == RETRAIN:
+        what |= {name: whole[name] for name in ("model", "start", "rule", "schedule")}
+        check_retrain(**what, seed=int(whole["seed"]))
+        return
     fractions = whole.get("label_fractions", (1.0,))
-    check_training(**{name: whole[name] for name in names}, label_fractions=fractions)
+    check_training(**what, seeds=whole["seeds"], label_fractions=fractions)
 
 
 def _check_local(package: Package) -> None:

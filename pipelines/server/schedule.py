@@ -53,15 +53,16 @@ def schedule(
     given: Iterable[str],
     image: str,
     pod: PodSettings,
+    which: str = "train",
     **options: Any,
 ) -> ScheduleOutcome:
     """Create the schedule, or change the one of this name to what is wanted.
 
-    given: parameters as ``key=value``; options as for
+    given: parameters as ``key=value``; which: of pipelines.PIPELINES; options as for
     :func:`pipelines.server.drift.wanted_schedule`. Raises ConfigError before anything is sent,
     UserError and KfpError as :func:`pipelines.server.api.connect`.
     """
-    text, package = compiled(image, pod)
+    text, package = compiled(image, pod, which)
     want = wanted_schedule(name, cron, given, package, **options)
     warn_unpinned(image)
     with connect(where) as kfp:

@@ -60,19 +60,20 @@ def submit(
     name: str | None = None,
     service_account: str | None = None,
     wait: bool = False,
+    which: str = "train",
 ) -> Submitted:
     """Start a run; with ``wait`` return when it has ended well.
 
     given: the pipeline's parameters as ``key=value``; image: of all steps. name: of the run; by
     default the pipeline's, the version and the time. service_account: of the steps' pods; None is
-    KFP's own.
+    KFP's own. which: of pipelines.PIPELINES.
 
     Raises ConfigError for parameters that do not fit before anything is sent, UserError and
     KfpError as :func:`pipelines.server.api.connect`, UserError for a secret that the cluster (where
     it can be asked) does not have, RunFailed, and Interrupted when waiting was interrupted (the run
     goes on).
     """
-    text, package = compiled(image, pod)
+    text, package = compiled(image, pod, which)
     values = parameters(package, given)
     warn_unpinned(image)
     with connect(where) as kfp:

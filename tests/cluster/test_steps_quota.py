@@ -11,7 +11,7 @@ from deployed import Deployed, overlay
 from kube import TOY
 
 from percmae.plain import documents
-from pipelines.train import compile_pipeline
+from pipelines.which import compile_pipeline
 
 QUOTA = {
     **{f"requests.{name}": "200Gi" for name in ("memory", "ephemeral-storage")},
@@ -46,7 +46,7 @@ def step_pod(name: str, resources: dict[str, Any]) -> dict[str, Any]:
 def steps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """The resources of each step, as KFP's driver makes them of the compiled pipeline."""
     file = tmp_path_factory.mktemp("compiled") / "train.yaml"
-    compile_pipeline(str(file))
+    compile_pipeline("train", str(file))
     spec, _ = documents(file.read_text())
     found = {}
     for name, executor in spec["deploymentSpec"]["executors"].items():

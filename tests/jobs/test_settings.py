@@ -6,9 +6,10 @@ import dataclasses
 
 import pytest
 
+from percmae.config.flat import docs
 from percmae.errors import ConfigError
 from percmae.jobs.advice import advise
-from percmae.jobs.schema import JobSettings, job_docs
+from percmae.jobs.schema import JobSettings
 from percmae.jobs.settings import job_settings
 
 
@@ -72,7 +73,7 @@ def test_what_no_kind_of_job_can_do(overrides: list[str], said: str) -> None:
 
 
 def test_every_setting_is_documented() -> None:
-    documented = {key: text for key, _, text in job_docs()}
+    documented = {key: text for key, _, text in docs(JobSettings)}
     assert list(documented) == [field.name for field in dataclasses.fields(JobSettings)]
     assert all(len(text) > 20 for text in documented.values())
 

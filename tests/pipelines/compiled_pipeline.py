@@ -9,6 +9,8 @@ from components.clean.component import clean
 from components.evaluate.component import evaluate
 from components.finetune.component import finetune
 from components.ingest.component import ingest
+from components.judge.component import judge
+from components.look.component import look
 from components.pretrain.component import pretrain
 from components.probe.component import probe
 from components.reconstruct.component import reconstruct
@@ -23,6 +25,15 @@ COMPONENTS = {
     "evaluate": evaluate,
     "reconstruct": reconstruct,
     "report": report,
+    "clean": clean,
+}
+RETRAINING = {
+    "check": check,
+    "look": look,
+    "pretrain": pretrain,
+    "finetune": finetune,
+    "evaluate": evaluate,
+    "judge": judge,
     "clean": clean,
 }
 SEEDS = "exit-handler-1/for-loop-2"

@@ -17,7 +17,7 @@ from pipelines.__main__ import main
 from pipelines.pod import PodSettings, pod_of
 from pipelines.server.package import Package
 from pipelines.step import STEPS, StepSettings, with_words
-from pipelines.train import compile_pipeline
+from pipelines.which import compile_pipeline
 
 
 def test_settings_of_the_steps_pods(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_settings_are_read_back_from_what_was_compiled(tmp_path: Path) -> None:
         differ = [f.name for f in fields(mine) if getattr(mine, f.name) == getattr(default, f.name)]
         assert not differ, "each field is looked at"
     for pod in (usual, given):
-        compile_pipeline(output, PINNED, pod)
+        compile_pipeline("train", output, PINNED, pod)
         package = Package.from_yaml(Path(output).read_text(encoding="utf-8"))
         assert pod_of(package.pipeline, package.platform) == pod
         # As KFP hands it back: through protobuf, defaults left out, large numbers as texts.
@@ -103,7 +103,8 @@ def test_words_about_steps(tmp_path: Path) -> None:
     assert (made["pretrain"].gpus, made["probe"].gpus) == (1, 0)
     evict = ("cluster-autoscaler.kubernetes.io/safe-to-evict", "false")
     assert made["ingest"].annotations == (evict, ("x", "1"))
-    assert {(s.timeout, s.retries, s.labels) for s in made.values()} == {
+    ours = [made[name] for name in COMPONENTS]
+    assert {(step.timeout, step.retries, step.labels) for step in ours} == {
         (None, 5, (("team", "vision"),))
     }
     run = platform["platforms"]["kubernetes"]["pipelineConfig"]

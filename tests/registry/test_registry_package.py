@@ -1,12 +1,16 @@
-"""What a version holds, and what is done with it: it gives what the run gives, wherever it is."""
+"""What a version holds, and what is done with it: it gives what the run gives, wherever it is; and
+two held against each other. (One file, though a long one: all of it uses the same trained runs.)"""
 
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,19 +23,30 @@ from s3_server import S3
 from percmae.cli.verbs import main
 from percmae.config import load_config
 from percmae.data.augment import framed_transform
+from percmae.data.sample import SampleArchives
 from percmae.data.shards import Dataset
+from percmae.data.split_digest import split_digest
 from percmae.engine.embed import embed, encoder
 from percmae.engine.evaluate import evaluate
 from percmae.engine.finetune import finetune, probe, trained_classifier
 from percmae.engine.pretrain import pretrain
 from percmae.errors import DataError, PercmaeError, UserError
+from percmae.ingest import ingest
+from percmae.jobs.settings import JobSettings
+from percmae.jobs.work import Work
 from percmae.registry import onnx_files
 from percmae.registry.files import Preprocess
-from percmae.registry.model import reference
+from percmae.registry.judging import SHOWN, Decision
+from percmae.registry.model import Reference, Version, read_file, read_model, reference
+from percmae.registry.moves import promote
 from percmae.registry.package import register
 from percmae.registry.verbs import pulled
 from percmae.runs.downstream import downstream_config
+from percmae.runs.predictions import PREDICTIONS, Predictions, parse_predictions
 from percmae.runs.record import Run
+from percmae.stages import retrain
+from percmae.stages.challenge import challenge
+from percmae.stages.placement import Placement
 from percmae.storage import StorePath
 from percmae.vision import load_timm
 
@@ -68,7 +83,7 @@ def test_timm_alone_gives_the_runs_logits(
     assert version.metrics["top1"] is not None
     to = tmp_path / "pulled"
     written = pulled(f"{tmp_store.uri}/models/tiny@latest", str(to))
-    assert len(written) == len(version.files) == 8
+    assert len(written) == len(version.files) == 9
     side = run.config.data.image_size
     images = torch.randn(5, 3, side, side, generator=torch.Generator().manual_seed(1))
     ours = trained_classifier(run)
@@ -122,6 +137,19 @@ def test_what_cannot_be_a_version(
     assert not list(StorePath(tmp_path / "models").iter())
     assert main(["models", "add", str(asked), "--run", runs["probe"].uri]) == 0
     assert capsys.readouterr().out.strip() == f"{asked}@1"
+
+
+def test_a_listed_version_keeps_its_files(runs: dict[str, Run], tmp_path: Path) -> None:
+    asked = reference(f"{tmp_path}/m")
+    version = register(runs["probe"].uri, asked)
+    evaluation = runs["probe"].path / "evaluation.json"
+    before = evaluation.read_bytes()
+    evaluation.write_bytes(before.replace(b'"samples"', b'"former"', 1))
+    try:
+        assert register(runs["probe"].uri, asked) == version
+    finally:
+        evaluation.write_bytes(before)
+    pulled(str(asked), str(tmp_path / "out"))
 
 
 def test_pull_checks_what_it_copies(runs: dict[str, Run], tmp_path: Path) -> None:
@@ -368,3 +396,159 @@ def test_a_dataset_that_is_gone_asks_for_images(models: dict[str, str], tmp_path
             onnx_files.export_onnx(models["pulled"], str(tmp_path / "onnx"))
     finally:
         file.write_text(kept)
+
+
+def answered(version: Version, asked: Reference) -> Predictions:
+    return parse_predictions(read_file(asked.path, version, PREDICTIONS), "it")
+
+
+def refuse(run: str, data: str) -> None:
+    raise AssertionError(f"{run} is evaluated on {data} although its answers are there")
+
+
+def test_a_challenge_on_common_images(
+    runs: dict[str, Run], tiny_dataset: Dataset, tmp_store: StorePath
+) -> None:
+    asked = reference(f"{tmp_store.uri}/models/tiny@challenger")
+    first, second = (register(runs[name].uri, asked) for name in ("probe", "finetune"))
+    promote(asked._replace(which="1"), "challenger")
+    judged = challenge(asked, [], refuse, carry_out=True)
+    assert judged.decision.why == (
+        "version 1 becomes champion: there is no champion to hold it against"
+    )
+    assert read_model(asked.path).aliases["champion"] == 1
+    promote(asked._replace(which="2"), "challenger", instead_of=1)
+    rule = ["max_class_drop=null", "level=0.999"]
+    judged = challenge(asked, rule, refuse, carry_out=True)
+    decision = judged.decision
+    ours, theirs = answered(first, asked), answered(second, asked)
+    keys = tiny_dataset.split("test").keys.tolist()
+    assert ours.keys == theirs.keys == [key.decode() for key in keys]
+    assert ours.labels == tiny_dataset.split("test").labels.tolist()
+    right = [
+        sum(answer == label for answer, label in zip(of.predicted, of.labels, strict=True))
+        for of in (ours, theirs)
+    ]
+    shares = [count / len(keys) for count in right]
+    assert [version.metrics["top1"] for version in (first, second)] == shares
+    assert decision.champion is not None
+    assert [decision.champion.share, decision.challenger.share] == shares
+    assert decision.gain == pytest.approx(shares[1] - shares[0])
+    differ = sum(a != b for a, b in zip(ours.predicted, theirs.predicted, strict=True))
+    assert decision.differing == differ > 0
+    assert len(decision.shown) == min(differ, SHOWN)
+    assert decision.outcome == ("promote" if right[1] > right[0] else "keep")
+    assert read_model(asked.path).aliases["champion"] == (2 if right[1] > right[0] else 1)
+    page = judged.html.read_text()
+    assert page.count("data:image/png") == len(decision.shown)
+    assert decision.why[1:] in html.unescape(page)
+    assert Decision.model_validate_json(judged.json.read_bytes()) == decision
+
+
+def test_a_champion_of_other_test_images_is_evaluated_on_the_challengers(
+    runs: dict[str, Run], tiny_archives: SampleArchives, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    """And where a challenger's images are gone, or a run is another, that is said."""
+    asked = reference(f"{tmp_path}/models/tiny@2")
+    register(runs["finetune"].uri, asked)
+    promote(asked._replace(which="1"))
+    # The same test images but for some: a dataset of the same images in another place.
+    images = Path(tiny_archives.train).parent.parent / "images"
+    shutil.copytree(images, tmp_path / "images")
+    shutil.move(tmp_path / "images" / "val", tmp_path / "images" / "test")
+    names = {info.name: info.wnid for info in tiny_dataset.classes}
+    for split in ("train", "test"):
+        for folder in (tmp_path / "images" / split).iterdir():
+            folder.rename(folder.with_name(names[folder.name]))
+    other = ingest(images=str(tmp_path / "images"), to=str(tmp_path / "data")).dataset
+    assert split_digest(other, "test") != split_digest(tiny_dataset, "test")
+    copied = tmp_path / "runs" / "probe"
+    shutil.copytree(runs["probe"].uri, copied)
+    evaluate(str(copied), other.uri)
+    register(str(copied), asked)
+    asked_for: list[tuple[str, str]] = []
+
+    def evaluated(run: str, data: str) -> None:
+        asked_for.append((run, data))
+        evaluate(run, data)
+
+    try:
+        decision = challenge(asked, [], evaluated).decision
+        assert asked_for == [(runs["finetune"].uri, other.uri)]
+        assert decision.test == split_digest(other, "test")
+        # What the version holds stays what it was.
+        pulled(str(asked._replace(which="1")), str(tmp_path / "out"))
+    finally:
+        evaluate(runs["finetune"].uri, tiny_dataset.uri)
+    change = {"key": "sha256:other"}
+    runs["finetune"].save(**change)
+    try:
+        with pytest.raises(DataError, match="is not what version 1 was made of any more"):
+            challenge(asked, [], refuse)
+    finally:
+        runs["finetune"].save(key=read_model(asked.path).version(1).key)
+
+
+def test_judging_from_the_command_line(
+    runs: dict[str, Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = f"{tmp_path}/models/m"
+    for name in ("probe", "finetune", "pretrain"):
+        register(runs[name].uri, reference(model))
+    promote(reference(f"{model}@1"))
+    assert main(["models", "judge", f"{model}@1", "--against", "champion"]) == 0
+    said, page = capsys.readouterr().out.splitlines()
+    assert said == "version 1 stays champion: it is champion already"
+    assert page == f"{model}/decisions/1-against-1.html"
+    words = ["models", "judge", f"{model}@2", "--rule", "level=0.999", "--rule", "max_class_drop=1"]
+    assert main(words) == 0
+    assert "the same 40 images" in capsys.readouterr().out
+    assert read_model(StorePath(model)).aliases["champion"] == 1
+    for bad, message in (
+        (f"{model}", "say which version"),
+        (f"{model}@3", "version 3 is a pretraining"),
+        (f"{model}@9", "has no version 9"),
+    ):
+        assert main(["models", "judge", bad]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_figures_without_answers_are_made_anew(runs: dict[str, Run], tmp_path: Path) -> None:
+    """As an earlier percmae has left them."""
+    run = runs["probe"]
+    file = run.path / PREDICTIONS
+    data = file.read_bytes()
+    file.delete()
+    with pytest.raises(UserError, match="has no test figures"):
+        register(run.uri, reference(f"{tmp_path}/m"))
+    assert not evaluate(run.uri, run.record.data.uri).reused
+    assert file.read_bytes() == data
+    assert evaluate(run.uri, run.record.data.uri).reused
+
+
+@pytest.mark.parametrize("launcher", ["local", "job"])
+def test_the_last_step_of_a_retraining(
+    runs: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str
+) -> None:
+    """In the image of a pipeline's steps, which has no torch, a job adds the version."""
+    launched: list[Work] = []
+
+    def carry_out(work: Work, settings: JobSettings, pipeline_run: str) -> None:
+        launched.append(work)
+        assert main(list(work.arguments)) == 0
+
+    monkeypatch.setattr("percmae.stages.launch.launch", carry_out)
+    model = SimpleNamespace(metadata={"uri": runs["finetune"].uri})
+    logged: dict[str, float] = {}
+    page: Any = SimpleNamespace(path=str(tmp_path / "page.html"), metadata={})
+    metrics: Any = SimpleNamespace(log_metric=logged.__setitem__)
+    for _ in range(2):  # as it is when its pod was made anew
+        words = (model, str(tmp_path), "m", [], page, metrics, Placement(launcher))
+        retrain.judge(*words)  # type: ignore[arg-type]
+    assert [work.arguments[:2] for work in launched] == [("models", "add")] * (launcher == "job")
+    found = read_model(StorePath(f"{tmp_path}/models/m"))
+    assert found.aliases == {"latest": 1, "challenger": 1, "champion": 1}
+    why = "version 1 becomes champion: there is no champion to hold it against"
+    assert page.metadata["why"] == why
+    assert logged["promoted"] == 1
+    assert why[1:] in Path(page.path).read_text()

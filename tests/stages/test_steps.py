@@ -37,7 +37,7 @@ def test_one_seed_one_folder() -> None:
 def test_a_step_ends_as_the_command_line_does(
     raised: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    @steps._step
+    @steps.as_step
     def step() -> None:
         raise raised
 
@@ -48,7 +48,7 @@ def test_a_step_ends_as_the_command_line_does(
 
 
 def test_a_fault_leaves_its_traceback_in_the_log(capsys: pytest.CaptureFixture[str]) -> None:
-    @steps._step
+    @steps.as_step
     def step() -> None:
         raise ValueError("odd")
 

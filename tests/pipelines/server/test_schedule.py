@@ -389,3 +389,29 @@ def test_refused_before_anything_is_sent(
     assert sent(kfp, *words) == 2
     assert message in capsys.readouterr().err
     assert kfp.requests == []
+
+
+def test_a_schedule_of_the_retrain_pipeline(
+    kfp: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It stands beside the other's, and its runs are told by which schedule they are started."""
+    words = ["--pipeline", "retrain", "--param", "images=s3://b/i", "--param", "model=m"]
+    assert sent(kfp, *SUNDAYS) == 0
+    for cron in ("0 3 * * 0", "0 3 * * SUN"):
+        assert sent(kfp, *words, "--cron", cron) == 0
+    assert capsys.readouterr().out.splitlines()[2::2] == [
+        "percmae-retrain: created",
+        "percmae-retrain: unchanged",
+    ]
+    (run,) = (r for r in kfp.recurring.values() if r["display_name"] == "percmae-retrain")
+    given = {"images": "s3://b/i", "model": "m", "schedule": "0 3 * * 0"}
+    assert run["runtime_config"]["parameters"] == given
+    assert (run["no_catchup"], run["max_concurrency"]) == (True, "1")
+    assert sent(kfp, "--pipeline", "retrain", "--list", image=None) == 0
+    _, line = capsys.readouterr().out.splitlines()
+    assert line.startswith("percmae-retrain  0 3 * * 0")
+    assert line.endswith("none")
+    assert sent(kfp, "--pipeline", "retrain", "--delete", "percmae-retrain", image=None) == 0
+    assert [run["display_name"] for run in kfp.recurring.values()] == ["percmae-train"]
+    assert sent(kfp, "--pipeline", "retrain", *SUNDAYS) == 2
+    assert "percmae-retrain needs images and model" in capsys.readouterr().err

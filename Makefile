@@ -28,7 +28,7 @@ export PLATFORM REGISTRY VERSION BUILDER BUILD_ARGS
 # make gpu-check PYTHON=python3 WHEELS=.whl: with that Python and what it lacks, installing nothing.
 OUT ?= build/gpu-check
 WHEELS ?=
-GPU_PACKAGES := annotated-types pydantic pydantic_core typing-inspection
+GPU_PACKAGES := annotated-types prometheus_client pydantic pydantic_core typing-inspection
 GPU_PLATFORMS := manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64
 
 .DEFAULT_GOAL := help

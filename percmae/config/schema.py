@@ -345,6 +345,9 @@ class Tracking:
     rankme_samples: Annotated[NonNegativeInt, Field(json_schema_extra=SHOWN)] = 2048
     """Images of the validation slice whose encoder features' effective rank (RankMe) is measured at
     each validation, best several times the encoder's width; 0 for none."""
+    gpu_price: Annotated[float, Field(ge=0, json_schema_extra=OPERATIONAL)] = 0.0
+    """Price of an hour of one GPU, in any currency: reports tell what a training has cost; 0: they
+    tell hours alone."""
     metrics_port: Annotated[int | None, Field(ge=0, le=65535, json_schema_extra=OPERATIONAL)] = None
     """Port at which a training serves figures to Prometheus, in the first process of each machine;
     0: none; null: what PERCMAE_METRICS_PORT says, as in a job (job setting metrics_port), else

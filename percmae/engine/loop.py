@@ -54,7 +54,8 @@ class Loop:
         self.waits = LoaderWait(world.device)
         self.watch = Watch(world, stop=config.trainer.exit_on_nan_losses)
         self.step = 0
-        self.seconds = 0.0
+        self.seconds = self.gpu_seconds = 0.0
+        self._gpus = world.size if world.device.type == "cuda" else 0
         # Whether the validation after this step was broken off.
         self.owes_validation = False
         self.metrics: dict[str, float] = {}
@@ -110,7 +111,7 @@ class Loop:
                 self._optimise(micros, window)
                 self.step += 1
                 teller.stepped(self.step)
-                self.seconds = time.monotonic() - began
+                self._passed(time.monotonic() - began)
                 last = self.step == self.plan.total
                 log, val = (self._due(every, last) for every in (self.plan.log, self.plan.val))
                 save = self._due(self.plan.save, last) or self._overdue(saved)
@@ -316,12 +317,18 @@ class Loop:
             )
         note(what)
 
+    def _passed(self, seconds: float) -> None:
+        """Since training began, pauses left out; GPUs may be others after a pause."""
+        self.gpu_seconds += (seconds - self.seconds) * self._gpus
+        self.seconds = seconds
+
     def _progress(self) -> dict[str, Any]:
         return {
             "step": self.step,
             "total_steps": self.plan.total,
             "epochs": self.step / self.plan.epoch,
             "seconds": round(self.seconds, 3),
+            "gpu_seconds": round(self.gpu_seconds, 3),
         }
 
     def _open(self, stack: ExitStack) -> None:
@@ -366,6 +373,7 @@ class Loop:
         progress = {
             "step": self.step,
             "seconds": self.seconds,
+            "gpu_seconds": self.gpu_seconds,
             "metrics": dict(self.metrics),
             "owes_validation": self.owes_validation,
         }
@@ -377,6 +385,8 @@ class Loop:
         if state is None:
             return
         self.step, self.seconds = state["step"], state["seconds"]
+        # Of before it was counted: as if it had been on as many as now.
+        self.gpu_seconds = state.get("gpu_seconds", self.seconds * self._gpus)
         self.metrics = dict(state["metrics"])
         self.owes_validation = state.get("owes_validation", False)
         put_back(self.learner, state)

@@ -13,6 +13,7 @@ from percmae.report.read import ReportedRun
 from percmae.report.stats import Json, stats
 from percmae.report.verdict import judge, judge_without_labels
 from percmae.runs.evaluation import ClassifierEvaluation
+from percmae.runs.record import RunRecord
 
 FORMAT = "percmae-report/1"
 
@@ -235,8 +236,17 @@ def _run(run: ReportedRun) -> Json:
         **record.model_dump(exclude={"format", "config", "epochs"}),
         "epochs": record.epochs or (epochs[-1] if epochs else None),
         "images_per_second": rates[len(rates) // 2] if rates else None,
+        **gpu_hours(record),
         "evaluated": run.evaluation is not None,
     }
+
+
+def gpu_hours(record: RunRecord) -> Json:
+    """How long a run has held GPUs, in hours, and what that has cost at its config's price; None
+    where it ran on none, and where no price is given."""
+    hours = record.gpu_seconds / 3600
+    price = record.config.get("tracking", {}).get("gpu_price", 0)
+    return {"gpu_hours": hours or None, "cost": hours * price or None}
 
 
 def _versions(runs: list[ReportedRun]) -> dict[str, str]:

@@ -83,6 +83,7 @@ def template(name: str) -> Any:
         count=lambda n: "–" if n is None else f"{n:,}",
         percent=lambda share: "–" if share is None else f"{100 * share:.1f}",
         duration=duration,
+        amount=lambda value: "–" if value is None else f"{value:,.2f}",
         short=short_digest,
         unbroken=lambda text: text.replace(" %", "\u00a0%").replace(" ± ", "\u00a0±\u00a0"),
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from percmae.errors import DataError, UserError
 from percmae.registry.model import CHAMPION, LATEST, MODEL, read_model
+from percmae.report.figures import gpu_hours
 from percmae.report.index import render_index
 from percmae.report.kinds import name
 from percmae.runs.evaluation import (
@@ -110,6 +111,7 @@ def _run(path: StorePath) -> Json:
         "step": record.step,
         "total_steps": record.total_steps,
         "seconds": record.seconds,
+        **gpu_hours(record),
         "started": datetime.fromtimestamp(record.started, UTC).isoformat(timespec="seconds"),
         "data": record.data.model_dump(),
         "config_digest": record.config_digest,

@@ -17,6 +17,7 @@ from percmae.engine import loop
 from percmae.engine.checkpoint import read_state, write_state
 from percmae.engine.evaluate import evaluate
 from percmae.engine.finetune import probe
+from percmae.engine.loop import Loop
 from percmae.engine.pretrain import pretrain
 from percmae.engine.weights import run_state
 from percmae.errors import CheckpointError, UserError
@@ -135,3 +136,11 @@ def test_training_goes_on_while_its_store_is_away(
     left, right = (run_state(each)["networks"]["generator"] for each in (run.uri, whole.uri))  # type: ignore[index]
     assert all(torch.equal(left[name], right[name]) for name in right)
     assert list((tmp_path / "spool").iterdir()) == []
+
+
+def test_gpu_seconds_go_on_with_the_gpus_that_there_are_now() -> None:
+    loop = Loop.__new__(Loop)
+    loop.seconds, loop.gpu_seconds, loop._gpus = 100.0, 400.0, 2
+    loop._passed(110.0)
+    loop._passed(111.0)
+    assert (loop.seconds, loop.gpu_seconds) == (111.0, 422.0)

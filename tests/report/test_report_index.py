@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from folders import write_experiment, write_run
 
 from percmae.cli.verbs import main
 from percmae.registry.model import Model
+from percmae.report import report
 from percmae.storage import StorePath
 
 
@@ -19,8 +21,12 @@ def test_all_that_lies_in_a_store(
     made = tmp_path / "made"
     write_experiment(made / "runs", seeds=1)
     write_run(made / "more", "pretrain", accuracy=None, tag="x", name="<b>x</b>", status="running")
-    broken = made / "runs" / "broken" / "run.json"
-    broken.parent.mkdir()
+    (priced,) = (made / "runs").glob("*/*_finetune/run.json")
+    record = json.loads(priced.read_text())
+    record["config"]["tracking"]["gpu_price"] = 2.5
+    priced.write_text(json.dumps(record | {"gpu_seconds": 5400.0}))
+    broken = made / "more" / "broken" / "run.json"
+    broken.parent.mkdir(parents=True)
     broken.write_text("{")
     page = made / "reports" / "a b" / "report.html"
     page.parent.mkdir(parents=True)
@@ -39,10 +45,16 @@ def test_all_that_lies_in_a_store(
     assert sorted(kinds) == ["finetune", "pretrain", "pretrain", "probe", "probe_untrained"]
     assert {bool(run["figures"]) for run in found["runs"] if run["status"] == "running"} == {False}
     assert all(0 < run["figures"]["top1"] < 1 for run in found["runs"] if "probe" in run["kind"])
+    costs = {run["kind"]: (run["gpu_hours"], run["cost"]) for run in found["runs"]}
+    assert costs["finetune"] == (1.5, 3.75)
+    assert costs["probe"] == (None, None)
     assert [row["name"] for row in found["models"]] == ["clothes"]
     assert [row["href"] for row in found["pages"]] == ["reports/a b/report.html"]
     (line,) = found["unreadable"]
-    assert line.startswith(f"{tmp_store.uri}/runs/broken/run.json is not JSON")
+    assert line.startswith(f"{tmp_store.uri}/more/broken/run.json is not JSON")
+    report([str(path.parent) for path in made.glob("runs/*/*/run.json")], str(made / "page"))
+    text = (made / "page" / "report.html").read_text()
+    assert re.search(r"<tfoot>.*Together.*<td>1\.50</td>\s*<td>3\.75</td>", text)
     html = (tmp_store / "index.html").read_text()
     assert 'href="reports/a%20b/report.html"' in html
     assert "<b>x</b>" not in html

@@ -74,6 +74,7 @@ LONG_FILES = {
     "storage/test_storage_roles.py",
     "storage/test_storage_s3.py",
     "test_python.py",
+    "test_unused.py",
 }
 
 

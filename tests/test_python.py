@@ -207,7 +207,7 @@ def test_every_way_to_give_images(
     np.testing.assert_array_equal(stored.features, expected.features)
     paths = [str(folder / key) for key in reversed(expected.keys)]
     # In chunks, and mixed with pictures in memory; a transparent one lies over white.
-    monkeypatch.setattr("percmae.engine.embed.CHUNK", 2)
+    monkeypatch.setattr("percmae.engine.images.CHUNK", 2)
     clear = Image.new("RGBA", (40, 40), (255, 0, 0, 0))
     listed = percmae.embed(run.uri, [*paths, clear, Image.new("L", (40, 40), 255)])
     assert listed.keys == [*paths, "5", "6"]
@@ -240,7 +240,7 @@ def test_features_of_a_dataset(run: Run, dataset: Dataset, tmp_path: Path) -> No
     [
         ("nowhere", r"nowhere: there is no image there; give a folder or prefix with files that"),
         (["nowhere.jpg"], r"image .*nowhere\.jpg: there is no such file"),
-        ([], "no image to compute features of"),
+        ([], "no image is given"),
         ("damaged", r"image .*damaged/1\.jpg .*"),
     ],
 )
@@ -305,12 +305,19 @@ def test_parquet_needs_a_package(
     )
 
 
-def test_parquet(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("group", "groups"), [(1, 3), (16 << 20, 1)])
+def test_parquet(
+    run: Run, tmp_path: Path, group: int, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import pyarrow.parquet as parquet
+
+    monkeypatch.setattr("percmae.engine.images.CHUNK", 2)
+    monkeypatch.setattr("percmae.engine.embed.GROUP_BYTES", group)
 
     folder, out = folder_of_images(tmp_path / "images"), tmp_path / "f.parquet"
     assert main(["embed", "--run", run.uri, "--images", str(folder), "--out", str(out)]) == 0
     expected = percmae.embed(run, folder)
+    assert parquet.ParquetFile(out).num_row_groups == groups
     table = parquet.read_table(out)
     assert table["key"].to_pylist() == expected.keys
     np.testing.assert_array_equal(np.array(table["features"].to_pylist()), expected.features)

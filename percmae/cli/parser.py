@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from percmae import __version__
-from percmae.cli import checkpoints, datasets, models
+from percmae.cli import checkpoints, datasets, gc, models, using
 from percmae.cli.actions import described
 from percmae.data.addresses import joined
 from percmae.jobs.names import BUCKET
@@ -118,6 +118,8 @@ def build_parser() -> argparse.ArgumentParser:
         verb("checkpoints", "look at a run's checkpoints, check them, and tidy them up")
     )
 
+    gc.options(verb("gc", "list, or delete, runs, datasets and reports that nothing refers to"))
+
     sub = verb("evaluate", "figures of a finished run on the test set")
     sub.add_argument("--run", required=True, metavar="URI", help="any finished run")
     _data(sub)
@@ -128,14 +130,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--images", required=True, nargs="+", metavar="FILE", help="image files")
     sub.add_argument("--to", required=True, metavar="FILE.png", help="the picture to write")
 
-    sub = verb("embed", "write the features of images by a pretrained encoder")
-    sub.add_argument("--run", required=True, metavar="URI", help="the pretraining run")
-    text = "a folder or prefix, image files, or a dataset's manifest"
-    sub.add_argument("--images", required=True, nargs="+", metavar="URI", help=text)
-    text = "of a dataset: train, val or test (default: all three)"
-    sub.add_argument("--split", metavar="S", help=text)
-    text = "the file to write: .npz (keys, features), or .parquet where there is pyarrow"
-    sub.add_argument("--out", required=True, metavar="FILE", help=text)
+    using.predict_options(verb("predict", "say what is on images, by a registered model"))
+    using.embed_options(verb("embed", "write the features of images by a pretrained encoder"))
 
     sub = verb("report", "write the HTML report of finished runs, or the index of a store")
     what = sub.add_mutually_exclusive_group(required=True)
@@ -145,11 +141,7 @@ def build_parser() -> argparse.ArgumentParser:
     text = "folder of report.html and .json (of an index, by default where it looks)"
     sub.add_argument("--to", metavar="URI", help=text)
 
-    sub = verb("export", "write a run's weights to a file for other tools")
-    sub.add_argument("--run", required=True, metavar="URI", help="the pretraining run")
-    text = "an official MAE checkpoint, the encoder for timm, or every tensor"
-    sub.add_argument("--format", required=True, choices=["mae", "timm", "safetensors"], help=text)
-    _written(sub)
+    using.export_options(verb("export", "write weights, or a model, for other tools"))
 
     sub = verb("import", "check weights key by key and write them as safetensors")
     text = "torch or safetensors file; no code in it is run"

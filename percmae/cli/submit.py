@@ -31,19 +31,20 @@ def work_of(arguments: list[str]) -> Work:
     # In their normal form, so that the same work has the same name.
     arguments = [_normal(argument) for argument in arguments]
     args = parse(build_parser(), arguments)
-    for name in ("data", "to", "run", "out", "images"):
-        value = getattr(args, name, None)
-        away = [] if value is None else addresses(value)
-        if not all(part.startswith("s3://") for part in away):
-            raise UserError(
-                f"--{name} {value}: a pod does not see this machine's files; give s3://"
-            )
+    for name in ("data", "to", "run", "model", "out", "images"):
+        given = getattr(args, name, None) or []
+        for value in [given] if isinstance(given, str) else given:
+            if not all(part.startswith("s3://") for part in addresses(value)):
+                raise UserError(
+                    f"--{name} {value}: a pod does not see this machine's files; give s3://"
+                )
     if args.verb == "pretrain":
         return _pretraining(args)
     if args.verb in ("probe", "finetune"):
         return _downstream(args)
-    given = (getattr(args, name, None) for name in ("run", "to", "out"))
-    named = next((uri for uri in given if uri), args.verb)
+    named = next(
+        (uri for key in ("run", "to", "out") if (uri := getattr(args, key, None))), args.verb
+    )
     return command(args.verb, StorePath(named).name, *arguments[1:])
 
 

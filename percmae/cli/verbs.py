@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from percmae.cli import checkpoints, datasets, models
+from percmae.cli import checkpoints, datasets, gc, models, using
 from percmae.cli.parser import build_parser
 from percmae.command import exit_code, parse
 from percmae.engine.place import copies, find_place
@@ -111,15 +111,6 @@ def _reconstruct(args: argparse.Namespace) -> None:
     print(args.to)
 
 
-def _embed(args: argparse.Namespace) -> None:
-    from percmae.engine.embed import check_target, embed, write_embedding
-
-    check_target(args.out)
-    images = args.images[0] if len(args.images) == 1 else args.images
-    write_embedding(embed(args.run, images, args.split), args.out)
-    print(args.out)
-
-
 def _report(args: argparse.Namespace) -> None:
     from percmae.report import report, summary_table
 
@@ -132,13 +123,6 @@ def _report(args: argparse.Namespace) -> None:
         raise UserError("report --runs: say where with --to")
     print(summary_table(report(args.runs, args.to)))
     print(f"{args.to.rstrip('/')}/report.html")
-
-
-def _export(args: argparse.Namespace) -> None:
-    from percmae.engine.formats import export_weights
-
-    written = export_weights(args.run, args.to, args.format, args.force)
-    print(f"sha256:{written.sha256}", written.uri, sep="\n")
 
 
 def _import(args: argparse.Namespace) -> None:
@@ -365,11 +349,13 @@ _WORK: dict[str, Callable[[argparse.Namespace], None]] = {
     "finetune": _downstream,
     "probe": _downstream,
     "checkpoints": checkpoints.work,
+    "gc": gc.work,
     "evaluate": _evaluate,
     "reconstruct": _reconstruct,
-    "embed": _embed,
+    "predict": using.predict,
+    "embed": using.embed,
     "report": _report,
-    "export": _export,
+    "export": using.export,
     "import": _import,
     "submit": _submit,
     "store": _store,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import io
 import os
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -15,24 +14,20 @@ from PIL import Image
 from torch import Tensor
 
 from percmae.config import Config
-from percmae.data.augment import Framed, framed_transform
-from percmae.data.decode import Once, check_formats, telling, to_rgb
 from percmae.data.mixture import AnyDataset, open_data
 from percmae.data.shards import SPLITS
-from percmae.data.tars import is_side_file
 from percmae.engine.distributed import World, distributed
 from percmae.engine.evaluate import pretrained_generator
+from percmae.engine.images import CHUNK, Address, chunks, items_of
 from percmae.engine.knn import pooled
 from percmae.engine.loaders import whole_loader
 from percmae.engine.precision import autocast
 from percmae.engine.weights import network_weights
 from percmae.errors import DataError, UserError
-from percmae.ingest.cores import usable_cores
-from percmae.ingest.sources.files import endings_of
 from percmae.models.classifier import vision_transformer
 from percmae.models.mae import MaskedAutoencoder
 from percmae.models.weights import encoder_tensors, load_strict
-from percmae.progress import Progress, note, warn
+from percmae.progress import Progress, note
 from percmae.runs.record import Run
 from percmae.storage import StorePath
 from percmae.storage.outage import outage
@@ -40,13 +35,12 @@ from percmae.storage.outage import outage
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
-Address = str | os.PathLike[str]
 Images = Address | Image.Image | AnyDataset | Sequence[Address | Image.Image]
 """What features are computed of, see :func:`embed`."""
 
-CHUNK = 64
-"""Images of one forward pass."""
-_AHEAD = 2  # chunks that are read and decoded before they are asked for
+
+GROUP_BYTES = 16 << 20
+"""Features of a row group of Parquet, at least, but for the last."""
 
 
 class EmbedResult(NamedTuple):
@@ -56,7 +50,6 @@ class EmbedResult(NamedTuple):
     features: np.ndarray
 
 
-@outage()
 def embed(run: Run | str, images: Images, split: str | None = None) -> EmbedResult:
     """Features of images by a pretraining run's encoder, of its newest checkpoint.
 
@@ -72,15 +65,30 @@ def embed(run: Run | str, images: Images, split: str | None = None) -> EmbedResu
     UserError for a run of another stage and for a split of what is no dataset, CheckpointError for
     a run without a checkpoint.
     """
+    opened = run if isinstance(run, Run) else Run.open(run)
+    return _joined(embedded(opened, images, split), opened.config.model.encoder.width)
+
+
+def embedded(
+    run: Run | str, images: Images, split: str | None = None, leave_out: bool = False
+) -> Iterator[EmbedResult]:
+    """The same part by part, so that not all need be in memory.
+
+    leave_out: damaged image files are left out, and named (:func:`percmae.engine.images.chunks`).
+    """
     opened = _pretraining(run)
-    with distributed(opened.config) as world:
+    with outage(), distributed(opened.config) as world:
         generator = pretrained_generator(opened, world)
         dataset = _dataset(images)
         if dataset is not None:
-            return _of_dataset(generator, opened, dataset, split, world)
+            yield from _of_dataset(generator, opened, dataset, split, world)
+            return
         if split is not None:
             raise UserError(f"split {split!r}: only a dataset has splits; give its manifest")
-        return _of_files(generator, opened.config, _items(images, opened.config), world)
+        data = opened.config.data
+        items = items_of(images, data.formats)
+        for keys, batch in chunks(items, data, world.device, "features", leave_out):
+            yield EmbedResult(keys, _features(generator, opened.config, batch, world))
 
 
 def encoder(run: Run | str) -> VisionTransformer:
@@ -97,21 +105,47 @@ def encoder(run: Run | str) -> VisionTransformer:
     return network.eval()
 
 
-def write_embedding(found: EmbedResult, to: str) -> None:
-    """Write features to ``to``: ``.npz`` (arrays ``keys``, ``features``) or ``.parquet``."""
-    buffer = io.BytesIO()
+def write_embedding(parts: Iterable[EmbedResult], to: str) -> None:
+    """Write features to ``to``, whole or not at all: ``.npz`` (arrays ``keys``, ``features``), all
+    of which is in memory in the end, or ``.parquet``, part by part. Raises DataError where there is
+    no part."""
     if to.endswith(".npz"):
+        found, buffer = _joined(parts), io.BytesIO()
+        _require(found.keys)
         np.savez(buffer, keys=np.array(found.keys, dtype=np.str_), features=found.features)
-    else:
-        import pyarrow
-        import pyarrow.parquet
+        StorePath(to).write_bytes(buffer.getvalue())
+        return
+    import pyarrow
+    from pyarrow.parquet import ParquetWriter
 
-        width = found.features.shape[1]
-        values = pyarrow.array(found.features.reshape(-1))
-        features = pyarrow.FixedSizeListArray.from_arrays(values, width)
-        table = pyarrow.table({"key": pyarrow.array(found.keys), "features": features})
-        pyarrow.parquet.write_table(table, buffer)
-    StorePath(to).write_bytes(buffer.getvalue())
+    with StorePath(to).create() as stream, ExitStack() as opened:
+        writer = None
+        for keys, rows in _groups(parts):
+            values = pyarrow.FixedSizeListArray.from_arrays(
+                pyarrow.array(rows.reshape(-1)), rows.shape[1]
+            )
+            table = pyarrow.table({"key": pyarrow.array(keys), "features": values})
+            if writer is None:
+                writer = opened.enter_context(ParquetWriter(stream, table.schema))
+            writer.write_table(table)
+        _require(writer)
+
+
+def _groups(parts: Iterable[EmbedResult]) -> Iterator[EmbedResult]:
+    """The parts put together to row groups, for a file with many is slow to read."""
+    waiting: list[EmbedResult] = []
+    for part in parts:
+        waiting.append(part)
+        if sum(each.features.nbytes for each in waiting) >= GROUP_BYTES:
+            yield _joined(waiting)
+            waiting = []
+    if waiting:
+        yield _joined(waiting)
+
+
+def _require(found: object) -> None:
+    if not found:
+        raise DataError("no image to compute features of")
 
 
 def check_target(to: str) -> None:
@@ -146,39 +180,24 @@ def _dataset(images: Images) -> AnyDataset | None:
     return images if isinstance(images, AnyDataset) else None
 
 
-@torch.no_grad()
 def _of_dataset(
     generator: MaskedAutoencoder, run: Run, dataset: AnyDataset, split: str | None, world: World
-) -> EmbedResult:
+) -> Iterator[EmbedResult]:
     dataset.require_formats(run.config.data.formats)
-    keys, rows = [], []
     for name in SPLITS if split is None else (split,):
         chosen = dataset.split(name)
+        keys = [key.decode(errors="surrogateescape") for key in chosen.keys]
         loader = whole_loader(run.config, chosen, CHUNK, World(0, 1, world.device))
+        done = 0
         with Progress(f"features, {name}", len(chosen), "image") as bar:
             for _, _, batch in loader.batches() if len(chosen) else ():
-                rows.append(_features(generator, run.config, batch.images, world))
-                bar.update(len(batch.images))
-        keys += [key.decode(errors="surrogateescape") for key in chosen.keys]
-    return EmbedResult(keys, _stacked(rows, generator))
+                rows = _features(generator, run.config, batch.images, world)
+                yield EmbedResult(keys[done : done + len(rows)], rows)
+                done += len(rows)
+                bar.update(len(rows))
 
 
 @torch.no_grad()
-def _of_files(
-    generator: MaskedAutoencoder, config: Config, items: list[tuple[str, Any]], world: World
-) -> EmbedResult:
-    transform = framed_transform(config.data, False, "pretrain")
-    formats = check_formats(config.data.formats)
-    rows = []
-    with telling(Once(warn)), Progress("features", len(items), "image") as bar:
-        for pixels in _read_ahead(items, transform, formats):
-            unturned = torch.zeros(len(pixels), dtype=torch.bool, device=world.device)
-            images = transform.finish(pixels.to(world.device), unturned)
-            rows.append(_features(generator, config, images, world))
-            bar.update(len(images))
-    return EmbedResult([key for key, _ in items], _stacked(rows, generator))
-
-
 def _features(
     generator: MaskedAutoencoder, config: Config, images: Tensor, world: World
 ) -> np.ndarray:
@@ -187,72 +206,11 @@ def _features(
     return found
 
 
-def _stacked(rows: list[np.ndarray], generator: MaskedAutoencoder) -> np.ndarray:
-    empty = np.empty((0, generator.cls_token.shape[-1]), np.float32)
-    return np.concatenate([empty, *rows])
-
-
-def _items(images: Any, config: Config) -> list[tuple[str, Any]]:
-    """(key, image or its address) of each, in order."""
-    if isinstance(images, str | os.PathLike):
-        return _listed(StorePath(images), config)
-    given = [images] if isinstance(images, Image.Image) else list(images)
-    if not given:
-        raise DataError("no image to compute features of")
-    return [
-        (str(number) if isinstance(item, Image.Image) else os.fspath(item), item)
-        for number, item in enumerate(given)
-    ]
-
-
-def _listed(place: StorePath, config: Config) -> list[tuple[str, Any]]:
-    """The images below a folder or prefix by their names; a file itself."""
-    endings = tuple(sorted(e.decode() for e in endings_of(config.data.formats)))
-    found = [
-        (entry.name, entry.path)
-        for entry in place.iter()
-        if entry.name.lower().endswith(endings) and not is_side_file(entry.name)
-    ]
-    if found:
-        return found
-    if not place.exists():
-        raise DataError(
-            f"{place}: there is no image there; give a folder or prefix with files that end in "
-            f"{', '.join(endings)}, or an image"
-        )
-    return [(place.name, place)]
-
-
-def _tensor(pixels: np.ndarray) -> Tensor:
-    return torch.from_numpy(pixels.copy())
-
-
-def _read_ahead(
-    items: list[tuple[str, Any]], transform: Framed, formats: tuple[str, ...]
-) -> Iterator[Tensor]:
-    """Chunks (n, H, W, 3), uint8, of the images, read and decoded by threads, a little ahead."""
-
-    def load(item: tuple[str, Any]) -> Tensor:
-        key, image = item
-        if isinstance(image, Image.Image):
-            try:
-                return _tensor(transform.pixels_of(to_rgb(image)))
-            except (ValueError, OSError) as error:
-                raise DataError(f"image {key}: {error}") from None
-        path = StorePath(image)
-        if not path.exists():
-            raise DataError(f"image {path}: there is no such file")
-        data = path.read_bytes()
-        return _tensor(transform.pixels(data, name=f"image {path}", formats=formats))
-
-    waiting: deque[list[Future[Tensor]]] = deque()
-    pool = ThreadPoolExecutor(usable_cores())
-    try:
-        for start in range(0, len(items), CHUNK):
-            waiting.append([pool.submit(load, item) for item in items[start : start + CHUNK]])
-            if len(waiting) > _AHEAD:
-                yield torch.stack([future.result() for future in waiting.popleft()])
-        while waiting:
-            yield torch.stack([future.result() for future in waiting.popleft()])
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+def _joined(parts: Iterable[EmbedResult], width: int = 0) -> EmbedResult:
+    """All parts as one; width: of a feature, where there may be no part."""
+    keys: list[str] = []
+    rows = [np.empty((0, width), np.float32)]
+    for part in parts:
+        keys += part.keys
+        rows.append(part.features)
+    return EmbedResult(keys, np.concatenate(rows[1:] or rows))

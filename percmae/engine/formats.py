@@ -45,7 +45,7 @@ def export_weights(run: str, to: str, format: str, force: bool = False) -> Writt
     """
     if format not in FORMATS:
         raise UserError(f"unknown format {format!r}; one of: {', '.join(FORMATS)}")
-    target = _target(to, force)
+    target = new_file(to, force)
     source = Run.open(run)
     config = source.config
     if config.stage != "pretrain":
@@ -78,7 +78,7 @@ def import_weights(weights: str, to: str, kind: str = "mae", force: bool = False
     """
     if kind != "mae" and kind not in EXTRACTORS:
         raise UserError(f"unknown kind {kind!r}; one of: mae, {', '.join(EXTRACTORS)}")
-    target = _target(to, force)
+    target = new_file(to, force)
     if kind == "mae":
         tensors = initial_weights(weights)
         if check_autoencoder(tensors, weights):
@@ -94,7 +94,8 @@ def import_weights(weights: str, to: str, kind: str = "mae", force: bool = False
     return written._replace(settings=settings)
 
 
-def _target(to: str, force: bool) -> StorePath:
+def new_file(to: str, force: bool) -> StorePath:
+    """The file to write. Raises UserError where it exists and ``force`` is not set."""
     path = StorePath(to)
     if path.exists() and not force:
         raise UserError(f"--to {path} exists; add --force to replace it, or choose another name")

@@ -14,7 +14,7 @@ from percmae.errors import DataError
 from percmae.ingest.leftovers import leftovers, manifests
 from percmae.progress import warn
 from percmae.storage import StorePath
-from percmae.storage.collect import collect
+from percmae.storage.collect import collect, each
 from percmae.tables import byte_size, columns
 
 _NAMED = 10  # images that are named of each kind
@@ -114,8 +114,13 @@ def collected(folder: str, delete: bool = False, force: bool = False) -> str:
     to = StorePath(folder)
     if not manifests(to):
         raise DataError(f"{to} is no dataset's folder: it has no {MANIFEST}")
-    young = "less than a day old: an ingest may be under way; wait for it"
-    return collect(leftovers(to), delete, force, _RECENT, young, "nothing refers to them")
+    young = "less than a day old: an ingest may be under way; wait for it, or add --force"
+    return collect(
+        each(leftovers(to)),
+        delete,
+        "nothing refers to them",
+        None if force else (_RECENT, young),
+    )
 
 
 def _datasets(prefix: StorePath) -> Iterator[tuple[Dataset, StorePath]]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from percmae.registry.files import Preprocess
 from percmae.runs.evaluation import ClassifierEvaluation, Evaluation, ReconstructionEvaluation
 from percmae.runs.record import Run
 
@@ -16,10 +15,10 @@ _WHAT = {
 }
 
 
-def card(name: str, run: Run, evaluation: Evaluation, images: dict[str, Any]) -> str:
+def card(name: str, run: Run, evaluation: Evaluation, images: Preprocess) -> str:
     """Markdown, with the front matter that model hubs read.
 
-    images: what preprocess.json says (percmae.registry.package.preprocessing).
+    images: what preprocess.json says.
     """
     templates = Environment(
         loader=PackageLoader("percmae"), undefined=StrictUndefined, keep_trailing_newline=True

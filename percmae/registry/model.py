@@ -8,6 +8,7 @@ of two at once each builds upon the other, or is refused.
 from __future__ import annotations
 
 import getpass
+import hashlib
 import re
 import socket
 from collections.abc import Callable, Iterator
@@ -177,6 +178,25 @@ def read_model(path: StorePath) -> Model:
             "models ls` lists those of a folder"
         )
     return _parsed((path / MODEL).read_bytes(), path)
+
+
+def read_file(path: StorePath, version: Version, name: str) -> bytes:
+    """A file of a version of the model at ``path``.
+
+    Raises DataError for one that is gone or is not what it was.
+    """
+    known, file = version.files[name], path / version.folder / name
+
+    def whole(data: bytes) -> bool:
+        return hashlib.sha256(data).hexdigest() == known.sha256
+
+    data = file.read_bytes(is_whole=whole)
+    if not whole(data):
+        raise DataError(
+            f"{file}: its SHA-256 is not the one of when it was added; it is damaged or another "
+            f"file: add the run again ({version.run})"
+        )
+    return data
 
 
 def models(folder: StorePath) -> Iterator[tuple[StorePath, Model]]:

@@ -25,6 +25,18 @@ from percmae.engine.formats import safetensors_bytes
 from percmae.errors import UserError
 from percmae.models.classifier import Head
 from percmae.registry.card import card
+from percmae.registry.files import (
+    ARCHITECTURE,
+    CARD,
+    CLASSIFIER,
+    ENCODER,
+    LABELS,
+    PREPROCESS,
+    TIMM_CONFIG,
+    WEIGHTS,
+    Label,
+    Preprocess,
+)
 from percmae.registry.mlflow import tell_of_version
 from percmae.registry.model import VERSIONS, File, Reference, Version, now
 from percmae.registry.moves import add
@@ -36,11 +48,6 @@ from percmae.runs.evaluation import (
     read_evaluation,
 )
 from percmae.runs.record import Run
-
-# Any of timm's Vision Transformers: its sizes are arguments beside it.
-_ARCHITECTURE = "vit_base_patch16_224"
-WEIGHTS, TIMM_CONFIG = "model.safetensors", "config.json"
-PREPROCESS, LABELS, CARD = "preprocess.json", "labels.json", "README.md"
 
 
 def register(run: str, reference: Reference) -> Version:
@@ -100,40 +107,23 @@ def _packed(run: Run, evaluation: Evaluation, name: str) -> Iterator[tuple[str, 
         classifier = trained_classifier(run)
         tensors = dict(classifier.encoder.state_dict())
         settings = (config, config.classifier.pool)
-        yield from _timm("encoder", tensors, *settings, classes=0)
+        yield from _timm(ENCODER, tensors, *settings, classes=0)
         assert isinstance(classifier.head, Head), "no other kind is built"
         yield from _timm(
-            "classifier",
+            CLASSIFIER,
             {**tensors, **_folded(classifier.head)},
             *settings,
             classes=len(evaluation.classes),
             labels=[item.name for item in evaluation.classes],
         )
-        labels = [{"id": item.wnid, "name": item.name} for item in evaluation.classes]
-        yield LABELS, _json(labels)
+        labels = [Label(id=item.wnid, name=item.name) for item in evaluation.classes]
+        yield LABELS, _json([label.model_dump() for label in labels])
     else:
-        yield from _timm("encoder", dict(encoder(run).state_dict()), config, "token", classes=0)
-    yield PREPROCESS, _json(preprocessing(config))
+        yield from _timm(ENCODER, dict(encoder(run).state_dict()), config, "token", classes=0)
+    preprocess = Preprocess.of(config.data)
+    yield PREPROCESS, _json(preprocess.model_dump())
     yield EVALUATION, _json(evaluation.model_dump(mode="json"))
-    yield CARD, card(name, run, evaluation, preprocessing(config)).encode()
-
-
-def preprocessing(config: Config) -> dict[str, Any]:
-    """What is done to an image before the network sees it, in order; sizes in pixels."""
-    data = config.data
-    mean, std = data.augment.normalisation
-    return {
-        "colour": "RGB",
-        "resize_shorter_side": round(data.image_size / data.augment.eval_crop),
-        "interpolation": data.augment.interpolation,
-        "antialias": True,
-        "centre_crop": data.image_size,
-        "scale": 1 / 255,
-        "mean": mean,
-        "std": std,
-        "layout": "NCHW",
-        "dtype": "float32",
-    }
+    yield CARD, card(name, run, evaluation, preprocess).encode()
 
 
 def _timm(
@@ -149,7 +139,7 @@ def _timm(
     mean, std = augment.normalisation
     side = config.data.image_size
     described: dict[str, Any] = {
-        "architecture": _ARCHITECTURE,
+        "architecture": ARCHITECTURE,
         "num_classes": classes,
         "num_features": model.encoder.width,
         "global_pool": pool,

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from percmae.errors import DataError, UserError
 from percmae.registry.model import (
     LATEST,
-    File,
     Model,
     Reference,
     Version,
     models,
+    read_file,
     read_model,
     reference,
 )
@@ -100,24 +98,14 @@ def pulled(text: str, to: str, force: bool = False) -> list[str]:
     """
     asked = reference(text)
     version = _chosen(asked)
-    source, target = asked.path / version.folder, StorePath(to)
+    target = StorePath(to)
     if not force and next(target.iter(), None) is not None:
         raise UserError(f"--to {target} is not empty; choose another folder, or add --force")
     written = []
-    for name, known in version.files.items():
-        data = (source / name).read_bytes(is_whole=partial(_is, known))
-        if not _is(known, data):
-            raise DataError(
-                f"{source / name}: its SHA-256 is not the one of when it was added; it is damaged "
-                f"or another file: add the run again ({version.run})"
-            )
-        (target / name).write_bytes(data)
+    for name in version.files:
+        (target / name).write_bytes(read_file(asked.path, version, name))
         written.append((target / name).uri)
     return written
-
-
-def _is(known: File, data: bytes) -> bool:
-    return hashlib.sha256(data).hexdigest() == known.sha256
 
 
 def _chosen(asked: Reference) -> Version:

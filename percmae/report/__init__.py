@@ -6,7 +6,9 @@ from typing import Any
 
 from percmae.report.summary import summary_table
 
-__all__ = ["report", "summary_table"]
+__all__ = ["FIGURES", "PAGE", "report", "summary_table"]
+
+FIGURES, PAGE = "report.json", "report.html"
 
 
 def report(runs: list[str], to: str) -> dict[str, Any]:
@@ -28,7 +30,7 @@ def report(runs: list[str], to: str) -> dict[str, Any]:
     folder = StorePath(to)
     found = read_runs(runs)
     figures = collect(found)
-    html, data = folder / "report.html", folder / "report.json"
+    html, data = folder / PAGE, folder / FIGURES
     figures["files"] = {"html": html.uri, "json": data.uri}
     page = render(figures, found)
     folder.prepare()

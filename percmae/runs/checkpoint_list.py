@@ -11,7 +11,7 @@ from percmae.progress import progress
 from percmae.runs.checkpoints import LATEST, Checkpoints
 from percmae.runs.record import CHECKPOINTS, Run
 from percmae.storage import Entry
-from percmae.storage.collect import collect
+from percmae.storage.collect import collect, each
 from percmae.tables import byte_size, columns
 
 DIAGNOSTIC = "diagnostic-step-"
@@ -98,8 +98,13 @@ def collected(uri: str, delete: bool = False, force: bool = False) -> str:
         for entry in checkpoints.folder.iter()
         if entry.name not in wanted and not entry.name.startswith(DIAGNOSTIC)
     ]
-    young = "less than an hour old: the training may be under way; wait for it"
-    return collect(found, delete, force, _RECENT, young, "the pointer names none of them")
+    young = "less than an hour old: the training may be under way; wait for it, or add --force"
+    return collect(
+        each(found),
+        delete,
+        "the pointer names none of them",
+        None if force else (_RECENT, young),
+    )
 
 
 def _checkpoints(uri: str) -> Checkpoints:

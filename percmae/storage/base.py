@@ -55,8 +55,11 @@ class Backend(Protocol):
     def delete(self) -> None:
         """Remove the object; nothing happens where there is none."""
 
-    def entries(self) -> Iterator[tuple[str, int, str]]:
-        """(relative key, bytes, etag) of every object below, in any order."""
+    def prune(self) -> None:
+        """Remove this folder and those in it, as far as they are empty."""
+
+    def entries(self) -> Iterator[tuple[str, int, str, float]]:
+        """(relative key, bytes, etag, time of change) of every object below, in any order."""
 
     def prepare(self) -> None:
         """Create the bucket or directory if it is absent."""

@@ -6,7 +6,7 @@ import errno
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -102,7 +102,12 @@ class LocalFile:
             except NotADirectoryError:
                 return
 
-    def entries(self) -> Iterator[tuple[str, int, str]]:
+    def prune(self) -> None:
+        for folder, _folders, _files in os.walk(self.path, topdown=False):
+            with suppress(OSError):  # there is something in it
+                os.rmdir(folder)
+
+    def entries(self) -> Iterator[tuple[str, int, str, float]]:
         with _errors("list", self.path):
             for folder, _folders, files in os.walk(self.path, onerror=_raise_unless_absent):
                 for file in files:
@@ -111,7 +116,8 @@ class LocalFile:
                         continue
                     found = LocalFile(path).stat()
                     if found is not None:  # else a broken link, or gone since
-                        yield path.relative_to(self.path).as_posix(), found.size, found.etag
+                        name = path.relative_to(self.path).as_posix()
+                        yield name, found.size, found.etag, found.modified
 
     def prepare(self) -> None:
         with _errors("create the directory", self.path):

@@ -231,14 +231,18 @@ class StorePath:
             self.stat()
         self._object().delete()
 
+    def prune(self) -> None:
+        """Remove this folder and those in it, as far as they are empty; a store has none."""
+        self._backend().prune()
+
     def iter(self) -> Iterator[Entry]:
         """Every file or object below this path at any depth, sorted by name; none if absent."""
-        for name, size, etag in sorted(self._backend().entries()):
+        for name, size, etag, modified in sorted(self._backend().entries()):
             if self._local is not None:
                 path = self._with(local=self._local / name)
             else:
                 path = self._with(key=f"{self._key}/{name}" if self._key else name)
-            yield Entry(path, name, size, etag)
+            yield Entry(path, name, size, etag, modified)
 
     def prepare(self) -> None:
         """Create the bucket, or the directory at this path, if it is absent."""
@@ -296,15 +300,16 @@ def _is_address(text: str) -> bool:
     return "://" in text or text.startswith("s3:")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of a listing: the object, its key relative to the listed path, size in bytes, and
-    the tag that changes with the content, as ``Stat`` has it."""
+    """One line of a listing: the object, its key relative to the listed path, size in bytes, the
+    tag that changes with the content and the time of change, as ``Stat`` has them."""
 
     path: StorePath
     name: str
     size: int
     etag: str
+    modified: float
 
 
 def _parse(text: str) -> tuple[str, str, Path | None]:

@@ -148,13 +148,17 @@ class S3Object:
         with self.errors("delete"):
             self._client.remove_object(self.bucket, self.key)
 
-    def entries(self) -> Iterator[tuple[str, int, str]]:
+    def prune(self) -> None:
+        """There are no folders."""
+
+    def entries(self) -> Iterator[tuple[str, int, str, float]]:
         prefix = f"{self.key}/" if self.key else ""
         with self.errors("list"):
             for found in self._client.list_objects(self.bucket, prefix=prefix, recursive=True):
                 name = (found.object_name or "")[len(prefix) :]
                 if name and not name.endswith("/"):  # "folder/" marks an empty folder
-                    yield name, found.size or 0, (found.etag or "").strip('"')
+                    changed = found.last_modified.timestamp() if found.last_modified else 0.0
+                    yield name, found.size or 0, (found.etag or "").strip('"'), changed
 
     def prepare(self) -> None:
         with self.errors("create the bucket of"):

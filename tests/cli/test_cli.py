@@ -20,7 +20,8 @@ from percmae.data.shards import Dataset
 from percmae.storage import StorePath
 
 VERBS = ["run", "compare", "sample-data", "ingest", "pretrain", "finetune", "probe", "evaluate"]
-VERBS += ["reconstruct", "report", "export", "import", "store", "config", "doctor"]
+VERBS += ["reconstruct", "predict", "embed", "report", "export", "import", "gc", "store"]
+VERBS += ["config", "doctor"]
 QUICK = [
     "optim.max_steps=2",
     "data.workers=0",

@@ -13,6 +13,7 @@ from percmae.cli import verbs
 from percmae.cli.submit import work_of
 from percmae.config import Config, config_from_dict, load_config, to_dict
 from percmae.config.naming import Features
+from percmae.errors import UserError
 from percmae.jobs.names import LONGEST_JOB_NAME
 from percmae.jobs.work import Work, command, training
 from percmae.runs.downstream import downstream_config
@@ -48,11 +49,32 @@ def test_names_are_dns_labels_with_room_for_what_follows() -> None:
         ["evaluate", "--data", "s3://bkt/d/manifest.json", "--run", "{}"],
         ["pretrain", "--data", "s3://bkt/d/manifest.json", "--to={}"],
         ["ingest", "--train", "{}", "--val", "{}", "--devkit", "{}", "--to", "{}"],
+        [
+            "export",
+            "--format",
+            "onnx",
+            "--model",
+            "{}/m@champion",
+            "--images",
+            "{}/1",
+            "--to",
+            "{}",
+        ],
     ],
 )
 def test_a_uri_in_another_form_is_the_same_work(verb: list[str]) -> None:
     plain, other = (work_of([w.format(u) for w in verb]) for u in ("s3://bkt/a", "s3://bkt//a/./"))
     assert (plain.name, plain.arguments) == (other.name, other.arguments)
+
+
+@pytest.mark.parametrize(("option", "value"), [("--images", "1.png"), ("--model", "m@1")])
+def test_a_pod_sees_no_files_of_this_machine(option: str, value: str) -> None:
+    given = {"--to": "s3://bkt/x", "--model": "s3://bkt/m@champion", "--images": "s3://bkt/1.png"}
+    verb = ["export", "--format", "onnx"]
+    assert work_of([*verb, *(part for pair in given.items() for part in pair)]).stage == "export"
+    given[option] = value
+    with pytest.raises(UserError, match=f"{option} {value}: a pod does not see"):
+        work_of([*verb, *(part for pair in given.items() for part in pair)])
 
 
 def test_a_retry_has_the_same_name() -> None:

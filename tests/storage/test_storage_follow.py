@@ -132,7 +132,7 @@ def test_keys_do_not_lead_out_of_the_folder(
 ) -> None:
     from percmae.storage import Entry
 
-    bad = Entry(runs / "x", f"../../outside/{LOGS}/events.1", 3, "")
+    bad = Entry(runs / "x", f"../../outside/{LOGS}/events.1", 3, "", 0.0)
     monkeypatch.setattr(StorePath, "iter", lambda self: iter([bad]))
     assert follow_once(runs, tmp_path / "a/b/logs") == Changes()
     assert files(tmp_path) == set()

@@ -53,9 +53,10 @@ class RunRecord(Part):
     baseline: whether it builds upon no pretrained encoder; features: what it builds upon, which a
     run of before there was a third choice leaves to ``baseline`` to tell; started, finished:
     seconds since 1970; seconds: time spent training, pauses left out; gpu_seconds: the same times
-    the GPUs that it was on; metrics: last figures, named ``<split>/<name>``; epochs: passes over the training images up to ``step``, there from the first
-    checkpoint on; parent: the run or file of weights it builds upon; parent_sha256: of
-    that file, in hex; of a run it is not there; extended: how it came to its config, where it was
+    the GPUs that it was on; metrics: last figures, named ``<split>/<name>``; epochs: passes over
+    the training images up to ``step``, there from the first checkpoint on; parent: the run or file
+    of weights it builds upon; parent_sha256: of that file, in hex; of a run it is not there;
+    extended: how it came to its config, where it was
     begun for fewer epochs or steps.
     """
 

@@ -15,7 +15,7 @@ from percmae.engine.learner import Learner
 from percmae.engine.loaders import train_images, train_loader
 from percmae.engine.loop import Loop
 from percmae.engine.plan import Plan, with_smaller_steps
-from percmae.engine.serving import metrics_port
+from percmae.engine.teller import metrics_port
 from percmae.errors import StoreAway
 from percmae.progress import note, warn
 from percmae.runs.going_on import may_go_on

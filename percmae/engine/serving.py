@@ -23,12 +23,8 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from percmae import __version__
-from percmae.config import Config
-from percmae.engine.place import find_place
 from percmae.engine.plan import Plan
 from percmae.engine.spool import Spool
-from percmae.errors import UserError
-from percmae.jobs.names import METRICS_VARIABLE
 from percmae.progress import note, warn
 from percmae.runs.record import Run
 from percmae.runs.restarts import STARTS_VARIABLE
@@ -36,21 +32,6 @@ from percmae.storage.outage import repeated, waiting
 
 # torchrun's count of how often it has started the processes of this pod again.
 _ELASTIC = "TORCHELASTIC_RESTART_COUNT"
-
-
-def metrics_port(config: Config) -> int | None:
-    """The port at which this process serves; None where it does not.
-
-    Raises UserError for an environment that names no port.
-    """
-    port = config.tracking.metrics_port
-    if port is None:
-        text = os.environ.get(METRICS_VARIABLE, "").strip() or "0"
-        if not text.isdecimal() or int(text) > 65535:
-            raise UserError(f"{METRICS_VARIABLE} must be a port from 0 to 65535, not {text!r}")
-        port = int(text)
-    place = find_place()
-    return port if port and (place is None or place.local_rank == 0) else None
 
 
 class Served(Collector):

@@ -3,20 +3,41 @@
 from __future__ import annotations
 
 import math
+import os
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from torch import Tensor
 
 from percmae.config import Config
 from percmae.engine.mlflow import Sender
+from percmae.engine.place import find_place
 from percmae.engine.plan import Plan
-from percmae.engine.serving import Served, metrics_port
 from percmae.engine.spool import Spool
 from percmae.engine.tracking import Tracker
+from percmae.errors import UserError
+from percmae.jobs.names import METRICS_VARIABLE
 from percmae.progress import Progress
 from percmae.runs.record import Run
+
+if TYPE_CHECKING:
+    from percmae.engine.serving import Served
+
+
+def metrics_port(config: Config) -> int | None:
+    """The port at which this process serves; None where it does not.
+
+    Raises UserError for an environment that names no port.
+    """
+    port = config.tracking.metrics_port
+    if port is None:
+        text = os.environ.get(METRICS_VARIABLE, "").strip() or "0"
+        if not text.isdecimal() or int(text) > 65535:
+            raise UserError(f"{METRICS_VARIABLE} must be a port from 0 to 65535, not {text!r}")
+        port = int(text)
+    place = find_place()
+    return port if port and (place is None or place.local_rank == 0) else None
 
 
 class Teller:
@@ -49,6 +70,8 @@ class Teller:
                 self._bar = stack.enter_context(Progress(name, total, "step", initial=self._step))
             port = metrics_port(self._config)
             if port is not None:
+                from percmae.engine.serving import Served
+
                 served = Served(self._run, self._plan, self._spool, self._step, port)
                 self._served = stack.enter_context(served)
             self._stack = stack.pop_all()

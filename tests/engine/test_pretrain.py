@@ -15,7 +15,7 @@ import torch
 
 from percmae.config import Config
 from percmae.data.shards import Dataset
-from percmae.engine import loop
+from percmae.engine import loop, teller
 from percmae.engine.checkpoint import read_state
 from percmae.engine.distributed import World
 from percmae.engine.loaders import train_loader
@@ -109,7 +109,7 @@ def test_resumed_run_equals_an_uninterrupted_one(
         shown.append(Progress(*args, **options))
         return shown[-1]
 
-    monkeypatch.setattr(loop, "Progress", watched)
+    monkeypatch.setattr(teller, "Progress", watched)
     resumed = pretrain(config, tiny_dataset.uri, str(tmp_path / "cut"))
     (bar,) = shown
     assert (bar._initial, bar.done) == (4, bar.total), "steps of before count for no rate"

@@ -22,7 +22,7 @@ from s3_server import S3
 from percmae.config import Config
 from percmae.data.shards import Dataset
 from percmae.engine.pretrain import pretrain
-from percmae.engine.serving import metrics_port
+from percmae.engine.teller import metrics_port
 from percmae.errors import UserError
 from percmae.storage import outage, transport
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -101,6 +102,14 @@ def store(tmp_path: Path) -> StorePath:
     return filled(StorePath(tmp_path / "store"))
 
 
+@pytest.fixture
+def bucket(s3: S3) -> StorePath:
+    """A place in a bucket of its own: whatever lies in the same one is looked at."""
+    place = StorePath(f"s3://percmae-gc-{secrets.token_hex(4)}/gc")
+    place.prepare()
+    return place
+
+
 def names(store: StorePath) -> set[str]:
     return {entry.name for entry in store.iter()}
 
@@ -114,8 +123,13 @@ def listed(text: str, store: StorePath) -> list[str]:
     return [line.split(f"{store}/")[1] for line in lines]
 
 
-def test_what_nothing_refers_to_is_listed_and_deleted(tmp_store: StorePath) -> None:
-    store = filled(tmp_store)
+@pytest.mark.parametrize("place", ["store", "bucket"])
+def test_what_nothing_refers_to_is_listed_and_deleted(
+    request: pytest.FixtureRequest, place: str
+) -> None:
+    store: StorePath = request.getfixturevalue(place)
+    if place == "bucket":
+        filled(store)
     before = names(store)
     found = unused.collected(store.uri, NOW)
     assert listed(found, store) == B
@@ -229,9 +243,9 @@ def test_what_is_left_midway_goes_the_next_time(
     assert not any(name.startswith(tuple(B)) for name in names(store))
 
 
-def test_of_a_bucket_all_that_refers_counts(s3: S3) -> None:
+def test_of_a_bucket_all_that_refers_counts(bucket: StorePath) -> None:
     """What is below the prefix alone is looked through; what lies beside it keeps."""
-    store = StorePath(s3.uri("gc"))
+    store = bucket
     data = make_dataset(store, "a")
     tuned = make_run(store, "a_mae", data)
     make_version(store, tuned)

@@ -140,6 +140,7 @@ VALUES: dict[str, list[Any]] = {
     "tracking.images_every": [1e-9, 1, 1e308],
     "tracking.knn_samples": [None, 0, 1, 10, HUGE],
     "tracking.knn_neighbours": [1, 20, HUGE],
+    "tracking.gpu_price": [0, 2.5, 1e300, -1, INF],
     "tracking.rankme_samples": [0, 1, 10, HUGE],
 }
 NOT_DRAWN = {

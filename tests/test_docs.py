@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from percmae.cli.parser import build_parser
+from percmae.command import parse
+from percmae.config import TRAININGS
+from percmae.config.load import docs
+from pipelines.__main__ import _parser as pipelines_parser
 
 ROOT = Path(__file__).parent.parent
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -74,3 +82,56 @@ def test_sources_name_documents_and_headings_that_exist() -> None:
 def test_no_source_refers_to_numbered_sections_of_a_document_outside() -> None:
     numbered = re.compile(r"METHOD sections? \d|METHOD:|ARCHITECTURE \"")
     assert [p for p in sources() if numbered.search(p.read_text())] == []
+
+
+HERE = ("run", "compare", "retrain")
+"""Verbs of ``percmae`` whose options pipelines knows."""
+
+
+def lines(block: str) -> Iterator[list[str]]:
+    """The words of each line of shell, those that are continued put together."""
+    text = ""
+    for line in block.replace("\\\n", " ").splitlines():
+        text += line
+        try:
+            yield shlex.split(text, comments=True)
+        except ValueError:  # a quotation goes on
+            text += "\n"
+        else:
+            text = ""
+    assert not text, f"a quotation has no end: {text}"
+
+
+def commands() -> list[str]:
+    """The commands of ours in the texts' blocks of shell, each once."""
+    found = set()
+    for path in [*TEXTS, ROOT / "k8s" / "README.md"]:
+        for block in re.findall(r"^```(?:bash|sh)\n(.*?)^```", path.read_text(), re.M | re.S):
+            for words in lines(block):
+                for part in re.split(r" (?:'\|'|'&&'|'<'|'>') ", shlex.join(words)):
+                    begun = re.sub(r"^(?:\w+=\S+ |srun )+", "", part)
+                    if re.match(r"(?:percmae|python -m (?:pipelines|percmae)) ", begun):
+                        found.add(begun)
+    return sorted(found)
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_of_the_texts_are_taken(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Verbs, options and settings are there, but for what an ellipsis leaves out."""
+    command = re.sub(r"(?<= --data )'…'", "somewhere", command)
+    words = [word for word in shlex.split(command) if word != "…"]
+    program, *given = words[2:] if words[0] == "python" else words
+    pipeline = program == "pipelines" or given[0] in HERE
+    parser = pipelines_parser(program) if pipeline else build_parser()
+    try:
+        known = parse(parser, given)
+    except SystemExit:
+        said = capsys.readouterr().err
+        assert "…" in command, said
+        assert "the following arguments are required" in said
+        return
+    if given[0] in (*TRAININGS, *HERE):
+        settings = {key for key, _, _ in docs()}
+        for word in known.overrides:
+            key = word.partition("=")[0]
+            assert {key, key.partition(".")[2]} & settings, f"{key} is no setting"

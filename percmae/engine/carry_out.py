@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Callable
 from importlib.metadata import version
@@ -17,6 +18,7 @@ from percmae.engine.loop import Loop
 from percmae.engine.plan import Plan, with_smaller_steps
 from percmae.engine.teller import metrics_port
 from percmae.errors import StoreAway
+from percmae.jobs.names import IMAGE_VARIABLE
 from percmae.progress import note, warn
 from percmae.runs.going_on import may_go_on
 from percmae.runs.mlflow import check_client, tell
@@ -85,7 +87,13 @@ def carry_out(
 
 def _versions() -> dict[str, str]:
     """Versions that a run's record names."""
-    return {"torch": torch.__version__, "timm": version("timm"), "machine": platform.machine()}
+    image = os.environ.get(IMAGE_VARIABLE)
+    return {
+        "torch": torch.__version__,
+        "timm": version("timm"),
+        "machine": platform.machine(),
+        **({"image": image} if image else {}),
+    }
 
 
 def _warn_of_schedule(config: Config) -> None:

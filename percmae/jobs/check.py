@@ -21,6 +21,7 @@ from percmae.jobs.names import (
     QUEUE_LABEL,
     TRAIN_JOB,
     Object,
+    is_pinned,
 )
 from percmae.jobs.parts import (
     OWN_VOLUMES,
@@ -338,7 +339,7 @@ def warn_unpinned(reference: str) -> None:
     A pod that starts again pulls its image again: a tag may mean other code by then, in the midst
     of a run.
     """
-    if "@sha256:" in reference:
+    if is_pinned(reference):
         return
     tag = re.search(r":([\w.-]+)$", reference)
     moving = "" if tag and tag[1] != "latest" else " (and latest moves by its nature)"

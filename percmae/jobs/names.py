@@ -88,10 +88,17 @@ SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 """Variable: seconds torchrun gives its processes to end when told to; torch's own default is 30."""
 METRICS_VARIABLE = "PERCMAE_METRICS_PORT"
 """Variable of a pod that trains: the port at which it serves figures to Prometheus."""
+IMAGE_VARIABLE = "PERCMAE_IMAGE"
+"""Variable of a pod that trains: its image, where that is named by digest, for the run's record."""
 METRICS = "metrics"
 """What that port is called in the pod."""
 GRACE = 120
 """Seconds between being told to stop and being killed, where nothing else is said."""
+
+
+def is_pinned(image: str) -> bool:
+    """Whether a container image is named by digest, so that it is one for good."""
+    return "@sha256:" in image
 
 
 def shutdown_timeout(grace: int = GRACE) -> str:

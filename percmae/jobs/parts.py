@@ -14,7 +14,7 @@ from typing import Any
 
 from percmae.errors import ConfigError
 from percmae.ingest.cores import SCRATCH_SIZE
-from percmae.jobs.names import METRICS_VARIABLE, SHUTDOWN_TIMEOUT, Object, Objects
+from percmae.jobs.names import IMAGE_VARIABLE, METRICS_VARIABLE, SHUTDOWN_TIMEOUT, Object, Objects
 from percmae.jobs.shapes import check_shape
 from percmae.jobs.syntax import dns_label, env_name, label_value, qualified_name
 
@@ -27,6 +27,7 @@ _INSTEAD = {
     SHUTDOWN_TIMEOUT: "; it follows from grace",
     SCRATCH_SIZE: "; it follows from scratch",
     METRICS_VARIABLE: "; it follows from metrics_port",
+    IMAGE_VARIABLE: "; it follows from image",
 }
 OWN_VARIABLES = tuple(_INSTEAD)
 """Variables that every job sets."""

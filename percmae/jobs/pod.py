@@ -12,6 +12,7 @@ from percmae import __version__
 from percmae.ingest.cores import SCRATCH_SIZE
 from percmae.jobs.names import (
     GPU_TYPE_LABEL,
+    IMAGE_VARIABLE,
     INSTANCE_LABEL,
     LONGEST_LABEL,
     METRICS,
@@ -23,6 +24,7 @@ from percmae.jobs.names import (
     UNDISTURBED,
     Object,
     Objects,
+    is_pinned,
     shutdown_timeout,
 )
 from percmae.jobs.parts import OWN_VOLUMES
@@ -150,6 +152,7 @@ def _environment(work: Work, settings: JobSettings) -> Objects:
     if any(entry.get("name") == SESSION_TOKEN_VARIABLE for entry in settings.env):
         keys.pop(SESSION_TOKEN_VARIABLE, None)
     seconds, port = shutdown_timeout(settings.grace), settings.metrics_port
+    pinned = is_pinned(settings.image)
     scratch = str(memory(settings.scratch, "job setting scratch") * 3 // 4)
     return [
         *(
@@ -159,6 +162,8 @@ def _environment(work: Work, settings: JobSettings) -> Objects:
         {"name": "HOME", "value": "/tmp"},
         *([{"name": SHUTDOWN_TIMEOUT, "value": seconds}] if work.trains else []),
         *([{"name": METRICS_VARIABLE, "value": str(port)}] if work.trains and port else []),
+        # A tag would say nothing for good, and kustomize may put another image in its place.
+        *([{"name": IMAGE_VARIABLE, "value": settings.image}] if work.trains and pinned else []),
         # Of /tmp, whose end a process does not see: a pod that goes beyond is evicted.
         *([{"name": SCRATCH_SIZE, "value": scratch}] if work.stage == "ingest" else []),
         *settings.env,

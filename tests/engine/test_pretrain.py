@@ -45,7 +45,10 @@ def same_weights(a: str, b: str) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
 
 
-def test_what_a_run_leaves_in_the_store(tiny: Make, tiny_dataset: Dataset, s3: Any) -> None:
+def test_what_a_run_leaves_in_the_store(
+    tiny: Make, tiny_dataset: Dataset, s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PERCMAE_IMAGE", "registry.example/percmae-train@sha256:ab")
     config = tiny(variant="ssim")
     to = s3.uri("runs")
     result = pretrain(config, tiny_dataset.uri, to)
@@ -55,6 +58,7 @@ def test_what_a_run_leaves_in_the_store(tiny: Make, tiny_dataset: Dataset, s3: A
     assert run.complete
     steps = 2 * (len(tiny_dataset.split("train")) // 16)
     assert run.record.step == run.record.total_steps == steps
+    assert run.record.versions["image"] == "registry.example/percmae-train@sha256:ab"
     names = {e.name for e in run.path.iter()}
     assert {"config.yaml", "run.json", "metrics.jsonl", "checkpoints/latest.json"} <= names
     assert f"mae_recon_out/step-{steps:08d}.png" in names

@@ -93,6 +93,15 @@ def test_the_stores_keys_are_references_and_nothing_secret_is_written_out(kind: 
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_training_is_told_its_image_where_that_is_one_for_good(kind: str) -> None:
+    pinned = "registry.example/percmae-train@sha256:" + "ab" * 32
+    told = {"name": "PERCMAE_IMAGE", "value": pinned}
+    assert told in container(each(kind, image=pinned))["env"]
+    env = container(each(kind, image="registry.example/percmae-train:1"))["env"]
+    assert "PERCMAE_IMAGE" not in {entry["name"] for entry in env}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_training_has_a_port_for_prometheus(kind: str) -> None:
     main = container(each(kind, metrics_port=9500))
     assert {"name": "PERCMAE_METRICS_PORT", "value": "9500"} in main["env"]

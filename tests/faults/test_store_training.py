@@ -188,14 +188,15 @@ def started_again(store: LocalStore, root: Path) -> LocalStore:
 
 
 LONG = "optim.epochs=10"
+LONGER = "optim.epochs=40"  # seconds more than a server takes to stop
 
 
 def test_a_server_that_is_stopped_for_longer_than_a_minute(own: LocalStore, tmp_path: Path) -> None:
     """By default a request is repeated for 60 s."""
     data = f"{own.uri}/data/manifest.json"
-    config = load_config("mae", "demo", overrides=[*SETTINGS, LONG], tag="t")
+    config = load_config("mae", "demo", overrides=[*SETTINGS, LONGER], tag="t")
     undisturbed = figures(pretrain(config, data, str(tmp_path / "whole")).uri)
-    verb = command(data, f"{own.uri}/runs", LONG)
+    verb = command(data, f"{own.uri}/runs", LONGER)
     process = subprocess.Popen(
         [sys.executable, "-m", "percmae", *verb], stderr=subprocess.PIPE, text=True
     )

@@ -7,8 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
+from percmae import report
 from percmae.errors import DataError, UserError
 from percmae.registry.model import CHAMPION, LATEST, MODEL, read_model
+from percmae.report import compare
 from percmae.report.figures import gpu_hours
 from percmae.report.index import render_index
 from percmae.report.kinds import name
@@ -18,11 +20,11 @@ from percmae.runs.evaluation import (
     read_evaluation,
 )
 from percmae.runs.record import RECORD, RunRecord, read_record
+from percmae.stages.challenge import DECISIONS
 from percmae.storage import StorePath
 
 FORMAT = "percmae-index/1"
 PAGE, FIGURES = "index.html", "index.json"
-REPORTS = ("report.html", "decision.html", "compare.md")
 _READERS = 8  # requests at a time
 
 Json = dict[str, Any]
@@ -44,7 +46,7 @@ def index(store: str, to: str | None = None) -> Json:
         path = entry.path
         if path.name in (RECORD, MODEL):
             found[path.name].append(path.parent)
-        elif path.name in REPORTS:
+        elif path.name in (report.PAGE, compare.MARKDOWN) or _is_decision(path):
             found["page"].append(path)
     if not any(found.values()):
         raise UserError(f"{folder.uri}: no run, no model and no report lies below it")
@@ -70,7 +72,7 @@ def index(store: str, to: str | None = None) -> Json:
         "store": folder.uri,
         "models": list(each(found[MODEL], _model)),
         "runs": sorted(each(found[RECORD], _run), key=lambda run: run["started"], reverse=True),
-        "pages": [{"name": path.parent.name, "uri": path.uri, "href": _href(path, target)}
+        "pages": [{"name": _name(path), "uri": path.uri, "href": _href(path, target)}
                   for path in found["page"]],
         "unreadable": unreadable,
     }  # fmt: skip
@@ -132,6 +134,18 @@ def _figures(path: StorePath, record: RunRecord) -> Json:
     if found.rank:
         shown["rankme"] = found.rank.value
     return shown
+
+
+def _is_decision(path: StorePath) -> bool:
+    return path.parent.name == DECISIONS and path.name.endswith(".html")
+
+
+def _name(path: StorePath) -> str:
+    """What a page is about: the report's name, or two versions of a model."""
+    if not _is_decision(path):
+        return path.parent.name
+    versions = path.name.removesuffix(".html").replace("-", " ")
+    return f"{path.parent.parent.name}, version {versions}"
 
 
 def _href(path: StorePath, target: StorePath) -> str | None:

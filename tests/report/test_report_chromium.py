@@ -3,6 +3,7 @@ finds nothing, and what the script adds works."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -11,8 +12,11 @@ from typing import Any
 import pytest
 from chromium import Page, chromium, find
 from folders import write_experiment, write_run
+from PIL import Image
 
+from percmae.registry.judging import Decision
 from percmae.report import report
+from percmae.report.decision import render_decision
 from percmae.stages.index import index
 
 pytest.importorskip("websocket", reason="driving Chromium needs the websocket-client package")
@@ -23,6 +27,7 @@ pytestmark = [
     ),
 ]
 
+SIDES = (("champion", 3), ("challenger", 2))
 LONG = ["<script>alert(1)</script>", "tench & co", "a class with quite a long name, really"]
 
 
@@ -34,8 +39,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A whole report, one of many seedless and long-named things, one with next to nothing; and the
-    index of all of it."""
+    """A whole report, one of many seedless and long-named things, one with next to nothing; the
+    index of all of it; and a decision between two models."""
     root = tmp_path_factory.mktemp("pages")
     long = {"tag": "a" * 63, "names": LONG * 6}
     bare = [write_run(root / "bare", accuracy=None)]
@@ -48,11 +53,45 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         report(folders, str(root / "out" / name))
     index(str(root))
     found = {name: root / "out" / name / "report.html" for name in runs}
-    return {**found, "index": root / "index.html"}
+    (root / "decision.html").write_text(render_decision(decision(), [picture()] * 24))
+    return {**found, **{name: root / f"{name}.html" for name in ("index", "decision")}}
+
+
+def decision() -> dict[str, Any]:
+    """As of a contest whose challenger was refused, with as many images as are shown."""
+    said = {"key": "a/b.png", "label": LONG[0], "champion": LONG[0], "challenger": LONG[2]}
+    sides = {side: {"version": n, "run": f"s3://b/r{n}", "share": n / 4} for side, n in SIDES}
+    worst = {"wnid": "n1", "name": LONG[2], "samples": 40, "champion": 0.9, "challenger": 0.6}
+    about = {"when": "2026-11-01T10:00:00+00:00", "model": "s3://b/models/m", "alias": "champion"}
+    counts = {"images": 1000, "differing": 300, "won": 100, "lost": 150}
+    return Decision.model_validate(
+        {
+            **about,
+            **sides,
+            **counts,
+            "rule": {"metric": "top1", "max_class_drop": None},
+            "outcome": "keep",
+            "why": "version 3 stays champion, " + "for one reason or another, " * 6,
+            "data": {"uri": "s3://b/manifest.json", "digest": "sha256:" + "0a" * 32},
+            "test": "sha256:" + "0b" * 32,
+            "gain": -0.25,
+            "p_value": 0.4,
+            "worst": worst,
+            "shown": [said] * 24,
+        }
+    ).model_dump(mode="json")
+
+
+def picture() -> bytes:
+    made = io.BytesIO()
+    Image.new("RGB", (28, 28), "teal").save(made, "PNG")
+    return made.getvalue()
 
 
 @pytest.mark.parametrize("width", [1280, 400])
-@pytest.mark.parametrize(("name", "images"), [("whole", 3), ("long", 6), ("bare", 1), ("index", 0)])
+@pytest.mark.parametrize(
+    ("name", "images"), [("whole", 3), ("long", 6), ("bare", 1), ("index", 0), ("decision", 24)]
+)
 def test_page_is_sound(
     browser: Page, pages: dict[str, Path], name: str, images: int, width: int
 ) -> None:
@@ -60,7 +99,7 @@ def test_page_is_sound(
     assert found == {"images": images, "broken": [], "overflow": 0, "outside": [], "trouble": []}
 
 
-@pytest.mark.parametrize("name", ["whole", "index"])
+@pytest.mark.parametrize("name", ["whole", "index", "decision"])
 @pytest.mark.parametrize("dark", [False, True])
 def test_axe_finds_nothing(browser: Page, pages: dict[str, Path], name: str, dark: bool) -> None:
     browser.look(pages[name].as_uri(), 1280, dark=dark)

@@ -31,8 +31,10 @@ def test_all_that_lies_in_a_store(
     page = made / "reports" / "a b" / "report.html"
     page.parent.mkdir(parents=True)
     page.write_text("a report")
+    decision = made / "models" / "clothes" / "decisions" / "2-against-1.html"
+    decision.parent.mkdir(parents=True)
+    decision.write_text("a decision")
     model = made / "models" / "clothes" / "model.json"
-    model.parent.mkdir(parents=True)
     model.write_text(Model(name="clothes").model_dump_json(by_alias=True))
     for file in made.rglob("*"):
         if file.is_file():
@@ -49,7 +51,10 @@ def test_all_that_lies_in_a_store(
     assert costs["finetune"] == (1.5, 3.75)
     assert costs["probe"] == (None, None)
     assert [row["name"] for row in found["models"]] == ["clothes"]
-    assert [row["href"] for row in found["pages"]] == ["reports/a b/report.html"]
+    assert {row["name"]: row["href"] for row in found["pages"]} == {
+        "a b": "reports/a b/report.html",
+        "clothes, version 2 against 1": "models/clothes/decisions/2-against-1.html",
+    }
     (line,) = found["unreadable"]
     assert line.startswith(f"{tmp_store.uri}/more/broken/run.json is not JSON")
     report([str(path.parent) for path in made.glob("runs/*/*/run.json")], str(made / "page"))
@@ -64,7 +69,7 @@ def test_all_that_lies_in_a_store(
     assert main(["report", "--index", tmp_store.uri, "--to", str(tmp_path / "index")]) == 0
     elsewhere = json.loads((tmp_path / "index" / "index.json").read_text())
     assert elsewhere["runs"] == found["runs"]
-    assert [row["href"] for row in elsewhere["pages"]] == [None]
+    assert {row["href"] for row in elsewhere["pages"]} == {None}
 
 
 @pytest.mark.parametrize(

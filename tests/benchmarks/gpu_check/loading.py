@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from gpu_check.check import Check
-from gpu_check.training import ONLY_STEPS, loop_over
+from gpu_check.training import ONLY_STEPS, loop_over, run_out
 from percmae.config import Config
 from percmae.data.batch import Batch
 from percmae.data.sample import make_sample_archives
@@ -104,7 +104,7 @@ def run(check: Check) -> None:
     check.write("loader alone", **common, images_per_second=_rate(alone, config))
     both = Timed(train_loader(config, dataset, world), 1 if check.tiny else TRAINING)
     folder = check.scratch / "loading"
-    loop_over(config, both, len(both.split), check.device, folder).run()
+    run_out(loop_over(config, both, len(both.split), check.device, folder))
     check.write(
         "loader to step",
         **common,

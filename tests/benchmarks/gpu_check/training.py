@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +68,9 @@ def loop_over(
     loop = Loop(learner, config, run, loader, world, plan)
     loop.step = plan.epoch
     return loop
+
+
+def run_out(loop: Loop) -> None:
+    """Train until the loader in the real one's place, which has no end, has no more."""
+    with suppress(StopIteration):
+        loop.run()

@@ -24,7 +24,7 @@ import percmae
 from gpu_check.check import Check, settle
 from gpu_check.settings import LOOPS, compiling
 from gpu_check.speed import plain_compiler
-from gpu_check.training import ONLY_STEPS, Batches, loop_over
+from gpu_check.training import ONLY_STEPS, Batches, loop_over, run_out
 from percmae.losses.ada import DRAWS
 from percmae.losses.draws import Draws
 
@@ -49,7 +49,7 @@ def run(check: Check) -> None:
     watch = Watch(device, check.scratch / f"trace-{settings.variant}-{settings.compiled}.json")
     batches = Batches(config, device, watch.before())
     folder = check.scratch / f"loop-{settings.variant}-{settings.compiled}"
-    loop_over(config, batches, 10_000_000, device, folder).run()
+    run_out(loop_over(config, batches, 10_000_000, device, folder))
     found = traced(json.loads(watch.trace.read_text()))
     packed = check.rows.parent.parent / f"{watch.trace.name}.gz"
     packed.write_bytes(gzip.compress(watch.trace.read_bytes(), 6))

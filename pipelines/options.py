@@ -7,9 +7,10 @@ import re
 from typing import Any
 
 from components import IMAGE
+from percmae.errors import ConfigError
 from percmae.jobs.names import STORE
 from pipelines.pod import POLICIES, PodSettings, pod_settings, with_given
-from pipelines.step import STEP_KEYS, STEPS
+from pipelines.step import STEP_KEYS, STEPS, check_steps
 
 
 def pod_of_words(args: argparse.Namespace) -> PodSettings:
@@ -18,7 +19,13 @@ def pod_of_words(args: argparse.Namespace) -> PodSettings:
 
 
 def given(args: argparse.Namespace) -> dict[str, Any]:
-    """What the command line has of it, as :func:`pipelines.pod.pod_settings` gives it."""
+    """What the command line has of it, as :func:`pipelines.pod.pod_settings` gives it.
+
+    Raises ConfigError for what has no effect on the pipeline that is meant.
+    """
+    check_steps(args.pipeline, args.steps)
+    if args.pipeline == "retrain" and args.parallelism is not None:
+        raise ConfigError("--parallelism: the retrain pipeline trains one seed; leave it out")
     return pod_settings(
         store_secret=args.store_secret,
         store_access_key=args.store_access_key,

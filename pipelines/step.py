@@ -68,6 +68,8 @@ STEPS: Steps = (
     ("clean", _SHORT),
 )
 """Each step by the name of its component, and what its pod has where nothing is said."""
+ABSENT = {"train": ("look", "judge"), "retrain": ("ingest", "probe", "reconstruct", "report")}
+"""Steps that a pipeline (of pipelines.PIPELINES) does not have."""
 
 
 def apply(task: Any, step: StepSettings) -> None:
@@ -156,6 +158,17 @@ def with_words(steps: Steps, words: Iterable[str]) -> Steps:
         _known("setting", setting, STEP_KEYS, word)
         (for_one[step] if dot else for_all)[setting] = value.strip()
     return tuple((name, _changed(name, made, for_all | for_one[name])) for name, made in steps)
+
+
+def check_steps(pipeline: str, words: Iterable[str]) -> None:
+    """Raise ConfigError for words about a step of another pipeline: they would have no effect."""
+    for word in words:
+        step = word.partition("=")[0].strip().rpartition(".")[0]
+        if step in ABSENT[pipeline]:
+            has = ", ".join(name for name, _ in STEPS if name not in ABSENT[pipeline])
+            raise ConfigError(
+                f"step setting {word!r}: the {pipeline} pipeline has no step {step!r}; it has {has}"
+            )
 
 
 def _known(what: str, name: str, names: Iterable[str], word: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compiled_pipeline import PINNED, RETRAINING, containers, tasks
+from compiled_pipeline import COMPONENTS, PINNED, RETRAINING, containers, tasks
 from test_compile import outline
 
 from components import IMAGE
@@ -15,6 +15,7 @@ from percmae.errors import ConfigError
 from percmae.plain import documents
 from pipelines.__main__ import main
 from pipelines.server.package import Package, parameters
+from pipelines.step import ABSENT, STEPS
 
 GOLDEN = Path(__file__).parent / "golden" / "retrain.yaml"
 IF = "exit-handler-1/condition-2"
@@ -98,3 +99,28 @@ def test_a_cronjob_of_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert made["spec"]["concurrencyPolicy"] == "Forbid"
     (container,) = made["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
     assert container["command"][2:5] == ["percmae", "retrain", "--launcher"]
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "words", "said"),
+    [
+        ("retrain", ["--step", "probe.memory=2Gi"], "the retrain pipeline has no step 'probe'"),
+        ("train", ["--step", "look.memory=2Gi"], "the train pipeline has no step 'look'"),
+        ("retrain", ["--parallelism", "2"], "trains one seed"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(
+    pipeline: str, words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "made.yaml"
+    assert main(["compile", "--pipeline", pipeline, "--output", str(output), *words]) == 2
+    assert said in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_the_steps_that_each_has() -> None:
+    every = {name for name, _ in STEPS}
+    assert {name: every - set(absent) for name, absent in ABSENT.items()} == {
+        "train": set(COMPONENTS),
+        "retrain": set(RETRAINING),
+    }

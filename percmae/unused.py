@@ -221,9 +221,7 @@ class _Look:
 
 def _keep(things: Sequence[Thing], roots: Callable[[Thing], str | None]) -> None:
     """Say of each thing what keeps it, if something does."""
-    at: dict[str, list[Thing]] = {}
-    for thing in things:
-        at.setdefault(thing.folder.uri, []).append(thing)
+    at = _by_folder(things)
     refers = {thing.place: list(_referred(thing, at)) for thing in things}
     reports: dict[Place, list[Thing]] = {}
     for thing in things:
@@ -243,6 +241,13 @@ def _keep(things: Sequence[Thing], roots: Callable[[Thing], str | None]) -> None
             if kept.why is None:
                 kept.why = why
                 waiting.append(kept)
+
+
+def _by_folder(things: Iterable[Thing]) -> dict[str, list[Thing]]:
+    found: dict[str, list[Thing]] = {}
+    for thing in things:
+        found.setdefault(thing.folder.uri, []).append(thing)
+    return found
 
 
 def _referred(thing: Thing, at: dict[str, list[Thing]]) -> Iterator[Thing]:
@@ -292,9 +297,7 @@ def _owner(entry: Entry, found: dict[str, list[Thing]]) -> Thing | None:
 def _in_order(things: Iterable[Thing]) -> list[Thing]:
     """What refers first, then what it refers to: whatever is left when it ends midway is whole."""
     left = {thing.place: thing for thing in things}
-    at: dict[str, list[Thing]] = {}
-    for thing in left.values():
-        at.setdefault(thing.folder.uri, []).append(thing)
+    at = _by_folder(left.values())
     ordered: list[Thing] = []
     while left:
         named = {o.place for t in left.values() for o in _referred(t, at)}

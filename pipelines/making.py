@@ -11,6 +11,20 @@ from components.launching import step_sized
 from pipelines.pod import PodSettings, configure
 
 
+def launching_with(
+    launcher: Any, train_image: Any, nodes: Any, gpus: Any, job: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Where trainings run, as parameters of a step that looks at them, and of one that launches."""
+    where = {
+        "launcher": launcher,
+        "train_image": train_image,
+        "nodes": nodes,
+        "gpus": gpus,
+        "job": job,
+    }
+    return where, {**where, "pipeline_run": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
+
+
 class Steps:
     """Makes the tasks of a pipeline, all of which run in ``image``.
 

@@ -16,7 +16,7 @@ from components.look.component import look
 from components.pretrain.component import pretrain
 from percmae.jobs.names import BUCKET
 from pipelines import RETRAIN
-from pipelines.making import Steps
+from pipelines.making import Steps, launching_with
 from pipelines.pod import PodSettings, give_webhook
 
 
@@ -78,15 +78,8 @@ def retrain_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
             job: Jobs: further settings; "memory=64Gi" in all stages, "pretrain.memory=64Gi".
             schedule: Jobs: filled in by a schedule, so that a run can tell of missed starts.
         """
-        where = {
-            "launcher": launcher,
-            "train_image": train_image,
-            "nodes": nodes,
-            "gpus": gpus,
-            "job": job,
-        }
+        where, launch = launching_with(launcher, train_image, nodes, gpus, job)
         what = {"variant": variant, "recipe": recipe, "size": size, "store": store}
-        launch = {**where, "pipeline_run": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
         with made.whatever_happens(launcher, job):
             # Its pod needs what all the others do: where it cannot start, the run ends with it.
             # (The next step looks at the seed: of a parameter in a list KFP makes a text.)

@@ -23,7 +23,7 @@ from components.report.component import report
 from percmae.data.archives import ARCHIVES
 from percmae.jobs.names import BUCKET
 from pipelines import NAME
-from pipelines.making import Steps
+from pipelines.making import Steps, launching_with
 from pipelines.pod import PodSettings
 
 PROBES = {
@@ -94,13 +94,7 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
             gpus: Jobs: GPUs of each pod; 0 trains on the CPU.
             job: Jobs: further settings; "memory=64Gi" in all stages, "probe.memory=8Gi" in one.
         """
-        where = {
-            "launcher": launcher,
-            "train_image": train_image,
-            "nodes": nodes,
-            "gpus": gpus,
-            "job": job,
-        }
+        where, launch = launching_with(launcher, train_image, nodes, gpus, job)
         what = {
             "variant": variant,
             "recipe": recipe,
@@ -109,7 +103,6 @@ def train_pipeline(image: str = IMAGE, pod: PodSettings | None = None) -> Any:
             "overrides": overrides,
             "store": store,
         }
-        launch = {**where, "pipeline_run": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
         with made.whatever_happens(launcher, job):
             # Its pod needs what all the others do: where it cannot start, the run ends with it.
             checked = check(seeds=seeds, label_fractions=label_fractions, **what, **where)

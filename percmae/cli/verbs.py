@@ -112,7 +112,7 @@ def _reconstruct(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    from percmae.report import report, summary_table
+    from percmae.report import PAGE, report, summary_table
 
     if args.index:
         from percmae.stages.index import index
@@ -122,7 +122,7 @@ def _report(args: argparse.Namespace) -> None:
     if args.to is None:
         raise UserError("report --runs: say where with --to")
     print(summary_table(report(args.runs, args.to)))
-    print(f"{args.to.rstrip('/')}/report.html")
+    print(f"{args.to.rstrip('/')}/{PAGE}")
 
 
 def _import(args: argparse.Namespace) -> None:

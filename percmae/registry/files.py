@@ -10,7 +10,7 @@ from percmae.config.schema import Data, Interpolation
 from percmae.errors import DataError, UserError
 from percmae.registry.model import LATEST, MODEL, Version, read_file, read_model, reference
 from percmae.runs.evaluation import EVALUATION
-from percmae.runs.files import Part, parse
+from percmae.runs.files import DatasetIdentity, Part, parse
 from percmae.storage import StorePath
 
 ENCODER, CLASSIFIER = "encoder", "classifier"
@@ -126,12 +126,14 @@ class _Labels(Part):
     labels: list[Label]
 
 
-class _Data(Part):
-    uri: str
-
-
 class _Evaluated(Part):
-    data: _Data
+    data: DatasetIdentity
+
+
+def require_empty(target: StorePath, force: bool) -> None:
+    """Raise UserError for a folder of ``--to`` that has files in it, unless that is forced."""
+    if not force and next(target.iter(), None) is not None:
+        raise UserError(f"--to {target} is not empty; choose another folder, or add --force")
 
 
 def open_package(model: str) -> Package:

@@ -33,6 +33,7 @@ from percmae.registry.files import (
     PREPROCESS,
     Package,
     open_package,
+    require_empty,
 )
 from percmae.registry.network import classifier, encoder
 from percmae.storage import StorePath
@@ -73,8 +74,7 @@ def export_onnx(model: str, to: str, images: Any = None, force: bool = False) ->
     """
     _require_onnx()
     target = StorePath(to)
-    if not force and next(target.iter(), None) is not None:
-        raise UserError(f"--to {target} is not empty; choose another folder, or add --force")
+    require_empty(target, force)
     package = open_package(model)
     tried = _prepared(package, images)
     networks: dict[str, nn.Module] = {ENCODER: encoder(package)}

@@ -83,9 +83,7 @@ def write_predictions(
     """
     opened: AbstractContextManager[BinaryIO] = nullcontext(sys.stdout.buffer)
     if to is not None:
-        opened = new_file(to, force).create(
-            "application/x-ndjson" if form == "jsonl" else "text/csv"
-        )
+        opened = new_file(to, force).create(_CONTENT_TYPES[form])
     rows = _json_rows(found) if form == "jsonl" else _csv_rows(found)
     with opened as stream:
         for row in rows:

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from percmae.errors import DataError, UserError
+from percmae.errors import DataError
+from percmae.registry.files import require_empty
 from percmae.registry.model import (
     LATEST,
     Model,
@@ -99,8 +100,7 @@ def pulled(text: str, to: str, force: bool = False) -> list[str]:
     asked = reference(text)
     version = _chosen(asked)
     target = StorePath(to)
-    if not force and next(target.iter(), None) is not None:
-        raise UserError(f"--to {target} is not empty; choose another folder, or add --force")
+    require_empty(target, force)
     written = []
     for name in version.files:
         (target / name).write_bytes(read_file(asked.path, version, name))

@@ -36,8 +36,5 @@ def report(runs: list[str], to: str) -> dict[str, Any]:
     folder.prepare()
     # Figures first: a page that is there has its figures beside it.
     data.write_json(figures)
-    # Bytes of a file name that are no text are shown as in Python's own messages.
-    html.write_bytes(
-        page.encode("utf-8", "backslashreplace"), content_type="text/html; charset=utf-8"
-    )
+    html.write_text(page)
     return figures

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from typing import Any
 
-from percmae.report.page import template
+from percmae.report.page import png_address, template
 
 
 def render_decision(decision: dict[str, Any], pictures: Sequence[bytes]) -> str:
@@ -15,9 +14,5 @@ def render_decision(decision: dict[str, Any], pictures: Sequence[bytes]) -> str:
     decision: the content of its JSON file (percmae.registry.judging.Decision); pictures: a PNG of
     each image in ``shown``.
     """
-    sources = [
-        "data:image/png;base64," + base64.b64encode(picture).decode() for picture in pictures
-    ]
-    return template("decision.html.j2").render(
-        d=decision, shown=list(zip(decision["shown"], sources, strict=True))
-    )
+    shown = list(zip(decision["shown"], map(png_address, pictures), strict=True))
+    return template("decision.html.j2").render(d=decision, shown=shown)

@@ -126,13 +126,18 @@ def _colours(runs: Iterable[ReportedRun]) -> dict[str, str]:
     }
 
 
+def png_address(data: bytes) -> str:
+    """A PNG as an address that has all of it in it."""
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
 def _picture(seed: int, picture: StoredPicture) -> Json:
     """A reconstruction grid as a data: URI; small ones are enlarged by a whole factor, crisp."""
     factor = max(1, SCALED_UP // picture.width)
     return {
         "seed": seed,
         "uri": picture.uri,
-        "source": "data:image/png;base64," + base64.b64encode(picture.data).decode(),
+        "source": png_address(picture.data),
         "width": picture.width * factor,
         "height": picture.height * factor,
         "columns": len(GRID_COLUMNS),

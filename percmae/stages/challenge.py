@@ -50,7 +50,7 @@ def challenge(
         promote(chosen, against, decision.why, instead_of=before)
     folder = challenger.path / DECISIONS
     html, data = folder / f"{decision.name}.html", folder / f"{decision.name}.json"
-    html.write_bytes(page.encode(), content_type="text/html; charset=utf-8")
+    html.write_text(page)
     data.write_json(content)
     return Judged(decision, html, data)
 

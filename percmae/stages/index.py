@@ -14,12 +14,8 @@ from percmae.report import compare
 from percmae.report.figures import gpu_hours
 from percmae.report.index import render_index
 from percmae.report.kinds import name
-from percmae.runs.evaluation import (
-    ClassifierEvaluation,
-    ReconstructionEvaluation,
-    read_evaluation,
-)
-from percmae.runs.record import RECORD, RunRecord, read_record
+from percmae.runs.evaluation import figures, read_evaluation
+from percmae.runs.record import RECORD, read_record
 from percmae.stages.challenge import DECISIONS
 from percmae.storage import StorePath
 
@@ -79,8 +75,7 @@ def index(store: str, to: str | None = None) -> Json:
     target.prepare()
     # Figures first: a page that is there has its figures beside it.
     (target / FIGURES).write_json(document)
-    page = render_index(document).encode("utf-8", "backslashreplace")
-    (target / PAGE).write_bytes(page, content_type="text/html; charset=utf-8")
+    (target / PAGE).write_text(render_index(document))
     return {**document, "files": {"html": (target / PAGE).uri, "json": (target / FIGURES).uri}}
 
 
@@ -102,6 +97,7 @@ def _model(path: StorePath) -> Json:
 
 def _run(path: StorePath) -> Json:
     record = read_record(path)
+    evaluation = read_evaluation(path, record)
     return {
         "name": record.name,
         "uri": path.uri,
@@ -117,23 +113,9 @@ def _run(path: StorePath) -> Json:
         "started": datetime.fromtimestamp(record.started, UTC).isoformat(timespec="seconds"),
         "data": record.data.model_dump(),
         "config_digest": record.config_digest,
-        "figures": _figures(path, record),
+        # On the test images, where it has been evaluated.
+        "figures": {} if evaluation is None else figures(evaluation),
     }
-
-
-def _figures(path: StorePath, record: RunRecord) -> Json:
-    """On the test images where it has been evaluated."""
-    found = read_evaluation(path, record)
-    if isinstance(found, ClassifierEvaluation):
-        return {"top1": found.top1}
-    if not isinstance(found, ReconstructionEvaluation):
-        return {}
-    shown = {"psnr": found.reconstruction.psnr, "distance": found.reconstruction.distance}
-    if found.knn:
-        shown["knn"] = found.knn.top1
-    if found.rank:
-        shown["rankme"] = found.rank.value
-    return shown
 
 
 def _is_decision(path: StorePath) -> bool:

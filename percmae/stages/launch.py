@@ -53,10 +53,7 @@ def train(
     launch(work, settings, placement.pipeline_run)
     finished = Run.find(to, identity.name)
     if finished is None or not finished.complete:
-        raise PercmaeError(
-            f"the job ended well, but there is no finished run {identity.name} below {to}: do the "
-            "job and this step use the same store?"
-        )
+        raise _not_there(f"there is no finished run {identity.name} below {to}")
     return RunResult(finished, reused=False)
 
 
@@ -74,10 +71,7 @@ def register(run: str, reference: Reference, placement: Placement) -> Version:
     launch(work, settings, placement.pipeline_run)
     added = listed(reference, key)
     if added is None:
-        raise PercmaeError(
-            f"the job ended well, but model {reference.path} has no version of run {run}: do the "
-            "job and this step use the same store?"
-        )
+        raise _not_there(f"model {reference.path} has no version of run {run}")
     return added
 
 
@@ -98,8 +92,11 @@ def evaluate(run: str, data: str, placement: Placement) -> EvaluationResult:
     launch(work, settings, placement.pipeline_run)
     finished = stored_evaluation(opened, dataset)
     if finished is None:
-        raise PercmaeError(
-            f"the job ended well, but run {run} has no evaluation: do the job and this step use "
-            "the same store?"
-        )
+        raise _not_there(f"run {run} has no evaluation")
     return EvaluationResult(finished, reused=False)
+
+
+def _not_there(what: str) -> PercmaeError:
+    return PercmaeError(
+        f"the job ended well, but {what}: do the job and this step use the same store?"
+    )

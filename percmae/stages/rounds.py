@@ -90,7 +90,9 @@ def _tell(model: StorePath, last: Round, schedule: str) -> None:
             f"{model}: the round that began at {last.began} ({last.who}) has not ended: it failed, "
             "or goes on beside this one"
         )
-    if schedule and (count := missed(schedule, _moment(last.began), datetime.now(UTC))):
+    if schedule and (
+        count := missed(schedule, datetime.fromisoformat(last.began), datetime.now(UTC))
+    ):
         warn(
             f"{model}: {count:,} start(s) of schedule {schedule!r} since {last.began} did not take "
             "place: nothing was there to start them, or a round took longer than the time between"
@@ -105,10 +107,6 @@ def _cron(schedule: str) -> tuple[Cron, ZoneInfo]:
         return parse_cron(schedule), ZoneInfo(zone)
     except (ValueError, OSError, KeyError):
         raise ConfigError(f"schedule: unknown time zone {zone!r}") from None
-
-
-def _moment(text: str) -> datetime:
-    return datetime.fromisoformat(text)
 
 
 def _read(data: bytes, model: StorePath) -> Rounds:

@@ -303,7 +303,7 @@ def evaluate(
     model: Artifact, dataset: Artifact, metrics: Metrics, confusion: Confusion, placement: Placement
 ) -> None:
     """A classifier's figures on the test set, also as ``<run>/evaluation.json``."""
-    from percmae.runs.evaluation import ClassifierEvaluation
+    from percmae.runs.evaluation import ClassifierEvaluation, figures
 
     if is_skipped(model):
         skip(confusion)
@@ -315,7 +315,7 @@ def evaluate(
         raise UserError(
             f"{model.metadata['uri']} is no classifier: a pretraining has no such figures"
         )
-    log_figures(metrics, evaluation.model_dump(include={"top1", "top5", "ece", "loss"}))
+    log_figures(metrics, figures(evaluation))
     guess = evaluation.random_guess
     log_figures(metrics, {"random_guess_top1": guess.top1, "random_guess_top5": guess.top5})
     confusion.log_confusion_matrix(*shown_confusion(evaluation))
@@ -331,18 +331,14 @@ def reconstruct(
     """
     from percmae.report.page import render_reconstructions
     from percmae.report.read import read_neighbours, read_picture
-    from percmae.runs.evaluation import ReconstructionEvaluation
+    from percmae.runs.evaluation import ReconstructionEvaluation, figures
 
     result = evaluated(model.metadata["uri"], dataset.metadata["uri"], placement)
     page.metadata["reused"] = result.reused
     evaluation, run = result.evaluation, StorePath(model.metadata["uri"])
     if not isinstance(evaluation, ReconstructionEvaluation):
         raise UserError(f"{run}: only a pretraining reconstructs images")
-    log_figures(metrics, evaluation.reconstruction.model_dump(include={"psnr", "ssim", "distance"}))
-    if evaluation.rank is not None:
-        log_figures(metrics, {"rankme": evaluation.rank.value})
-    if evaluation.knn is not None:
-        log_figures(metrics, {"knn_top1": evaluation.knn.top1})
+    log_figures(metrics, figures(evaluation))
     grid = read_picture(run)
     if grid is None:
         raise UserError(f"{run}: its evaluation has left no picture; evaluate it again")
@@ -376,7 +372,7 @@ def report(
     pretraining run has fine-tuned ones beside it, and ones from scratch, found by their names. (A
     pipeline cannot collect the outputs of a step that may not have run, nor of a loop in a loop.)
     """
-    from percmae.report import report
+    from percmae.report import PAGE, report
 
     made = [probe for probe in probes if not is_skipped(probe)]
     runs = [artifact.metadata["uri"] for artifact in (*pretrained, *made)]
@@ -388,9 +384,9 @@ def report(
             for features in FINE_TUNED
         ]
     folder = StorePath(report_folder(store, pretrained[0].metadata["name"]))
-    figures = report(runs, folder.uri)
-    (folder / "report.html").read_file(page.path)
-    for row in figures["table"]:
+    found = report(runs, folder.uri)
+    (folder / PAGE).read_file(page.path)
+    for row in found["table"]:
         log_figures(metrics, {f"{row['row']}_top1": row["top1"]["mean"]})
 
 

@@ -16,6 +16,7 @@ from percmae.data.sample_sources import DEFAULT_SOURCE, LAST_SOURCE, fingerprint
 from percmae.errors import DataError
 from percmae.ingest.cores import usable_cores
 from percmae.local_store import server as local_store
+from percmae.report import FIGURES, PAGE
 from percmae.runs.files import LAST_RESORT
 from percmae.stages.check import pretrain_config
 from percmae.stages.placement import LOCAL, Placement
@@ -78,9 +79,9 @@ def run(variant: str, options: RunOptions, server: ForkServer | None = None) -> 
             forks,
         )
         stored = StorePath(report_folder(store, name))
-        for file in ("report.html", "report.json"):
+        for file in (PAGE, FIGURES):
             (stored / file).read_file(folder / file)
-    html, figures = (folder / "report.html").resolve(), (folder / "report.json").resolve()
+    html, figures = (folder / PAGE).resolve(), (folder / FIGURES).resolve()
     return PipelineOutcome(json.loads(figures.read_text(encoding="utf-8")), steps, html, figures)
 
 

@@ -148,14 +148,15 @@ def at_once() -> Iterator[None]:
     """SIGTERM raises :class:`Terminated`; outside the main thread nothing is changed.
 
     Whatever the process is at: its first process in a container would not be ended by SIGTERM, and
-    Python's handlers wait for code that is not Python's, as when processes meet. Where the process
-    has not ended some seconds later, it is ended as it is.
+    Python's handlers wait for code that is not Python's, as when processes meet. Where it is still
+    inside some seconds later, or at its end and waits for threads, it is ended as it is.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    global _terminating
+    global _terminating, _inside
     _terminating = False
+    outside, _inside = _inside, object()
     told = signal.set_wakeup_fd(_watched(), warn_on_full_buffer=False)
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -163,6 +164,7 @@ def at_once() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGTERM, before)
         signal.set_wakeup_fd(told)
+        _inside = outside
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -180,6 +182,7 @@ def terminating() -> bool:
     return _terminating
 
 
+_inside: object | None = None  # another one each time
 _wakeup: int | None = None
 
 
@@ -201,12 +204,15 @@ def _watch(told: int) -> None:
             Signals.current.coming = True
         if number != signal.SIGTERM or signal.getsignal(signal.SIGTERM) is not _terminate:
             continue
+        told_inside = _inside
         time.sleep(_PATIENCE)
-        now = signal.getsignal(signal.SIGTERM)
-        if now is _terminate:  # else it has been said, and threads that hang are waited for
+        if _inside is told_inside and signal.getsignal(signal.SIGTERM) is _terminate:
             with suppress(Exception):
                 print(f"percmae: stopped: {TERMINATED}", file=sys.stderr, flush=True)
-        if now in (_terminate, signal.SIG_DFL):
+            os._exit(128 + signal.SIGTERM)
+        # It has been said, and threads that hang are waited for. A process that is not at its end,
+        # such as a program of somebody else's that has called a verb, goes on.
+        if not threading.main_thread().is_alive():
             os._exit(128 + signal.SIGTERM)
 
 

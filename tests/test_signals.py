@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -72,3 +74,40 @@ def test_a_library_that_swallows_the_end_and_fails_is_no_fault_of_ours(
 
     assert exit_code(work) == 128 + signal.SIGTERM
     assert capsys.readouterr().err.startswith("percmae: stopped: told to stop (SIGTERM)")
+
+
+# A command that is told to stop, and leaves only when the thread that watches has seen that.
+WATCHED = """
+import signal, sys, threading, time
+from percmae import signals
+from percmae.command import exit_code
+
+signals._PATIENCE = 0.2
+seen = threading.Event()
+class Seen:
+    sleep = staticmethod(lambda seconds: (seen.set(), time.sleep(seconds)))
+signals.time = Seen
+
+def work():
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        seen.wait(60)
+
+code = exit_code(work)
+"""
+
+
+@pytest.mark.parametrize(
+    ("then", "code", "out"),
+    [
+        ("exit_code(lambda: time.sleep(1)); print(code)", 0, "143\n"),  # a program goes on
+        ("threading.Thread(target=time.sleep, args=(600,)).start(); sys.exit(3)", 143, ""),
+    ],
+)
+def test_who_outlives_a_command_that_was_told_to_stop(then: str, code: int, out: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED + then], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (code, out), done.stderr
+    assert done.stderr.count("told to stop") == 1

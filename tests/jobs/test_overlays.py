@@ -132,6 +132,19 @@ def test_pods_are_confined(overlay: str) -> None:
             assert "cpu" in container["resources"]["requests"]
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_no_pod_is_in_a_mesh(overlay: str) -> None:
+    """A sidecar keeps a job from ending, and a store behind one from being reached by who has none."""
+    templates = [
+        o["spec"]["template"]
+        for o in build(overlay, KUBECTLS[0])
+        if "template" in o.get("spec", {})
+    ]
+    assert templates
+    for template in templates:
+        assert template["metadata"]["labels"]["sidecar.istio.io/inject"] == "false"
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS[1:])
 def test_openshift_gives_users_and_groups_itself(overlay: str, tmp_path: Path) -> None:
     objects = with_components(overlay, ["components/openshift"], tmp_path)

@@ -32,7 +32,7 @@ GPU_PACKAGES := annotated-types prometheus_client pydantic pydantic_core typing-
 GPU_PLATFORMS := manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64
 
 .DEFAULT_GOAL := help
-.PHONY: help run compare test test-fast test-faults lint format golden manifests lock images image-list test-images test-cluster bench gpu-check test-gpu-check gpu-wheels clean
+.PHONY: help run compare test test-fast test-docs test-faults lint format golden manifests lock images image-list test-images test-cluster bench gpu-check test-gpu-check gpu-wheels clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -43,12 +43,15 @@ run: $(VENV)/.installed-run ## Run the whole pipeline on real images (VARIANT= T
 compare: $(VENV)/.installed-run ## Run several variants and compare them (VARIANTS= TAG= SOURCE= ARGS=)
 	@$(BIN)/percmae compare $(if $(VARIANTS),--variants $(VARIANTS)) $(if $(TAG),--tag $(TAG)) $(if $(SOURCE),--source $(SOURCE)) $(ARGS)
 
-test: $(VENV)/.installed-dev ## Run all tests but those of faults
-	@$(PYTEST) -m "not faults" --durations=10
+test: $(VENV)/.installed-dev ## Run all tests but those of faults and of the texts' commands
+	@$(PYTEST) -m "not faults and not documents" --durations=10
 	@if [ -n "$$PERCMAE_TEST_MINIO" ]; then $(PYTEST) --s3=minio $(STORE_TESTS); fi
 
 test-fast: $(VENV)/.installed-dev ## Run the tests of less than a few seconds, in under a minute
-	@$(PYTEST) -m "not slow and not faults"
+	@$(PYTEST) -m "not slow and not faults and not documents"
+
+test-docs: $(VENV)/.installed-dev ## Carry out the commands of README and docs/
+	@$(PYTEST) --dist load -m documents tests/documents
 
 test-faults: $(VENV)/.installed-dev ## Kill, stop, hang and starve what runs, and see that it goes on (TESTS=tests/faults)
 	@$(PYTEST) --dist loadgroup -m faults --durations=10 $(TESTS)

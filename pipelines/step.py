@@ -2,7 +2,7 @@
 
 A step that launches a job only waits for it, and needs little; with ``launcher=local`` it trains in
 its own pod, which is to be sized for it. KFP can express neither ephemeral storage nor a priority
-class of a step's pod (k8s/README.md has what does instead).
+class of a step's pod (docs/operators.md has what does instead).
 """
 
 from __future__ import annotations

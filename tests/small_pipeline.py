@@ -22,12 +22,12 @@ TINY = [
 ]
 
 
-def write_images(folder: Path, *classes: str) -> Path:
-    """40 small images of each class, one folder a class, each brighter than the one before."""
+def write_images(folder: Path, *classes: str, each: int = 40) -> Path:
+    """So many small images of each class, one folder a class, each brighter than the one before."""
     random = np.random.default_rng(0)
     for number, name in enumerate(classes):
         (folder / name).mkdir()
-        for i in range(40):
+        for i in range(each):
             pixels = random.integers(80 * number, 80 * number + 60, (32, 32, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{i:02}.png")
     return folder

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from texts import AS, READ, ROOT, RUN, TEXTS, Block, blocks, prose
 
 from percmae.cli.parser import build_parser
 from percmae.command import parse
@@ -15,8 +16,6 @@ from percmae.config import TRAININGS
 from percmae.config.load import docs
 from pipelines.__main__ import _parser as pipelines_parser
 
-ROOT = Path(__file__).parent.parent
-TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SOURCES = ("percmae", "components", "pipelines", "k8s", "docker", "tests")
 KINDS = {".py", ".md", ".yaml", ".toml", ".sh"}
 
@@ -25,11 +24,6 @@ PLACES = ("", "percmae", "docs", "tests")
 # A path in backticks, if it begins with one of our folders or is a file at the top.
 TOP = {p.name for p in ROOT.iterdir() if not p.name.startswith(".git")}
 NOT_KEPT = ("runs/", ".percmae", "build/", ".venv", ".whl")  # what runs and set-up leave here
-
-
-def prose(text: str) -> str:
-    """A text without its blocks of code."""
-    return re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
 
 
 def anchors(text: str) -> set[str]:
@@ -45,10 +39,12 @@ def sources() -> list[Path]:
     return [p for p in [*found, *TEXTS] if p.is_file() and p != Path(__file__)]
 
 
-@pytest.mark.parametrize("path", TEXTS, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", TEXTS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_and_files_exist(path: Path) -> None:
     text = path.read_text()
     missing = []
+    places = [*(ROOT / place for place in PLACES), path.parent]
+    top = {p.name for p in path.parent.iterdir() if p.is_dir()}
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(text)):
         if re.match(r"[a-z]+:", target):
             continue
@@ -58,10 +54,10 @@ def test_links_and_files_exist(path: Path) -> None:
             missing.append(target)
     for named in re.findall(r"`([\w./*-]+)`", prose(text)):
         first, slash, _ = named.partition("/")
-        file = (slash and first in TOP) or named.endswith((".py", ".md", ".toml"))
+        file = (slash and first in TOP | top) or named.endswith((".py", ".md", ".toml"))
         if not file or named.startswith(NOT_KEPT):
             continue
-        if not any(any((ROOT / place).glob(named)) for place in PLACES) and not (
+        if not any(any(place.glob(named)) for place in places) and not (
             not slash and any((ROOT / "percmae").rglob(named))
         ):
             missing.append(named)
@@ -82,6 +78,23 @@ def test_sources_name_documents_and_headings_that_exist() -> None:
 def test_no_source_refers_to_numbered_sections_of_a_document_outside() -> None:
     numbered = re.compile(r"METHOD sections? \d|METHOD:|ARCHITECTURE \"")
     assert [p for p in sources() if numbered.search(p.read_text())] == []
+
+
+def code(path: Path, *languages: str) -> list[Block]:
+    """The blocks of a text that are in one of these languages."""
+    return [block for block in blocks(path) if block.language in languages]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_block_of_code_says_how_it_is_tried(path: Path) -> None:
+    assert [str(block) for block in blocks(path) if not block.language] == []
+    assert "```sh" not in path.read_text(), "of shell there is one name: bash"
+    for block in code(path, "bash", "python"):
+        if block.how.startswith(AS):
+            assert (ROOT / block.how.removeprefix(AS)).is_file(), block
+        else:
+            carried_out = block.how == RUN and block.language == "bash"
+            assert carried_out or re.match(READ + r"\w", block.how), block
 
 
 HERE = ("run", "compare", "retrain")
@@ -105,9 +118,9 @@ def lines(block: str) -> Iterator[list[str]]:
 def commands() -> list[str]:
     """The commands of ours in the texts' blocks of shell, each once."""
     found = set()
-    for path in [*TEXTS, ROOT / "k8s" / "README.md"]:
-        for block in re.findall(r"^```(?:bash|sh)\n(.*?)^```", path.read_text(), re.M | re.S):
-            for words in lines(block):
+    for path in TEXTS:
+        for block in code(path, "bash"):
+            for words in lines(block.text):
                 for part in re.split(r" (?:'\|'|'&&'|'<'|'>') ", shlex.join(words)):
                     begun = re.sub(r"^(?:\w+=\S+ |srun )+", "", part)
                     if re.match(r"(?:percmae|python -m (?:pipelines|percmae)) ", begun):

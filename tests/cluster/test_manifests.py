@@ -1,4 +1,4 @@
-"""What the README of k8s/ tells a newcomer to do, done on a real cluster."""
+"""What docs/operators.md tells a newcomer to do on a bare cluster, done on a real one."""
 
 from __future__ import annotations
 

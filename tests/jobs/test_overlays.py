@@ -134,7 +134,7 @@ def test_pods_are_confined(overlay: str) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_no_pod_is_in_a_mesh(overlay: str) -> None:
-    """A sidecar keeps a job from ending, and a store behind one from being reached by who has none."""
+    """A sidecar keeps jobs from ending, and those without one from a store that has one."""
     templates = [
         o["spec"]["template"]
         for o in build(overlay, KUBECTLS[0])

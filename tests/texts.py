@@ -1,8 +1,8 @@
 """The texts of the project, and the blocks of code in them.
 
-How a block of shell or Python is tried stands behind its language: ``run`` (of shell) is carried out
-by tests/documents, ``as: FILE`` says which test does the same where it takes more than this machine,
-``read: WHY`` is read only (tests/test_docs.py: its verbs, options and settings are there).
+How a block of shell or Python is tried stands behind its language: ``run`` (of shell) is carried
+out by tests/documents, ``as: FILE`` says which test does the same where it takes more than this
+machine, ``read: WHY`` is read only (tests/test_docs.py: verbs, options and settings are there).
 """
 
 from __future__ import annotations

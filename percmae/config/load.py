@@ -1,7 +1,7 @@
 """From presets, files and ``key=value`` to one checked Config, knowing where each value came from.
 
-Layers, the later one winning: schema defaults, recipe (and what it fits to the variant), size, the
-run that is built upon, variant, user file, overrides.
+Layers, the later one winning: schema defaults, recipe, variant (and what the recipe fits to it),
+size (and what it fits to that), the run that is built upon, user file, overrides.
 """
 
 from __future__ import annotations
@@ -90,6 +90,9 @@ def load_layers(
     sections = read_preset("recipes", recipe)
     for section in ("all", stage):
         _merge(merged, origin, sections.get(section) or {}, f"recipe {recipe}")
+    # A variant is about pretraining (its loss, its networks), not about the classifier.
+    if stage == "pretrain":
+        _merge(merged, origin, read_preset("variants", variant), f"variant {variant}")
     fitted = (sections.get("variants") or {}).get(variant) or {}
     _merge(merged, origin, fitted.get(stage) or {}, f"recipe {recipe}, variant {variant}")
     upon = (sections.get("features") or {}).get(features) or {}
@@ -101,9 +104,6 @@ def load_layers(
         _merge(merged, origin, tuned.get(stage) or {}, f"recipe {recipe}, size {size}")
     if base is not None:
         _merge(merged, origin, base, "the run built upon")
-    # A variant is about pretraining (its loss, its networks), not about the classifier.
-    if stage == "pretrain":
-        _merge(merged, origin, read_preset("variants", variant), f"variant {variant}")
     if file is not None:
         values = _read_file(Path(file))
         _refuse_foreign(_changes(values, merged), stage, open_keys, f"config file {file}: ")

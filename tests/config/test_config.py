@@ -176,7 +176,8 @@ def test_layers_win_in_order_and_origin_tells_which(tmp_path: Path) -> None:
     origin = layers.origin
     assert origin["optim.lr"] == str(file)
     assert origin["optim.epochs"] == "command line"
-    assert origin["loss.ssim"] == "variant ssim"
+    assert origin["loss.ssim_levels"] == "variant ssim"
+    assert origin["loss.ssim"] == "recipe demo, variant ssim"
     assert origin["data.image_size"] == "recipe demo"
     assert origin["optim.eps"] == "default"
     assert set(origin) == set(leaves(layers.config))

@@ -14,6 +14,7 @@ import pytest
 import torch
 from fixtures_data import TINY
 from PIL import Image
+from texts import ROOT, blocks
 from unlabelled import pattern, write_dataset
 
 import percmae
@@ -31,7 +32,7 @@ from percmae.runs.record import Run
 from percmae.stages.steps import dataset_name
 from percmae.storage import StorePath
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "python.md"
+DOCUMENT = ROOT / "docs" / "python.md"
 SMALL: dict[str, Any] = {
     key: json.loads(value)
     for key, _, value in (setting.partition("=") for setting in TINY)
@@ -327,13 +328,13 @@ def test_the_documented_example_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The blocks of docs/python.md, one after another, on small images."""
-    blocks = re.findall(r"^```python\n(.*?)^```", DOCUMENT.read_text(), re.M | re.S)
-    assert len(blocks) >= 3
+    examples = [block.text for block in blocks(DOCUMENT) if block.language == "python"]
+    assert len(examples) >= 3
     monkeypatch.chdir(tmp_path)
     folder_of_images(tmp_path / "photos", 40)
     names: dict[str, Any] = {}
-    for block in blocks:
-        exec(compile(block, str(DOCUMENT), "exec"), names)
+    for example in examples:
+        exec(compile(example, str(DOCUMENT), "exec"), names)
     run, features = names["run"], names["features"]
     assert features.shape == (40, 192)
     tokens = names["tokens"]
@@ -344,5 +345,5 @@ def test_the_documented_example_runs(
     dataset = Dataset.open(run.record.data.uri)
     assert [info.name for info in dataset.classes] == ["a", "b"]
     before = run.record
-    exec(compile(blocks[0], str(DOCUMENT), "exec"), names)
+    exec(compile(examples[0], str(DOCUMENT), "exec"), names)
     assert names["run"].record == before

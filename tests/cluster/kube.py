@@ -11,7 +11,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,32 @@ class Kube:
     def pods(self, job: str) -> list[Object]:
         """The pods of a job that are there, those being removed included."""
         return list(self.get("pods", selector=f"app.kubernetes.io/instance={job}"))
+
+    @contextmanager
+    def history(self, job: str, file: Path) -> Iterator[Callable[[], list[Object]]]:
+        """Every state of a job's pods from now on, also of those that are removed at once.
+
+        file: where kubectl puts them.
+        """
+        selector = ["-l", f"app.kubernetes.io/instance={job}"]
+        command = ["kubectl", "-n", self.namespace, "get", "pods", *selector, "-o", "json", "-w"]
+
+        def states() -> list[Object]:
+            text, decoder, found = file.read_text(), json.JSONDecoder(), []
+            while text := text.lstrip():
+                try:
+                    state, end = decoder.raw_decode(text)
+                except json.JSONDecodeError:  # of the last there is a part
+                    break
+                found.append(state)
+                text = text[end:]
+            return found
+
+        with file.open("w") as output, subprocess.Popen(command, stdout=output) as watching:
+            try:
+                yield states
+            finally:
+                watching.terminate()
 
     def let_go(self, pod: str) -> None:
         """Have a toy end that was told to hold, once its container runs.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kube import wait
+from small_pipeline import write_images
 from trainings import SMALL, TRAIN, Laptop
 
 from percmae.config import load_config
@@ -18,34 +19,39 @@ def test_a_training_that_is_killed_for_its_memory_again_and_again(
     here: Laptop, tmp_path: Path
 ) -> None:
     """The operator would make its pod anew without end; the pod counts its starts in the store."""
-    to = "s3://percmae/oom"
-    config = load_config("mae", "demo", tag="oom")
-    # Less than torch takes; enough to count.
-    given = [f"image={TRAIN}", "gpus=0", "backoff_limit=2", *SMALL, "memory=100Mi", "shm=16Mi"]
+    to, data = "s3://percmae/oom", "s3://percmae/datasets/oom"
+    images = tmp_path / "images"
+    images.mkdir()
+    here.percmae("ingest", "--images", str(write_images(images, "a", "b")), "--to", data)
+    # Gigabytes of weights. What only reads files too large for its memory would not be killed:
+    # their pages are dropped and read again, for minutes.
+    sizes = ["data.batch_size=16", "model.encoder.width=2048", "model.encoder.depth=24"]
+    config = load_config("mae", "demo", overrides=sizes, tag="oom")
+    given = [f"image={TRAIN}", "gpus=0", "backoff_limit=2", *SMALL, "memory=700Mi", "shm=16Mi"]
     made = job_object(
-        training(config, "s3://percmae/none/manifest.json", to),
+        training(config, f"{data}/manifest.json", to),
         job_settings(given, namespace=here.cluster.namespace),
     )
     name = made["metadata"]["name"]
     counts = StorePath(f"{to}/oom_mae/restarts", here.store)
-    killed: set[str] = set()
     starts: set[int] = set()
 
     def ended() -> bool:
-        for pod in here.cluster.pods(name):
-            for container in pod["status"].get("containerStatuses", []):
-                last = container["state"].get("terminated", {})
-                if last.get("reason") == "OOMKilled":
-                    killed.add(pod["metadata"]["uid"])
         starts.update(entry.path.read_json()["starts"] for entry in counts.iter())
         status = here.cluster.get("pytorchjob", name).get("status", {})
         conditions = {c["type"] for c in status.get("conditions", []) if c["status"] == "True"}
         assert "Succeeded" not in conditions
         return "Failed" in conditions
 
-    here.cluster.apply(made)
-    wait(ended, 600, lambda: (killed, starts, here.cluster("get", "pods")))
-    assert killed, "by the kernel, not by us"
+    with here.cluster.history(name, tmp_path / "pods") as states:
+        here.cluster.apply(made)
+        wait(ended, 600, lambda: (starts, here.cluster("get", "pods")))
+        ends = [
+            container["state"].get("terminated", {}).get("reason")
+            for pod in states()
+            for container in pod["status"].get("containerStatuses", [])
+        ]
+    assert "OOMKilled" in ends, "by the kernel, not by us"
     assert starts <= {1, 2, 3}
     said = here.cluster("logs", f"{name}-master-0")
     assert "has started 3 times" in said

@@ -8,8 +8,6 @@ from kfp import dsl
 
 from components.clean.component import clean
 from components.launching import step_sized
-from percmae.config import TRAININGS
-from percmae.jobs.names import IMAGE_VARIABLE, is_pinned
 from pipelines.pod import PodSettings, configure
 
 
@@ -56,9 +54,6 @@ class Steps:
         # lost its result, and not for the same archives under another address. The steps
         # look for themselves (percmae.stages) and end within seconds when nothing is to be done.
         task.set_container_image(self.image).set_caching_options(False).set_display_name(title)
-        if is_pinned(self.image) and task.component_spec.name in TRAININGS and self.pod is not None:
-            # For the record of what the step trains itself; a job has its own.
-            task.set_env_variable(IMAGE_VARIABLE, self.image)
         return configure(task, self.pod, store)
 
     def whatever_happens(self, launcher: Any, job: Any) -> dsl.ExitHandler:

@@ -18,7 +18,6 @@ from kfp import components as kfp_components
 
 from components import IMAGE
 from components.launching import TEXTS
-from percmae.jobs.names import IMAGE_VARIABLE
 from percmae.plain import documents
 from percmae.stages.scope import STAGES
 from pipelines.__main__ import main
@@ -29,14 +28,12 @@ PASSED = "taskConfigPassthroughs"
 
 
 def outline(text: str) -> list[dict[str, Any]]:
-    """Both documents without what depends on the version of kfp, on the components' source, and on
-    whether the image is named by digest (test_step_pods.py)."""
+    """Both documents without what depends on the version of kfp and on the components' source."""
     spec, platform = documents(text)
     del spec["sdkVersion"]
     for container in containers(spec).values():
         del container["command"]
         container["args"] = container["args"][-1]  # the function that is called
-        container["env"] = [e for e in container.get("env", []) if e["name"] != IMAGE_VARIABLE]
     return [spec, platform]
 
 

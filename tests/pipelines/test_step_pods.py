@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from compiled_pipeline import COMPONENTS, PINNED, SEEDS, containers, tasks
 
-from percmae.config import TRAININGS
 from percmae.errors import ConfigError
 from percmae.jobs.names import STEP_SIZED_VARIABLE
 from percmae.jobs.syntax import cores, memory
@@ -41,22 +40,6 @@ def test_settings_of_the_steps_pods(tmp_path: Path) -> None:
             {"key": "a", "operator": "Equal", "value": "b", "effect": "NoSchedule"},
             {"key": "c", "operator": "Exists"},
         ]
-
-
-def test_trainings_know_the_image_that_they_run_in(tmp_path: Path) -> None:
-    for image, known in ((PINNED, {PINNED}), ("registry.example/percmae:1", set())):
-        output = str(tmp_path / "train.yaml")
-        compile_pipeline("train", output, image, PodSettings())
-        spec, _ = documents(Path(output).read_text(encoding="utf-8"))
-        told = {
-            name: entry["value"]
-            for name, container in containers(spec).items()
-            for entry in container.get("env", [])
-            if entry["name"] == "PERCMAE_IMAGE"
-        }
-        assert set(told.values()) == known
-        steps = {name.removeprefix("exec-").partition("-")[0] for name in told}
-        assert steps == (set(TRAININGS) if known else set())
 
 
 def test_settings_are_read_back_from_what_was_compiled(tmp_path: Path) -> None:

@@ -89,8 +89,9 @@ def test_the_limit_holds_and_what_was_not_used_for_longest_goes(
     counted = Counted(shard.uri)
     cache.read(counted, 0, 1000)
     assert requests == [], "used again and again, it stays"
-    cache.read(counted, 1000, 1000)
-    assert requests == [1000]
+    for number in range(1, 11):
+        cache.read(counted, number * 1000, 1000)
+    assert len(requests) >= 7, "of the ten others there was room for three"
     assert size(folder) <= 4000
     smaller = Cache(str(folder), 2000)
     assert size(folder) <= 2000, "which is looked at where it is opened"

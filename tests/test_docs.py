@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from texts import AS, READ, ROOT, RUN, TEXTS, Block, blocks, prose
+from texts import AS, READ, ROOT, RUN, TEXTS, Block, blocks, name, prose
 
 from percmae.cli.parser import build_parser
 from percmae.command import parse
@@ -39,7 +39,7 @@ def sources() -> list[Path]:
     return [p for p in [*found, *TEXTS] if p.is_file() and p != Path(__file__)]
 
 
-@pytest.mark.parametrize("path", TEXTS, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("path", TEXTS, ids=name)
 def test_links_and_files_exist(path: Path) -> None:
     text = path.read_text()
     missing = []
@@ -85,7 +85,7 @@ def code(path: Path, *languages: str) -> list[Block]:
     return [block for block in blocks(path) if block.language in languages]
 
 
-@pytest.mark.parametrize("path", TEXTS, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("path", TEXTS, ids=name)
 def test_every_block_of_code_says_how_it_is_tried(path: Path) -> None:
     assert [str(block) for block in blocks(path) if not block.language] == []
     assert "```sh" not in path.read_text(), "of shell there is one name: bash"

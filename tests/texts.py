@@ -33,7 +33,12 @@ class Block:
     text: str
 
     def __str__(self) -> str:
-        return f"{self.path.relative_to(ROOT)}:{self.line}"
+        return f"{name(self.path)}:{self.line}"
+
+
+def name(path: Path) -> str:
+    """A text's, as it is spoken of."""
+    return str(path.relative_to(ROOT))
 
 
 def blocks(path: Path) -> list[Block]:
